@@ -9,6 +9,7 @@ pub(crate) mod config;
 pub(crate) mod connect_attempts;
 pub(crate) mod context;
 pub(crate) mod core;
+pub(crate) mod entry;
 pub(crate) mod idle;
 pub(crate) mod line;
 #[cfg(all(test, rediscope_shuttle))]

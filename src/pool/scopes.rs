@@ -1,34 +1,37 @@
 //! The open scopes of a pool, with connection, start and place of each; and the reaper.
 //!
-//! There is one entry for each permit. A scope's checkout is in its entry, is taken out for a call of
-//! the scope, and is put back when the call ends. The scope itself has only the entry's number and a
-//! generation. So a scope that was forgotten, or whose thread never returns, keeps no connection. No
-//! mutex is locked while a call talks to the server. A known outcome is never overwritten.
+//! There is one [entry](crate::pool::entry) for each permit. A scope's checkout is in its entry, is
+//! taken out for a call of the scope, and is put back when the call ends. The scope itself has only
+//! the entry's number and a generation. So a scope that was forgotten, or whose thread never returns
+//! from user code, keeps no connection. A known outcome is never overwritten, and the reaper never
+//! waits for a call.
 
 use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
 use tracing::Level;
 
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::open_scope::OpenScope;
 use crate::error::pin_expired::PinExpired;
 use crate::logging::deferred::LogThread;
 use crate::pool::checkout::Checkout;
 use crate::pool::core::PoolCore;
+use crate::pool::entry::{self, Expired, Kept, Left, Taken};
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::semaphore::IsWaiting;
 use crate::pool::server_pool::PinnedLine;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
-use crate::sync::{lock, this_thread, thread_name};
+use crate::sync::{this_thread, thread_name};
 
 /// The open scopes of one pool. An open scope keeps them alive, and the pool with them, until it
 /// ends or is reclaimed.
@@ -37,39 +40,19 @@ pub(crate) struct OpenScopes {
     entries: Box<[Entry]>,
 }
 
-#[derive(Default)]
-struct Entry {
-    held: Mutex<HeldConnection>,
-    info: Mutex<Option<ScopeInfo>>,
-    /// Number of the scope's calls. From it the reaper knows that a scope is in use.
-    uses: AtomicU64,
-}
-
-#[derive(Default)]
-struct HeldConnection {
-    generation: u64,
-    /// `None`: there is no scope, or it is inside a call.
-    checkout: Option<KeptCheckout>,
-    /// The connection of the running call, so that closing the pool ends the call.
-    socket: Option<Weak<OwnSocket>>,
-    /// What happened to the scope during its call.
-    mark: Option<Mark>,
-}
-
-/// What happened to a scope during its call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
-    /// The scope is to be reclaimed when its call ends.
-    Expired,
-    /// The scope ended.
-    Ended,
-}
+type Entry = entry::Entry<KeptCheckout, ScopeInfo>;
 
 /// The scope itself holds the pool and its router weakly; this entry keeps them alive.
 struct KeptCheckout {
     checkout: Checkout,
     _scopes: Arc<OpenScopes>,
     _router: Arc<dyn Any + Send + Sync>,
+}
+
+impl Kept for KeptCheckout {
+    fn socket(&self) -> Option<&Arc<OwnSocket>> {
+        self.checkout.socket()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -116,16 +99,16 @@ impl OpenScopes {
         let (begun, place, index) = (Instant::now(), origin.place, checkout.permit_number());
         let mut generation = 0;
         if let Some(entry) = self.entries.get(index) {
-            let mut held = lock(&entry.held);
-            held.generation += 1;
             let kept = KeptCheckout { checkout, _scopes: Arc::clone(self), _router: router };
-            (held.checkout, held.mark) = (Some(kept), None);
-            generation = held.generation;
-            let thread = this_thread();
-            let thread_name = thread_name();
-            let uses = entry.uses.load(Ordering::Relaxed);
-            let info = ScopeInfo { generation, begun, uses, thread, thread_name, origin };
-            *lock(&entry.info) = Some(info);
+            let (thread, thread_name) = (this_thread(), thread_name());
+            generation = entry.open(kept, |generation, uses| ScopeInfo {
+                generation,
+                begun,
+                uses,
+                thread,
+                thread_name,
+                origin,
+            });
         }
         let limit = self.core.settings().max_pin_time;
         PinnedConnection { scopes: Arc::downgrade(self), index, generation, begun, place, limit }
@@ -133,8 +116,8 @@ impl OpenScopes {
 
     /// The open scopes in the order of the entries.
     pub(crate) fn list(&self) -> Vec<OpenScope> {
-        let info = |entry: &Entry| lock(&entry.info).clone();
-        self.entries.iter().filter_map(info).map(|info| info.open_scope()).collect()
+        let scope = |entry: &Entry| entry.read(|info, _| info.open_scope());
+        self.entries.iter().filter_map(scope).collect()
     }
 
     /// Fails if no thread is left that could return a connection, given those that wait already.
@@ -143,13 +126,13 @@ impl OpenScopes {
         let mut holders = Vec::new();
         let mut certain = true;
         for entry in &self.entries {
-            let info = lock(&entry.info);
-            let Some(info) = &*info else { return Ok(()) };
-            if info.thread != me && !is_waiting(info.thread) {
-                return Ok(());
-            }
-            certain &= info.origin.is_closure;
-            holders.push(info.open_scope());
+            let holder = entry.read(|info, _| {
+                let may_end = info.thread != me && !is_waiting(info.thread);
+                (!may_end).then(|| info.open_scope())
+            });
+            let Some(Some(holder)) = holder else { return Ok(()) };
+            certain &= holder.is_closure;
+            holders.push(holder);
         }
         Err(WouldDeadlock { certain, holders })
     }
@@ -166,8 +149,8 @@ impl OpenScopes {
         let now = Instant::now();
         seen.0.resize(self.entries.len(), LastSeen::default());
         for (entry, last_seen) in self.entries.iter().zip(&mut seen.0) {
-            let Some(info) = lock(&entry.info).clone() else { continue };
-            let uses = entry.uses.load(Ordering::Relaxed);
+            let scope = entry.read(|info, uses| (info.clone(), uses));
+            let Some((info, uses)) = scope else { continue };
             if last_seen.generation != info.generation {
                 *last_seen = LastSeen { generation: info.generation, ..LastSeen::default() };
             }
@@ -179,7 +162,10 @@ impl OpenScopes {
             }
             let idle = last_seen.since.map(|since| now.saturating_duration_since(since));
             if idle.is_some_and(|idle| idle >= limit) {
-                entry.expire(&info, limit, Some(log_thread));
+                // A scope inside a call is reclaimed when the call ends.
+                if let Expired::Reclaimed(kept, info) = entry.expire(info.generation) {
+                    reclaim(kept, info, limit, Some(log_thread));
+                }
             } else if warn_after.is_some_and(|after| now - info.begun >= after) && !last_seen.warned
             {
                 last_seen.warned = true;
@@ -193,14 +179,21 @@ impl OpenScopes {
         }
     }
 
-    /// Reclaims all scopes and returns their number.
+    /// Reclaims all scopes and returns their number. One that is inside a call is reclaimed when the
+    /// call ends, which fails now.
     pub(crate) fn reclaim_all(&self) -> usize {
-        let open: Vec<_> = self
-            .entries
-            .iter()
-            .filter_map(|entry| lock(&entry.info).clone().map(|info| (entry, info)))
-            .collect();
-        open.iter().for_each(|(entry, info)| entry.expire(info, Duration::ZERO, None));
+        let generation = |entry: &Entry| entry.read(|info, _| info.generation);
+        let open = |entry| Some((entry, generation(entry)?));
+        let open: Vec<_> = self.entries.iter().filter_map(open).collect();
+        for (entry, generation) in &open {
+            match entry.expire(*generation) {
+                Expired::Reclaimed(kept, info) => reclaim(kept, info, Duration::ZERO, None),
+                Expired::Marked(socket) => {
+                    socket.and_then(|socket| socket.upgrade()).map(|socket| socket.shut_down());
+                }
+                Expired::Gone => {}
+            }
+        }
         open.len()
     }
 }
@@ -224,49 +217,18 @@ struct LastSeen {
     warned: bool,
 }
 
-impl Entry {
-    /// Reclaims the scope. One that is inside a call is marked, and reclaimed when the call ends;
-    /// without `log_thread` the pool is closed, and the call fails now.
-    fn expire(&self, info: &ScopeInfo, limit: Duration, log_thread: Option<&Arc<LogThread>>) {
-        let mut held = lock(&self.held);
-        if held.generation != info.generation {
-            return;
-        }
-        if held.checkout.is_none() {
-            held.mark.get_or_insert(Mark::Expired);
-            let socket = held.socket.as_ref().and_then(Weak::upgrade);
-            drop(held);
-            if let (Some(socket), None) = (socket, log_thread) {
-                socket.shut_down();
-            }
-            return;
-        }
-        let reclaimed = self.take(&mut held);
-        drop(held);
-        reclaim(reclaimed, limit, log_thread);
-    }
-
-    /// Takes the checkout out. It is dropped after the entry's mutex, so that logging cannot block
-    /// other scopes.
-    fn take(&self, held: &mut HeldConnection) -> Option<(KeptCheckout, Option<ScopeInfo>)> {
-        let info = lock(&self.info).take();
-        held.checkout.take().map(|kept| (kept, info))
-    }
-}
-
 /// Has the connection replaced, and passes the permit to the caller that has waited longest.
 fn reclaim(
-    taken: Option<(KeptCheckout, Option<ScopeInfo>)>,
+    mut kept: KeptCheckout,
+    info: ScopeInfo,
     limit: Duration,
     log_thread: Option<&Arc<LogThread>>,
 ) {
-    let Some((mut kept, info)) = taken else { return };
     kept.checkout.taint(CloseReason::Reclaimed);
     if log_thread.is_some() {
         kept.checkout.mark_reclaimed();
     }
     drop(kept);
-    let Some(info) = info else { return };
     let warn = move || {
         let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
         let name = name.as_deref();
@@ -301,27 +263,29 @@ impl PinnedLine for PinnedConnection {
     type Line = Checkout;
     type Call = ScopeCall;
 
-    /// A second call during the first one fails as if the scope were reclaimed.
-    fn call(&self) -> Result<ScopeCall, PinExpired> {
+    fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<ScopeCall, E> {
         let scopes = self.scopes.upgrade().ok_or_else(|| self.expired())?;
-        let entry = scopes.entries.get(self.index).ok_or_else(|| self.expired())?;
-        let mut held = lock(&entry.held);
-        let mine = held.generation == self.generation;
-        let kept = if mine { held.checkout.take() } else { None };
-        let kept = kept.ok_or_else(|| self.expired())?;
-        held.socket = kept.checkout.socket().map(Arc::downgrade);
-        drop(held);
-        entry.uses.fetch_add(1, Ordering::Relaxed);
-        let (index, limit) = (self.index, self.limit);
-        let taken = TakenCheckout { scopes, index, limit, kept };
-        Ok(ScopeCall(guard(taken, TakenCheckout::put_back)))
+        let (index, generation, limit) = (self.index, self.generation, self.limit);
+        let taken = scopes.entries.get(index).map(|entry| entry.take(generation));
+        match taken {
+            Some(Taken::Kept(kept)) => {
+                let taken = TakenCheckout { scopes, index, generation, limit, kept };
+                Ok(ScopeCall(guard(taken, TakenCheckout::put_back)))
+            }
+            Some(Taken::Busy) => {
+                let text = "another call of the scope has its connection";
+                let source = ConnectionError::new(ConnectionErrorKind::Io, text).permanent();
+                Err(CheckoutError::Connect { waited: Duration::ZERO, source }.into())
+            }
+            Some(Taken::Gone) | None => Err(self.expired().into()),
+        }
     }
 
     fn touch(&self) {
         if let Some(scopes) = self.scopes.upgrade()
             && let Some(entry) = scopes.entries.get(self.index)
         {
-            entry.uses.fetch_add(1, Ordering::Relaxed);
+            entry.touch(self.generation);
         }
     }
 }
@@ -333,18 +297,8 @@ impl Drop for PinnedConnection {
             return;
         }
         let Some(entry) = scopes.entries.get(self.index) else { return };
-        let mut held = lock(&entry.held);
-        if held.generation != self.generation {
-            return;
-        }
-        if held.checkout.is_none() {
-            held.mark = Some(Mark::Ended);
-            return;
-        }
-        let reclaimed = entry.take(&mut held);
-        // The entry is free before its number is passed on with the permit.
-        drop(held);
-        drop(reclaimed);
+        // If a call is under way, its end returns the connection.
+        drop(entry.end(self.generation));
     }
 }
 
@@ -364,27 +318,23 @@ pub(crate) struct ScopeCall(ScopeGuard<TakenCheckout, fn(TakenCheckout)>);
 struct TakenCheckout {
     scopes: Arc<OpenScopes>,
     index: usize,
+    generation: u64,
     limit: Duration,
     kept: KeptCheckout,
 }
 
 impl TakenCheckout {
     fn put_back(self) {
-        if self.scopes.core.settings().is_forked_child() {
+        let Self { scopes, index, generation, limit, kept } = self;
+        if scopes.core.settings().is_forked_child() {
             // The connection belongs to the parent, and the mutex may stay locked forever.
-            return std::mem::forget(self);
+            return std::mem::forget((scopes, kept));
         }
-        let Some(entry) = self.scopes.entries.get(self.index) else { return };
-        entry.uses.fetch_add(1, Ordering::Relaxed);
-        let mut held = lock(&entry.held);
-        held.checkout = Some(self.kept);
-        held.socket = None;
-        let mark = held.mark.take();
-        let taken = mark.and_then(|_| entry.take(&mut held));
-        drop(held);
-        match mark {
-            Some(Mark::Expired) => reclaim(taken, self.limit, None),
-            Some(Mark::Ended) | None => drop(taken),
+        let Some(entry) = scopes.entries.get(index) else { return };
+        match entry.put_back(generation, kept) {
+            Left::Expired(kept, info) => reclaim(kept, info, limit, None),
+            // Dropped here, without the entry's lock.
+            Left::Ended(..) | Left::Not => {}
         }
     }
 }

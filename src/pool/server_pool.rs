@@ -105,8 +105,9 @@ pub(crate) trait PinnedLine: Send + Sync {
     /// Begins a call of the scope.
     ///
     /// # Errors
-    /// The scope was reclaimed before the call. Once a call has begun, its result stands.
-    fn call(&self) -> Result<Self::Call, PinExpired>;
+    /// The scope was reclaimed before the call. Once a call has begun, its result stands. Or another
+    /// call of the scope has the connection; since a call borrows the scope, that one was forgotten.
+    fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<Self::Call, E>;
 
     /// Shows the reaper that the scope is in use although it sends nothing.
     fn touch(&self);

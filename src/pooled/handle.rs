@@ -141,7 +141,7 @@ impl Pooled {
         let started = Instant::now();
         let deadline = started + self.router.settings().checkout_timeout;
         let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;
-        let mut checkout = pin.call()?;
+        let mut checkout = pin.call::<Error>()?;
         let pool = checkout.pool().clone();
         while !checkout.has_connection() {
             now(checkout.connect(deadline))?;

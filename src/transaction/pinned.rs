@@ -203,7 +203,7 @@ impl<P: Side> Pinned<P> {
         }
         let Some(pin) = &self.pin else { return event() };
         // A reclaimed scope needs no further event.
-        if let Ok(mut line) = pin.call() {
+        if let Ok(mut line) = pin.call::<Error>() {
             line.log_later(level, event);
         }
     }
@@ -228,7 +228,7 @@ impl<P: Side> Pinned<P> {
     ) -> Result<<P::Pin as PinnedLine>::Call, E> {
         self.here()?;
         match &self.pin {
-            Some(pin) => Ok(pin.call()?),
+            Some(pin) => pin.call(),
             None => Err(CheckoutError::Closed.into()),
         }
     }
@@ -239,7 +239,7 @@ impl<P: Side> Pinned<P> {
     ) -> Result<LastCall<P>, E> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
-        Ok(LastCall { line: pin.call()?, _pin: pin })
+        Ok(LastCall { line: pin.call::<E>()?, _pin: pin })
     }
 
     /// Returns the connection with nothing of the scope left on it.

@@ -19,6 +19,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::transport::Transport;
 use crate::connection::url::one as parse;
+use crate::error::any::Error;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::config::PoolConfig;
 use crate::pool::line::Line;
@@ -133,7 +134,7 @@ fn a_scope_is_reclaimed_even_if_an_earlier_call_panicked() {
     let panicking = pin(&pool);
     // A call runs code that is not ours: redis-rs's, and a subscriber's for what it logs.
     let call = || {
-        let _call = panicking.call().unwrap();
+        let _call = panicking.call::<Error>().unwrap();
         resume_unwind(Box::new("below this crate"))
     };
     let unwound: Result<(), _> = catch_unwind(AssertUnwindSafe(call));
@@ -152,7 +153,7 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     let in_multi = || server.clients().iter().any(|flags| flags.contains('x'));
     let panicking = pin(&pool);
     let call = || {
-        let mut call = panicking.call().unwrap();
+        let mut call = panicking.call::<Error>().unwrap();
         let deadline = call.response_deadline();
         let connection = call.current().unwrap();
         let sent = connection.exchange(MULTI, &[(Expect::Multi, 1)], deadline, |_, _| {});

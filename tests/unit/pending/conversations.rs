@@ -263,7 +263,7 @@ pub(super) async fn a_pinned_block<P: ServerPool>(router: &Router<P>, server: &S
     let plan = CommitPlan::default();
     let mut found = Found::new();
     for _ in 0..2 {
-        let mut call = pin.call().unwrap();
+        let mut call = pin.call::<Error>().unwrap();
         found.push(outcome(commit(&mut *call, &mut queue(BOTH), &plan, soon()).await));
         drop(call);
         pin.touch();

@@ -454,7 +454,7 @@ impl PinnedLine for StubPin {
     type Line = StubLine;
     type Call = StubCall;
 
-    fn call(&self) -> Result<StubCall, PinExpired> {
+    fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<StubCall, E> {
         let line = lock(&self.held).take();
         Ok(StubCall { held: Arc::clone(&self.held), line: Some(line.unwrap()) })
     }

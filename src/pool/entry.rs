@@ -1,0 +1,182 @@
+//! The entry of one permit: the open scope that has it, and the scope's connection.
+//!
+//! A call takes the connection out and puts it back, so no thread waits long for the entry's lock. A
+//! scope that is to be reclaimed during a call is marked, and the mark is obeyed when the call ends.
+//! What leaves the entry for good is returned to the caller, which drops it without the lock: the
+//! entry is free before its number is passed on.
+
+use std::sync::{Arc, Weak};
+
+use crate::process::sockets::OwnSocket;
+use crate::sync::shim::{Mutex, lock};
+
+/// The part of a scope that its calls take out of the entry.
+pub(crate) trait Kept {
+    /// The socket whose shutdown ends a call.
+    fn socket(&self) -> Option<&Arc<OwnSocket>>;
+}
+
+/// The entry of one permit.
+pub(crate) struct Entry<K, I> {
+    state: Mutex<State<K, I>>,
+}
+
+struct State<K, I> {
+    /// Number of the scopes that had the entry; a scope is known by it.
+    generation: u64,
+    /// Number of begins and ends of calls. From it the reaper knows that a scope is in use.
+    uses: u64,
+    scope: Option<Scope<K, I>>,
+}
+
+struct Scope<K, I> {
+    info: I,
+    /// `None`: a call has it.
+    kept: Option<K>,
+    /// Becomes the scope's fate when the call ends.
+    mark: Mark,
+    /// The socket with which the last call began.
+    socket: Option<Weak<OwnSocket>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Open,
+    /// The scope ends with the call.
+    Last,
+    /// The scope is reclaimed when the call ends.
+    Expired,
+}
+
+/// The result of a take.
+#[derive(Debug)]
+pub(crate) enum Taken<K> {
+    Kept(K),
+    /// Another call of the scope is under way.
+    Busy,
+    /// The scope was reclaimed.
+    Gone,
+}
+
+/// The result of an expiry.
+pub(crate) enum Expired<K, I> {
+    Reclaimed(K, I),
+    /// A call is under way, on this socket. The scope is reclaimed when it ends.
+    Marked(Option<Weak<OwnSocket>>),
+    /// The scope had ended.
+    Gone,
+}
+
+/// The result of a call's end.
+pub(crate) enum Left<K, I> {
+    /// The scope is still open.
+    Not,
+    /// The scope ended during the call.
+    Ended(K, Option<I>),
+    /// The scope is to be reclaimed.
+    Expired(K, I),
+}
+
+impl<K, I> Default for Entry<K, I> {
+    fn default() -> Self {
+        Self { state: Mutex::new(State { generation: 0, uses: 0, scope: None }) }
+    }
+}
+
+impl<K, I> State<K, I> {
+    fn scope(&mut self, generation: u64) -> Option<&mut Scope<K, I>> {
+        self.scope.as_mut().filter(|_| self.generation == generation)
+    }
+
+    /// Removes the scope, unless a call has its connection.
+    fn remove(&mut self) -> Option<(K, I)> {
+        let kept = self.scope.as_mut()?.kept.take()?;
+        self.scope.take().map(|scope| (kept, scope.info))
+    }
+}
+
+impl<K: Kept, I: Clone> Entry<K, I> {
+    /// Opens the scope of a caller that has the permit, and returns the scope's generation. `info`
+    /// receives the generation and the number of uses so far.
+    pub(crate) fn open(&self, kept: K, info: impl FnOnce(u64, u64) -> I) -> u64 {
+        let mut state = lock(&self.state);
+        state.generation += 1;
+        let info = info(state.generation, state.uses);
+        state.scope = Some(Scope { info, kept: Some(kept), mark: Mark::Open, socket: None });
+        state.generation
+    }
+
+    /// Reads the open scope, also while a call is under way.
+    pub(crate) fn read<R>(&self, read: impl FnOnce(&I, u64) -> R) -> Option<R> {
+        let state = lock(&self.state);
+        state.scope.as_ref().map(|scope| read(&scope.info, state.uses))
+    }
+
+    /// Takes the connection out for a call.
+    pub(crate) fn take(&self, generation: u64) -> Taken<K> {
+        let mut state = lock(&self.state);
+        let Some(scope) = state.scope(generation) else { return Taken::Gone };
+        let Some(kept) = scope.kept.take() else { return Taken::Busy };
+        // Another one only if a call has replaced the connection.
+        let (known, current) = (scope.socket.as_ref().map(Weak::as_ptr), kept.socket());
+        if known != current.map(Arc::as_ptr) {
+            scope.socket = current.map(Arc::downgrade);
+        }
+        state.uses += 1;
+        Taken::Kept(kept)
+    }
+
+    /// Ends a call. The scope leaves the entry if it was marked during the call.
+    #[must_use = "dropped without the entry's lock"]
+    pub(crate) fn put_back(&self, generation: u64, kept: K) -> Left<K, I> {
+        let mut state = lock(&self.state);
+        state.uses += 1;
+        match state.scope(generation) {
+            Some(scope) if scope.mark == Mark::Open => {
+                scope.kept = Some(kept);
+                Left::Not
+            }
+            Some(scope) => {
+                let expired = scope.mark == Mark::Expired;
+                match state.scope.take().map(|scope| scope.info) {
+                    Some(info) if expired => Left::Expired(kept, info),
+                    info => Left::Ended(kept, info),
+                }
+            }
+            // The permit was with the call, so no other scope can have been opened here.
+            None => Left::Ended(kept, None),
+        }
+    }
+
+    /// Ends the scope, or has it end with the call that is under way.
+    #[must_use = "dropped without the entry's lock"]
+    pub(crate) fn end(&self, generation: u64) -> Option<(K, I)> {
+        let mut state = lock(&self.state);
+        let scope = state.scope(generation)?;
+        if scope.mark == Mark::Open {
+            scope.mark = Mark::Last;
+        }
+        state.remove()
+    }
+
+    /// Removes the scope, or has it reclaimed when the call that is under way ends.
+    #[must_use = "dropped without the entry's lock"]
+    pub(crate) fn expire(&self, generation: u64) -> Expired<K, I> {
+        let mut state = lock(&self.state);
+        let Some(scope) = state.scope(generation) else { return Expired::Gone };
+        scope.mark = Mark::Expired;
+        let socket = scope.socket.clone();
+        match state.remove() {
+            Some((kept, info)) => Expired::Reclaimed(kept, info),
+            None => Expired::Marked(socket),
+        }
+    }
+
+    /// Counts as a use of the scope.
+    pub(crate) fn touch(&self, generation: u64) {
+        let mut state = lock(&self.state);
+        if state.generation == generation {
+            state.uses += 1;
+        }
+    }
+}
