@@ -9,10 +9,11 @@ use std::time::Instant;
 use redis::Value;
 
 use crate::commit::batch::commit_block;
-use crate::commit::cleanup::{clean, clean_or_log};
+use crate::commit::cleanup::{clean, clean_or_log, end_scope};
 use crate::commit::commit::{commit, flush};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::{self, Preparing};
+use crate::commit::side::Side;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
@@ -20,6 +21,7 @@ use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
 use crate::connection::login::Login;
 use crate::connection::wire::Wire;
+use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::pool::ask::{Question, ask};
 use crate::pool::line::{Line, ensure_alive};
@@ -36,6 +38,10 @@ use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::connection_state::Expect;
 use crate::protocol::queue::CommandQueue;
 use crate::settings::settings::Settings;
+use crate::transaction::pending::Pending;
+use crate::transaction::pinned::Pinned;
+use crate::transaction::reading::Reading;
+use crate::transaction::retry_loop::{self, WatchAttempts};
 
 fn is_send<T: Send>(_: T) {}
 
@@ -96,10 +102,32 @@ fn a_router<P: ServerPool>(router: &Router<P>, route: &Route, deadline: Instant)
     is_send(pooled::send(router, (&request, place), (b"", 0, 1)));
 }
 
+fn a_transaction<P: Side>(router: &Router<P>, mut pinned: Pinned<P>, deadline: Instant) {
+    let (mut pending, error): (Pending, CommitError) = any();
+    is_send(pending.begin(&mut pinned));
+    is_send(pending.flush(&mut pinned));
+    is_send(pending.commit(&mut pinned));
+    is_send(pending.attempt(&mut pinned, deadline));
+    is_send(pinned.pin(None, deadline));
+    is_send(pinned.redirect_for(&error, deadline));
+    is_send(pinned.release());
+    is_send(pinned.discard());
+    is_send(retry_loop::commit_block(router, any(), &mut pending, &mut pinned));
+    is_send(end_scope::<P>(any()));
+    is_send(Reading::begin(pinned, any(), 1, deadline));
+    let mut reading: Reading<P> = any();
+    is_send(reading.reply_to("GET", b""));
+    let mut attempts: WatchAttempts<'_, P> = any();
+    is_send(attempts.next());
+    is_send(attempts.failed(any()));
+    is_send(attempts.commit(any(), &mut pending));
+}
+
 #[test]
 fn the_futures_of_all_decisions_are_send() {
     // Named for one side each, so that the compiler keeps them.
     let _ = (a_router::<Pool>, a_router::<StubPool>);
+    let _ = a_transaction::<Pool>;
     let _ = a_line::<<StubPool as ServerPool>::Line>;
     let _ = a_side::<<StubPool as ServerPool>::Io>;
     let _ = a_connection::<<<StubPool as ServerPool>::Io as Io>::Wire>;
