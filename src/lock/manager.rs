@@ -11,7 +11,7 @@ use crate::lock::held::release_dropped;
 use crate::lock::io::LockIo;
 use crate::lock::lease::LockLease;
 use crate::lock::renewer::LeaseRenewer;
-use crate::lock::waiters::{Registration, Waiters};
+use crate::lock::thread_waiters::{ThreadRegistration, ThreadWaiters};
 use crate::lock::wakeups::ReleaseListener;
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
@@ -26,7 +26,7 @@ pub(crate) struct LockManager {
     pub(crate) settings: Arc<Settings>,
     pub(crate) counters: Arc<LockCounters>,
     pub(crate) renewer: LeaseRenewer,
-    pub(crate) waiters: Arc<Waiters>,
+    pub(crate) waiters: Arc<ThreadWaiters>,
     pub(crate) listener: ReleaseListener,
 }
 
@@ -34,7 +34,7 @@ impl LockManager {
     /// `own` has at most one connection to each master, for renewals and releases.
     pub(crate) fn new(pooled: Router, own: Router) -> Self {
         let settings = Arc::clone(pooled.settings());
-        let waiters = Arc::<Waiters>::default();
+        let waiters = Arc::<ThreadWaiters>::default();
         let listener = ReleaseListener::new(pooled.clone(), Arc::clone(&waiters));
         let client = ScriptClient::new(pooled, own);
         let renewer = LeaseRenewer::new(client.clone());
@@ -60,7 +60,7 @@ impl LockManager {
 impl LockIo for LockManager {
     type Pool = Pool;
     type Renewals = LeaseRenewer;
-    type Waiter<'w> = Registration<'w>;
+    type Waiter<'w> = ThreadRegistration<'w>;
     type Changes = BinarySemaphore;
 
     fn client(&self) -> &ScriptClient {
@@ -79,11 +79,11 @@ impl LockIo for LockManager {
         &self.renewer
     }
 
-    fn join(&self, channel: &str, owner_token: &str) -> Registration<'_> {
+    fn join(&self, channel: &str, owner_token: &str) -> ThreadRegistration<'_> {
         self.waiters.join(channel, owner_token)
     }
 
-    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Registration<'_>> {
+    fn join_live(&self, channel: &str, owner_token: &str) -> Option<ThreadRegistration<'_>> {
         self.waiters.join_live(channel, owner_token)
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod manager;
 pub(crate) mod renewal;
 pub(crate) mod renewer;
 pub(crate) mod target;
+pub(crate) mod thread_waiters;
 pub(crate) mod waiters;
 pub(crate) mod wakeups;
 

@@ -9,38 +9,46 @@
 mod model;
 
 use std::collections::{HashMap, VecDeque};
-use std::future::ready;
 use std::time::{Duration, Instant};
 
 use crate::lock::io::Waiter;
-use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
+use crate::sync::shim::{Arc, Mutex, lock};
 
 /// Time for which a channel stays subscribed without a waiter: waiters come and go.
 const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(200);
 
-/// The waiters of all locks, by channel.
-#[derive(Default)]
-pub(crate) struct Waiters {
-    channels: Mutex<HashMap<String, Channel>>,
+/// How a waiting caller is notified.
+pub(crate) trait Notifier: Default + Send + Sync {
+    /// Ends the caller's wait, or its next one: its flags have changed.
+    fn notify(&self);
+
+    /// Waits until [`Flags::take_reason`] returns true, or until `until`; false: it did not.
+    fn wait(&self, flags: &Mutex<Flags>, until: Instant) -> impl Future<Output = bool> + Send;
 }
 
+/// The waiters of all locks, by channel.
 #[derive(Default)]
-struct Channel {
-    queue: VecDeque<Arc<LockWaiter>>,
+pub(crate) struct Waiters<N> {
+    channels: Mutex<HashMap<String, Channel<N>>>,
+}
+
+struct Channel<N> {
+    queue: VecDeque<Arc<LockWaiter<N>>>,
     /// The channel is subscribed.
     live: bool,
     /// Time since which the channel has no waiter.
     idle: Option<Instant>,
 }
 
-struct LockWaiter {
+struct LockWaiter<N> {
     owner_token: String,
-    signal: Mutex<Signal>,
-    ready: Condvar,
+    flags: Mutex<Flags>,
+    notifier: N,
 }
 
+/// What a waiter knows, or will notice.
 #[derive(Default)]
-struct Signal {
+pub(crate) struct Flags {
     /// A release woke the waiter, which has not noticed yet.
     pending: bool,
     /// The waiter has noticed, and is sending a request.
@@ -56,27 +64,47 @@ pub(crate) struct Changes {
     pub(crate) unsubscribe: Vec<String>,
 }
 
-impl Waiters {
+impl Flags {
+    /// Returns whether there is a reason to send a request, and takes it.
+    pub(crate) fn take_reason(&mut self) -> bool {
+        if std::mem::take(&mut self.pending) {
+            (self.consumed, self.recheck) = (true, false);
+            return true;
+        }
+        std::mem::take(&mut self.recheck)
+    }
+}
+
+impl<N: Notifier> Waiters<N> {
     /// Queues a waiter for the messages on `channel`.
-    pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Registration<'_> {
+    pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Registration<'_, N> {
         let mut channels = lock(&self.channels);
         self.enter(channels.entry(channel.to_owned()).or_default(), channel, owner_token)
     }
 
     /// The same, if the channel is already subscribed.
-    pub(crate) fn join_live(&self, channel: &str, owner_token: &str) -> Option<Registration<'_>> {
+    pub(crate) fn join_live(
+        &self,
+        channel: &str,
+        owner_token: &str,
+    ) -> Option<Registration<'_, N>> {
         let mut channels = lock(&self.channels);
         let live = channels.get_mut(channel).filter(|channel| channel.live)?;
         Some(self.enter(live, channel, owner_token))
     }
 
-    fn enter(&self, channel: &mut Channel, name: &str, owner_token: &str) -> Registration<'_> {
+    fn enter(
+        &self,
+        channel: &mut Channel<N>,
+        name: &str,
+        owner_token: &str,
+    ) -> Registration<'_, N> {
         // Releases since the caller's last request woke other waiters.
-        let signal = Signal { recheck: channel.live, ..Signal::default() };
+        let flags = Flags { recheck: channel.live, ..Flags::default() };
         let waiter = Arc::new(LockWaiter {
             owner_token: owner_token.to_owned(),
-            signal: Mutex::new(signal),
-            ready: Condvar::new(),
+            flags: Mutex::new(flags),
+            notifier: N::default(),
         });
         channel.idle = None;
         channel.queue.push_back(Arc::clone(&waiter));
@@ -144,23 +172,29 @@ impl Waiters {
     pub(crate) fn wakeups(&self) -> usize {
         let channels = lock(&self.channels);
         let waiters = channels.values().flat_map(|channel| &channel.queue);
-        let out = |waiter: &Arc<LockWaiter>| {
-            let signal = lock(&waiter.signal);
-            usize::from(signal.pending) + usize::from(signal.consumed)
+        let out = |waiter: &Arc<LockWaiter<N>>| {
+            let flags = lock(&waiter.flags);
+            usize::from(flags.pending) + usize::from(flags.consumed)
         };
         waiters.map(out).sum()
     }
 }
 
-impl Channel {
+impl<N> Default for Channel<N> {
+    fn default() -> Self {
+        Self { queue: VecDeque::new(), live: false, idle: None }
+    }
+}
+
+impl<N: Notifier> Channel<N> {
     /// Wakes the first matching waiter that has not been woken since its last request. If all have
     /// been woken, each of them will still send a request.
-    fn wake(&self, fits: impl Fn(&LockWaiter) -> bool) {
+    fn wake(&self, fits: impl Fn(&LockWaiter<N>) -> bool) {
         for waiter in self.queue.iter().filter(|waiter| fits(waiter)) {
-            let mut signal = lock(&waiter.signal);
-            if !signal.pending {
-                signal.pending = true;
-                waiter.ready.notify_one();
+            let mut flags = lock(&waiter.flags);
+            if !flags.pending {
+                flags.pending = true;
+                waiter.notifier.notify();
                 return;
             }
         }
@@ -168,35 +202,35 @@ impl Channel {
 
     fn recheck(&self) {
         for waiter in &self.queue {
-            lock(&waiter.signal).recheck = true;
-            waiter.ready.notify_one();
+            lock(&waiter.flags).recheck = true;
+            waiter.notifier.notify();
         }
     }
 }
 
 /// A place among the waiters. Its drop leaves it and passes an unused wakeup on.
-pub(crate) struct Registration<'w> {
-    waiters: &'w Waiters,
+pub(crate) struct Registration<'w, N: Notifier> {
+    waiters: &'w Waiters<N>,
     channel: String,
-    waiter: Arc<LockWaiter>,
+    waiter: Arc<LockWaiter<N>>,
     has_lock: bool,
 }
 
-impl Waiter for Registration<'_> {
+impl<N: Notifier> Waiter for Registration<'_, N> {
     fn is_live(&self) -> bool {
         lock(&self.waiters.channels).get(&self.channel).is_some_and(|channel| channel.live)
     }
 
     fn checked(&self) {
-        lock(&self.waiter.signal).recheck = false;
+        lock(&self.waiter.flags).recheck = false;
     }
 
-    fn wait(
-        &self,
-        until: Instant,
-        wake_compatible: Option<fn(&str) -> bool>,
-    ) -> impl Future<Output = bool> + Send {
-        ready(Self::wait(self, until, wake_compatible))
+    async fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> bool {
+        let had = std::mem::take(&mut lock(&self.waiter.flags).consumed);
+        if had && let Some(fits) = wake_compatible {
+            self.pass_on(fits);
+        }
+        self.waiter.notifier.wait(&self.waiter.flags, until).await
     }
 
     fn acquired(mut self, shared: bool) {
@@ -204,31 +238,7 @@ impl Waiter for Registration<'_> {
     }
 }
 
-impl Registration<'_> {
-    /// See [`Waiter::wait`].
-    pub(crate) fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> bool {
-        let had = std::mem::take(&mut lock(&self.waiter.signal).consumed);
-        if had && let Some(fits) = wake_compatible {
-            self.pass_on(fits);
-        }
-        let mut signal = lock(&self.waiter.signal);
-        loop {
-            if std::mem::take(&mut signal.pending) {
-                (signal.consumed, signal.recheck) = (true, false);
-                return true;
-            }
-            if std::mem::take(&mut signal.recheck) {
-                return true;
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = self.waiter.ready.wait_timeout(signal, left);
-            signal = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
+impl<N: Notifier> Registration<'_, N> {
     fn pass_on(&self, fits: fn(&str) -> bool) {
         if let Some(channel) = lock(&self.waiters.channels).get(&self.channel) {
             channel.wake(|waiter| fits(&waiter.owner_token));
@@ -236,7 +246,7 @@ impl Registration<'_> {
     }
 }
 
-impl Drop for Registration<'_> {
+impl<N: Notifier> Drop for Registration<'_, N> {
     fn drop(&mut self) {
         let mut channels = lock(&self.waiters.channels);
         let Some(channel) = channels.get_mut(&self.channel) else { return };
@@ -246,8 +256,8 @@ impl Drop for Registration<'_> {
         }
         // Under the same mutex as a message: the message found this waiter in the queue, or did
         // not.
-        let signal = std::mem::take(&mut *lock(&self.waiter.signal));
-        if signal.pending || (signal.consumed && !self.has_lock) {
+        let flags = std::mem::take(&mut *lock(&self.waiter.flags));
+        if flags.pending || (flags.consumed && !self.has_lock) {
             channel.wake(|_| true);
         }
     }

@@ -1,7 +1,7 @@
 //! The connection and the thread that receive messages about releases: one for all locks of a
 //! session manager, while any caller waits.
 //!
-//! Only this thread uses the connection. A caller that needs a channel records it in [`Waiters`]
+//! Only this thread uses the connection. A caller that needs a channel records it in [`ThreadWaiters`]
 //! and publishes on the thread's own channel, which ends the thread's read. Waiters do not depend
 //! on the thread: without it they send a request from time to time.
 
@@ -15,7 +15,7 @@ use tracing::Level;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::lock::client::ScriptClient;
-use crate::lock::waiters::Waiters;
+use crate::lock::thread_waiters::ThreadWaiters;
 use crate::pool::router::{Generation, Router};
 use crate::process::worker::{BackgroundWorker, Next, Shared, Work};
 use crate::protocol::cluster::route::{Redirect, Route};
@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The connection and the thread that receive messages about releases, if they run.
 pub(crate) struct ReleaseListener {
     router: Router,
-    waiters: Arc<Waiters>,
+    waiters: Arc<ThreadWaiters>,
     /// The thread's own channel.
     control_channel: Arc<str>,
     worker: BackgroundWorker<ListenerState>,
@@ -50,7 +50,7 @@ struct ListenerState {
 }
 
 impl ReleaseListener {
-    pub(crate) fn new(router: Router, waiters: Arc<Waiters>) -> Self {
+    pub(crate) fn new(router: Router, waiters: Arc<ThreadWaiters>) -> Self {
         // This is not a secret: two managers with the same number would only wake each other.
         let random = fastrand::u128(..);
         let control_channel = format!("{}:ctl:{random:032x}", router.settings().prefix).into();
@@ -99,7 +99,7 @@ fn pauses() -> Backoff {
 /// The thread's work: to connect, and to receive messages.
 struct ListenerWork {
     router: Router,
-    waiters: Arc<Waiters>,
+    waiters: Arc<ThreadWaiters>,
     control_channel: Arc<str>,
     pauses: Backoff,
     next_try: Instant,

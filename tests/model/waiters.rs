@@ -21,6 +21,11 @@ use shuttle::thread;
 
 use super::*;
 use crate::pool::model::{assert_found, check};
+use crate::sync::now::now;
+use crate::sync::shim::Condvar;
+
+type Waiters = super::Waiters<Condvar>;
+type Registration<'w> = super::Registration<'w, Condvar>;
 
 const CHANNEL: &str = "wake";
 
@@ -73,7 +78,7 @@ impl Fixture {
                 (self.leave)(registration, Some(self.permits > 1));
                 return true;
             }
-            if !registration.wait(until, None) {
+            if !now(registration.wait(until, None)) {
                 (self.leave)(registration, None);
                 return false;
             }
@@ -128,7 +133,7 @@ fn model_of_waiters_for_a_semaphore_one_of_which_gives_up() {
 
 /// The first planted mistake: a waiter that leaves does not hand on its wakeup.
 fn leave_with_the_wake_up(registration: Registration<'_>, acquired: Option<bool>) {
-    *lock(&registration.waiter.signal) = Signal::default();
+    *lock(&registration.waiter.flags) = Flags::default();
     leave(registration, acquired);
 }
 
