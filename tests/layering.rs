@@ -63,6 +63,8 @@ const DECISIONS: &[&str] = &[
     "lock::io",
     "lock::lease",
     "lock::renewal",
+    "lock::target",
+    "lock::waiters",
     "pool::ask",
     "pool::line",
     "pool::redirect_pause",

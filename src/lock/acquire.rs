@@ -293,7 +293,7 @@ impl<M: LockIo> Drop for Acquisition<'_, M> {
             over: self.over,
             late: self.may_hold,
         };
-        M::clean_up(traces.release());
+        self.manager.clean_up(traces.release());
     }
 }
 

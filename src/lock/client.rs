@@ -116,15 +116,6 @@ impl CallError {
     }
 }
 
-impl ScriptClient {
-    /// Closes the own connections; nothing is sent any more.
-    pub(crate) fn finish(&self) {
-        self.own.close();
-        self.own.drain(Instant::now());
-        self.own.stop_connecting();
-    }
-}
-
 impl<P: ServerPool> ScriptClient<P> {
     /// Writes the events of the locks' threads, which must not wait for a log.
     pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
@@ -134,6 +125,11 @@ impl<P: ServerPool> ScriptClient<P> {
     /// `own` has at most one connection to each master.
     pub(crate) fn new(pooled: Router<P>, own: Router<P>) -> Self {
         Self { pooled, own, closed: Arc::default() }
+    }
+
+    /// The connections for renewals and releases.
+    pub(crate) fn own(&self) -> &Router<P> {
+        &self.own
     }
 
     pub(crate) fn is_in_cluster(&self) -> bool {

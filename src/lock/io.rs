@@ -50,7 +50,7 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     fn release_dropped(self: &Arc<Self>, lock_lease: &Arc<LockLease>);
 
     /// Runs the rest of a call that ended without a lock. Threads wait for its end.
-    fn clean_up(rest: impl Future<Output = ()> + Send + 'static);
+    fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static);
 
     /// Returns the deadline of a call that begins now.
     fn call_deadline(&self) -> Instant {

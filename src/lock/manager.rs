@@ -100,7 +100,7 @@ impl LockIo for LockManager {
         now(release_dropped(Arc::clone(self), Arc::clone(lock_lease)));
     }
 
-    fn clean_up(rest: impl Future<Output = ()> + Send + 'static) {
+    fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {
         now(rest);
     }
 }

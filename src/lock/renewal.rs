@@ -54,7 +54,7 @@ pub(crate) struct RenewalState {
     forget_at: Option<Instant>,
     /// No lease is extended any more: the timeout of the session manager's close is over.
     renewals_ended: bool,
-    /// The connections are closed: see [`ScriptClient::finish`].
+    /// The connections for renewals and releases are closed.
     finished: bool,
 }
 

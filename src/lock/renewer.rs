@@ -101,7 +101,7 @@ impl LeaseRenewer {
         }
         now(forget(answered, None, &self.client));
         if finishes {
-            self.client.finish();
+            finish(&self.client);
         }
         held
     }
@@ -128,6 +128,14 @@ impl LeaseRenewer {
     }
 }
 
+/// Closes the connections for renewals and releases; nothing is sent any more.
+fn finish(client: &ScriptClient) {
+    let own = client.own();
+    own.close();
+    own.drain(Instant::now());
+    own.stop_connecting();
+}
+
 /// The thread's work.
 struct Renewal {
     client: ScriptClient,
@@ -149,7 +157,7 @@ impl Work for Renewal {
             shared.wake();
         }));
         if finishes {
-            self.client.finish();
+            finish(&self.client);
         }
     }
 }

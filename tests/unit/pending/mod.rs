@@ -6,6 +6,7 @@
 mod are_send;
 mod conversations;
 mod dropped;
+mod locks;
 mod stub;
 
 use std::pin::pin;
