@@ -238,7 +238,15 @@ impl<W: Wire> Connection<W> {
     }
 
     /// Records, before the bytes leave, which replies they will have.
+    ///
+    /// # Errors
+    /// The connection is not usable, or awaits replies of an earlier call: its future was dropped,
+    /// or it has panicked. Those replies would be taken for this call's.
     fn sending(&mut self, expected: &[(Expect, u32)]) -> Result<(), ConnectionError> {
+        if !self.state.has_all_replies() {
+            self.state.taint(CloseReason::LeftDirty);
+            return Err(ConnectionError::unexpected("an earlier call was left before its replies"));
+        }
         self.check_socket()?;
         self.socket_checked = false;
         for (expect, count) in expected {

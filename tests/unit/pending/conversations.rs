@@ -88,7 +88,7 @@ fn packed(words: &[&str]) -> Vec<u8> {
 }
 
 /// Queues the commands.
-fn queue(commands: &[&[&str]]) -> CommandQueue {
+pub(super) fn queue(commands: &[&[&str]]) -> CommandQueue {
     let mut queue = CommandQueue::new(7, Limits { commands: 100_000, bytes: 1 << 30 }, Vec::new());
     push(&mut queue, commands);
     queue

@@ -5,12 +5,18 @@ use std::time::Instant;
 
 use redis::Value;
 
+use crate::commit::commit::{commit, flush};
+use crate::commit::plan::CommitPlan;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
-use crate::pool::pending::conversations::{self, READ_BOTH, on_server, tasks};
-use crate::pool::pending::stub::StubWire;
+use crate::error::any::{CommitError, Error};
+use crate::pool::ask::{Question, ask};
+use crate::pool::pending::conversations::{self, READ_BOTH, on_server, soon, tasks};
+use crate::pool::pending::stub::{StubLine, StubWire};
 use crate::pool::pending::{poll_at_most, run};
+use crate::pool::retry_budget::RetryBudget;
 use crate::pool::tests::{SOON, Server, eventually};
+use crate::protocol::cluster::route::Route;
 use crate::protocol::connection_state::CloseReason;
 use crate::sync::lock;
 
@@ -90,4 +96,63 @@ fn a_dropped_run_leaves_no_unread_reply() {
 fn a_dropped_request_leaves_no_unread_reply() {
     drop_after_each_poll!(conversations::a_read, false);
     drop_after_each_poll!(conversations::requests, false);
+}
+
+/// Drops the first read of a scope after each of its polls; then the scope goes on.
+#[test]
+fn a_scope_never_reads_the_reply_of_its_dropped_call() {
+    let server = Server::start();
+    on_server(&server, &["SET a first", "SET b second"]);
+    let mut lost = 0;
+    for polls in 0.. {
+        let (router, _) = tasks(&server);
+        let line = &mut run(router.checkout(&Route::default(), soon())).unwrap();
+        let ended = poll_at_most(polls, read_of(line, "a", RetryBudget::never(soon()))).is_some();
+        let reply = poll_at_most(usize::MAX, read_of(line, "b", RetryBudget::never(soon())));
+        match reply.unwrap().0 {
+            Ok(values) => assert_eq!(values, [Value::BulkString(b"second".into())], "{polls}"),
+            Err(error) => {
+                assert!(!ended, "{error:?}");
+                lost += 1;
+            }
+        }
+        if ended {
+            break;
+        }
+    }
+    assert_eq!(lost, 3, "the write, its second half and the read");
+}
+
+async fn read_of(line: &mut StubLine, key: &str, budget: RetryBudget) -> Result<Vec<Value>, Error> {
+    let bytes = redis::cmd("GET").arg(key).get_packed_command();
+    let (name, read_only, single) = ("GET", true, true);
+    let question = Question { name, bytes: &bytes, replies: 1, read_only, single, blocking: None };
+    let mut values = Vec::new();
+    ask(line, &question, budget, |_, value| values.push(value)).await.map(|()| values)
+}
+
+/// Drops the flush of a large block, or its commit, after each of its polls; then it is committed.
+#[test]
+fn a_block_whose_flush_was_dropped_is_applied_once_or_not_at_all() {
+    let server = Server::start();
+    for polls in 0.. {
+        on_server(&server, &["FLUSHALL"]);
+        let (router, _) = tasks(&server);
+        let line = &mut run(router.checkout(&Route::default(), soon())).unwrap();
+        let (plan, mut queue) = (CommitPlan::default(), conversations::queue(conversations::BOTH));
+        let flushed = poll_at_most(polls, flush(line, &mut queue, &plan, soon())).is_some();
+        let committed = poll_at_most(usize::MAX, commit(line, &mut queue, &plan, soon()));
+        let one = on_server(&server, READ_BOTH);
+        match committed.unwrap().0 {
+            Ok(_) => assert_eq!(one, ["Ok(bulk-string('\"1\"'))"; 2], "{polls}"),
+            Err(error) => {
+                assert!(matches!(error, CommitError::NotSent { .. }), "{polls}: {error:?}");
+                assert_eq!(one, ["Ok(nil)"; 2], "{polls}");
+                assert!(!flushed);
+            }
+        }
+        if flushed {
+            break;
+        }
+    }
 }
