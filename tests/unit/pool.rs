@@ -46,10 +46,15 @@ pub(in crate::pool) struct Server {
 
 impl Server {
     pub(in crate::pool) fn start() -> Self {
+        Self::start_with(&["--port", "0"])
+    }
+
+    pub(in crate::pool) fn start_with(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
         let child = Command::new(program)
-            .args(["--port", "0", "--unixsocket", "s", "--save", ""])
+            .args(options)
+            .args(["--unixsocket", "s", "--save", ""])
             .current_dir(folder.path())
             .stdout(Stdio::null())
             .spawn()

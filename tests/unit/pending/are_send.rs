@@ -13,6 +13,7 @@ use crate::commit::cleanup::{clean, clean_or_log, end_scope};
 use crate::commit::commit::{commit, flush};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::{self, Preparing};
+use crate::commit::resolve::DoubtResolver;
 use crate::commit::side::Side;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
@@ -20,9 +21,13 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
 use crate::connection::login::Login;
+use crate::connection::sentinel::blocking_queries::BlockingQueries;
+use crate::connection::sentinel::client::SentinelClient;
+use crate::connection::sentinel::queries::SentinelQueries;
 use crate::connection::wire::Wire;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
+use crate::error::in_doubt::CommitToken;
 use crate::pool::ask::{Question, ask};
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pending::stub::StubPool;
@@ -30,6 +35,7 @@ use crate::pool::pool::Pool;
 use crate::pool::redirect_pause;
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::Router;
+use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::ServerPool;
 use crate::pooled::{fan_out, request::Request, send as pooled};
@@ -66,6 +72,8 @@ fn a_side<I: Io>(endpoint: &Endpoint, settings: &Settings, options: OpenOptions)
     let (login, wire): (Login, I::Wire) = any();
     is_send(shake_hands(endpoint, settings, options, (login, wire, false), any()));
     is_send(I::open(endpoint, settings, options));
+    let slot_map: SlotMapCache = any();
+    is_send(slot_map.refresh::<I>(None, None));
     let (mut budget, redirect): (RedirectBudget, Redirect) = any();
     is_send(redirect_pause::try_next::<I>(&mut budget, &redirect));
 }
@@ -102,6 +110,16 @@ fn a_router<P: ServerPool>(router: &Router<P>, route: &Route, deadline: Instant)
     is_send(pooled::send(router, (&request, place), (b"", 0, 1)));
 }
 
+fn a_resolver<P: ServerPool>(resolver: &DoubtResolver<P>, token: &CommitToken) {
+    is_send(resolver.resolve(token, None, |_| async { Ok(()) }));
+}
+
+fn a_sentinel_client<Q: SentinelQueries>(client: &SentinelClient, deadline: Instant) {
+    is_send(client.master::<Q>(deadline));
+    is_send(client.master_within::<Q>(any()));
+    is_send(client.replica_within::<Q>(any()));
+}
+
 fn a_transaction<P: Side>(router: &Router<P>, mut pinned: Pinned<P>, deadline: Instant) {
     let (mut pending, error): (Pending, CommitError) = any();
     is_send(pending.begin(&mut pinned));
@@ -128,6 +146,8 @@ fn the_futures_of_all_decisions_are_send() {
     // Named for one side each, so that the compiler keeps them.
     let _ = (a_router::<Pool>, a_router::<StubPool>);
     let _ = a_transaction::<Pool>;
+    let _ = a_resolver::<StubPool>;
+    let _ = a_sentinel_client::<BlockingQueries>;
     let _ = a_line::<<StubPool as ServerPool>::Line>;
     let _ = a_side::<<StubPool as ServerPool>::Io>;
     let _ = a_connection::<<<StubPool as ServerPool>::Io as Io>::Wire>;

@@ -81,7 +81,7 @@ fn is_in_multi(server: &Server) -> bool {
     server.clients().iter().any(|flags| flags.contains('x'))
 }
 
-fn packed(words: &[&str]) -> Vec<u8> {
+pub(super) fn packed(words: &[&str]) -> Vec<u8> {
     let mut command = cmd(words[0]);
     words[1..].iter().for_each(|word| _ = command.arg(word));
     command.get_packed_command()
@@ -295,7 +295,7 @@ pub(super) async fn requests<P: ServerPool>(router: &Router<P>, server: &Server)
     found
 }
 
-fn origin() -> ScopeOrigin {
+pub(super) fn origin() -> ScopeOrigin {
     ScopeOrigin { name: None, place: Location::caller(), is_closure: false }
 }
 

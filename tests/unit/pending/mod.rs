@@ -4,6 +4,7 @@
 //! threads nor one that leaves a connection dirty when it is dropped.
 
 mod are_send;
+mod cluster;
 mod conversations;
 mod dropped;
 mod locks;
