@@ -39,7 +39,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 /// A pool of connections to one server. Clones are the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool {
-    scopes: Arc<OpenScopes>,
+    pub(in crate::pool) scopes: Arc<OpenScopes>,
 }
 
 impl Deref for Pool {

@@ -174,6 +174,50 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
     assert_eq!(counts.replaced, [(CloseReason::LeftDirty, 1)]);
 }
 
+#[test]
+fn a_call_is_ended_by_the_socket_in_its_scopes_entry() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, 2 * SOON);
+    let scope = pin(&pool);
+    let mut call = scope.call::<Error>().unwrap();
+    let waits = b"*3\r\n$5\r\nBLPOP\r\n$1\r\na\r\n$1\r\n0\r\n";
+    std::thread::scope(|threads| {
+        let waiting = threads.spawn(move || {
+            let deadline = Deadline::after(SOON);
+            let expected = [(Expect::Plain, 1)];
+            let connection = call.current().unwrap();
+            let ended = now(connection.exchange(waits, &expected, deadline, |_, _| {}));
+            ended.unwrap_err().cause.kind()
+        });
+        eventually(SOON, "the call waits on the server", || {
+            server.clients().iter().any(|flags| flags.contains('b'))
+        });
+        assert_eq!(pool.scopes.list().len(), 1, "the scope stays in the report");
+        let begun = Instant::now();
+        assert_eq!(pool.scopes.reclaim_all(), 1);
+        assert_ne!(waiting.join().unwrap(), ConnectionErrorKind::TimedOut);
+        assert!(begun.elapsed() < SOON / 2, "{:?}", begun.elapsed());
+    });
+    assert_eq!((pool.in_use(), pool.scopes.list().len()), (0, 0), "the mark was obeyed");
+    assert!(matches!(scope.call::<Error>(), Err(Error::PinExpired(_))));
+}
+
+#[test]
+fn a_second_call_fails_while_the_first_has_the_connection() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, 2 * SOON);
+    let scope = pin(&pool);
+    let first = scope.call::<Error>().unwrap();
+    let Err(second) = scope.call::<Error>() else { panic!("two calls have one connection") };
+    assert!(format!("{second:#}").contains("another call of the scope"), "{second:#}");
+    drop(first);
+    let last = scope.call::<Error>().unwrap();
+    drop(scope);
+    assert_eq!((pool.in_use(), pool.scopes.list().len()), (1, 1), "the call is under way");
+    drop(last);
+    assert_eq!((pool.in_use(), pool.scopes.list().len()), (0, 0), "the call's end is the scope's");
+}
+
 /// A connection, and its other side.
 fn pair() -> (Connection, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -13,6 +13,7 @@ use rediscope::{Builder, Error, SessionManager, prelude::*};
 use super::{open_connections, patient};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 
 #[test]
@@ -72,6 +73,61 @@ fn close_takes_back_what_does_not_end() {
     eventually(SOON, "no connection is left", || server.clients() == 0);
     assert_eq!(server.ask::<Option<i64>>(&["GET", "a"]), None, "nothing was applied");
     assert_eq!(sessions.close(limit).scopes, 0, "closed is closed");
+}
+
+#[test]
+fn a_call_that_hangs_delays_no_report_no_reaper_and_no_close() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = SessionManager::builder(proxy.url()).max_size(2);
+    let builder = builder.max_pin_time(Duration::from_millis(200)).checkout_timeout(SOON);
+    let sessions = builder.response_timeout(SOON / 4).build().unwrap();
+    let accounts = sessions.transactional();
+    let (mut hanging, line) = (accounts.watch(["a"]).begin().unwrap(), line!());
+    proxy.arm((Trigger::BeforeReplyTo("GET"), Fault::HoldReplies));
+    let call = thread::spawn(move || (hanging.get::<_, Option<i64>>("a"), hanging));
+    eventually(SOON, "the call hangs", || proxy.fired() == 1);
+
+    // The reaper passes the entry of the call, whichever entry is the first.
+    std::mem::forget(accounts.watch(["b"]).begin().unwrap());
+    let status = || sessions.status().transactional;
+    eventually(SOON, "the forgotten scope is reclaimed", || status().in_use == 1);
+    let open = sessions.open_scopes();
+    assert!(matches!(&open[..], [scope] if scope.begun_at.line() == line), "{open:?}");
+    assert!(!call.is_finished(), "its own deadline ends a call, and not the reaper");
+
+    let begun = Instant::now();
+    assert_eq!(sessions.close(Duration::ZERO).scopes, 1);
+    let (result, mut hanging) = call.join().unwrap();
+    assert!(begun.elapsed() < SOON / 4, "{:?}", begun.elapsed());
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Lost { applied: Applied::No, .. }), "{error}");
+    // The mark was obeyed when the call ended, before the scope's own end.
+    assert_eq!((status().in_use, sessions.open_scopes().len()), (0, 0));
+    let late = hanging.get::<_, Option<i64>>("a").unwrap_err();
+    assert!(matches!(late, Error::PinExpired(_)), "{late}");
+}
+
+#[test]
+fn close_ends_a_call_whose_connection_was_replaced_meanwhile() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = SessionManager::builder(proxy.url()).max_size(1);
+    let sessions = builder.response_timeout(SOON / 4).checkout_timeout(SOON).build().unwrap();
+    let accounts = sessions.transactional();
+    drop(accounts.watch(["a"]).begin().unwrap());
+    proxy.cut_all();
+    eventually(SOON, "the connection is closed", || server.clients() == 0);
+    let accepted = proxy.accepted();
+    proxy.arm((Trigger::BeforeReplyTo("WATCH"), Fault::HoldReplies));
+    let call = thread::spawn(move || accounts.watch(["a"]).begin().map(drop));
+    eventually(SOON, "the call hangs", || proxy.fired() == 1);
+    assert_eq!(proxy.accepted(), accepted + 1, "the scope has a second connection");
+    let begun = Instant::now();
+    assert_eq!(sessions.close(Duration::ZERO).scopes, 1);
+    let error = call.join().unwrap().unwrap_err();
+    assert!(begun.elapsed() < SOON / 4, "{:?} {error}", begun.elapsed());
+    assert_eq!(sessions.status().transactional.in_use, 0);
 }
 
 #[test]
