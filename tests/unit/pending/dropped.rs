@@ -1,6 +1,7 @@
 //! Each conversation is dropped after each of its polls. The connection is closed, or it has no unread
 //! reply and no state of the conversation; and no transaction is applied in part.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use redis::Value;
@@ -18,7 +19,12 @@ use crate::pool::retry_budget::RetryBudget;
 use crate::pool::tests::{SOON, Server, eventually};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::connection_state::CloseReason;
+use crate::protocol::retry::RetryPolicy;
 use crate::sync::lock;
+use crate::transaction::keys::Keys;
+use crate::transaction::pending::Pending;
+use crate::transaction::reading::WatchTarget;
+use crate::transaction::retry_loop::{WatchAttempts, WatchRun};
 
 /// Checks that a connection which the pool would reuse has nothing of an earlier caller.
 fn check_reusable(server: &Server, mut connection: Connection<StubWire>) {
@@ -155,4 +161,44 @@ fn a_block_whose_flush_was_dropped_is_applied_once_or_not_at_all() {
             break;
         }
     }
+}
+
+/// Drops a read of a watching closure after each of its polls; then the closure reads on and commits.
+#[test]
+fn a_closure_that_goes_on_after_a_dropped_read_commits_nothing_or_reads_right() {
+    let server = Server::start();
+    on_server(&server, &["SET a first", "SET b second"]);
+    let mut keys = Keys::default();
+    keys.add(b"a");
+    let reads = Arc::default();
+    let mut lost = 0;
+    for polls in 0.. {
+        let (router, _) = tasks(&server);
+        let target = WatchTarget { keys: Some(&keys), binding: router.binding(), reads: &reads };
+        let plan = CommitPlan { watched: true, ..CommitPlan::default() };
+        let (owner, policy) = (conversations::origin(), RetryPolicy::default());
+        let watch_run = WatchRun { owner, plan: plan.clone(), policy, target, limiter: None };
+        let mut attempts = WatchAttempts::new(&router, &watch_run);
+        let mut reading = run(attempts.next()).unwrap();
+        let get = |key| conversations::packed(&["GET", key]);
+        let ended = poll_at_most(polls, reading.reply_to("GET", &get("a"))).is_some();
+        let second = poll_at_most(usize::MAX, reading.reply_to("GET", &get("b"))).unwrap().0;
+        match second {
+            Ok(value) => assert_eq!(value, Value::BulkString(b"second".into()), "{polls}"),
+            Err(error) => {
+                assert!(!ended && matches!(error, Error::Lost { .. }), "{polls}: {error:?}");
+                assert!(run(attempts.failed(reading)), "{polls}");
+                lost += 1;
+                continue;
+            }
+        }
+        let mut pending = Pending::new(router.settings(), &plan, router.binding());
+        pending.queue().push_cmd(0, redis::cmd("GET").arg("b"));
+        let replies = run(attempts.commit(reading, &mut pending)).unwrap();
+        assert!(replies.is_some(), "{polls}");
+        if ended {
+            break;
+        }
+    }
+    assert_eq!(lost, 3, "the write, its second half and the read");
 }
