@@ -5,6 +5,10 @@
 //! What leaves the entry for good is returned to the caller, which drops it without the lock: the
 //! entry is free before its number is passed on.
 
+#[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/entry.rs"]
+mod model;
+
 use std::sync::{Arc, Weak};
 
 use crate::process::sockets::OwnSocket;
