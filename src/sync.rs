@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 pub(crate) mod binary_semaphore;
+pub(crate) mod boxed;
 pub(crate) mod caught;
 pub(crate) mod now;
 pub(crate) mod shim;

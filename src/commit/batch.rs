@@ -16,6 +16,7 @@ use crate::protocol::batch::{BatchRequest, RequestKind};
 use crate::protocol::cluster::route::Route;
 use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
+use crate::sync::boxed::boxed;
 
 /// Commits the commands of `queue`; in a batch with others, if it may and has to wait for a
 /// connection.
@@ -35,7 +36,7 @@ pub(crate) async fn commit_block<P: ServerPool>(
     };
     let committed = commit(&mut line, queue, plan, checkout_deadline).await;
     if cleanup::is_needed(&mut line) {
-        clean_or_log(&mut line, None).await;
+        boxed(clean_or_log(&mut line, None)).await;
     }
     committed
 }

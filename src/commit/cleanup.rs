@@ -53,12 +53,13 @@ pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
     let expected = [(expect, 1), (Expect::WatchMarker, u32::from(rearms))];
     // If the server refuses to arm the marker, the connection is still clean, but not armed.
     let mut refused = None;
-    let cleaned = connection.exchange(&bytes, &expected, deadline, |kind, reply| {
+    let mut take = |kind, reply| {
         if let (true, Reply::Value(Value::ServerError(error))) = (kind == expect, reply) {
             refused = Some(ServerError::from_reply(&error, false));
         }
-    });
-    match (cleaned.await, refused) {
+    };
+    let cleaned = connection.exchange(&bytes, &expected, deadline, &mut take).await;
+    match (cleaned, refused) {
         (Ok(()), None) => {
             connection.mark_alive();
             Ok(())

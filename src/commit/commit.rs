@@ -19,6 +19,7 @@ use crate::pool::line::Line;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, FinalWrite};
+use crate::sync::boxed::boxed;
 
 /// Maximum number of times that a transaction is sent if a watched key of its own changed. This is
 /// a register or a lock. A register lives for an hour, and no other client writes it. Renewals and
@@ -40,7 +41,7 @@ pub(crate) async fn commit<L: Line>(
     }
     for _ in 0..MAX_ATTEMPTS {
         if let Some(preparing) = prepare::begin(line, queue, plan, checkout_deadline)? {
-            preparing.finish(line).await?;
+            boxed(preparing.finish(line)).await?;
         }
         let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
@@ -48,8 +49,8 @@ pub(crate) async fn commit<L: Line>(
         let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
             Ok(LastWrite { start, internal, after_exec, expected, deadline, mut replies }) => {
                 let FinalWrite { bytes, with_exec } = queue.finish(start, &internal, &after_exec);
-                let take = |expect, reply| replies.take(expect, reply);
-                let exchanged = connection.exchange(bytes, &expected, deadline, take).await;
+                let mut take = |expect, reply| replies.take(expect, reply);
+                let exchanged = connection.exchange(bytes, &expected, deadline, &mut take).await;
                 replies.exchanged(exchanged, (!after_exec.is_empty()).then_some(with_exec))
             }
             Err(cause) => Err(cause),
@@ -167,10 +168,8 @@ pub(crate) async fn flush<L: Line>(
     let (commands, unsent) = (queue.commands(), queue.unsent());
     let mut collector = Collector::new(commands, commands - unsent);
     let expected = [(Expect::Queued, unsent)];
-    let asked = connection.exchange(queue.body(), &expected, deadline, |expect, reply| {
-        collector.take(expect, reply);
-    });
-    let answered = asked.await;
+    let mut take = |expect, reply| collector.take(expect, reply);
+    let answered = connection.exchange(queue.body(), &expected, deadline, &mut take).await;
     let refusal = collector.into_refusal();
     match answered {
         Ok(()) => connection.mark_alive(),

@@ -500,7 +500,7 @@ impl Preflight {
         let expected: Vec<_> = self.steps.iter().map(|step| (step.expect, 1)).collect();
         let mut found = PreflightResult::default();
         let (mut steps, mut now, mut written) = (self.steps.iter(), None, false);
-        let take = |_, reply: Reply| {
+        let mut take = |_, reply: Reply| {
             let Some(Step { command, kind, .. }) = steps.next() else { return };
             let value = reply.into_value();
             match (*kind, &value) {
@@ -522,7 +522,7 @@ impl Preflight {
                 (StepKind::Nothing, _) => {}
             }
         };
-        let exchanged = connection.exchange(&self.bytes, &expected, deadline, take).await;
+        let exchanged = connection.exchange(&self.bytes, &expected, deadline, &mut take).await;
         exchanged.map_err(|Interruption { cause, .. }| cause)?;
         connection.mark_alive();
         if written {

@@ -288,7 +288,7 @@ impl<W: Wire> Connection<W> {
         bytes: &[u8],
         expected: &[(Expect, u32)],
         deadline: Deadline,
-        mut take: impl FnMut(Expect, Reply) + Send,
+        take: &mut (dyn FnMut(Expect, Reply) + Send),
     ) -> Result<(), Interruption> {
         self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
         if let Err((left, error)) = self.wire.send(bytes, self.state.awaited(), deadline).await {
@@ -342,15 +342,15 @@ impl<W: Wire> Connection<W> {
         bytes: &[u8],
         replies: usize,
         deadline: Deadline,
-        mut take: impl FnMut(usize, Value) + Send,
+        take: &mut (dyn FnMut(usize, Value) + Send),
     ) -> Result<(), (bool, ConnectionError)> {
         let expected = [(Expect::Plain, replies as u32)];
         let mut nth = 0;
-        let take = |_, reply: Reply| {
+        let mut take = |_, reply: Reply| {
             take(nth, reply.into_value());
             nth += 1;
         };
-        let asked = self.exchange(bytes, &expected, deadline, take).await;
+        let asked = self.exchange(bytes, &expected, deadline, &mut take).await;
         asked.map_err(|Interruption { left, cause }| (left.is_none(), cause))?;
         self.mark_alive();
         Ok(())
@@ -364,7 +364,7 @@ impl<W: Wire> Connection<W> {
         deadline: Deadline,
     ) -> Result<Vec<Value>, ConnectionError> {
         let mut values = Vec::with_capacity(replies);
-        let asked = self.ask(bytes, replies, deadline, |_, value| values.push(value)).await;
+        let asked = self.ask(bytes, replies, deadline, &mut |_, value| values.push(value)).await;
         asked.map(|()| values).map_err(|(_, error)| error)
     }
 
@@ -409,12 +409,13 @@ impl<W: Wire> Connection<W> {
         deadline: Deadline,
     ) -> Result<Result<(), ServerError>, ConnectionError> {
         let mut answer = Ok(());
-        let asked = self.ask(bytes, 1, deadline, |_, value| {
+        let mut take = |_, value| {
             if let Value::ServerError(error) = value {
                 answer = Err(ServerError::from_reply(&error, false));
             }
-        });
-        asked.await.map_err(|(_, error)| error)?;
+        };
+        let asked = self.ask(bytes, 1, deadline, &mut take).await;
+        asked.map_err(|(_, error)| error)?;
         Ok(answer)
     }
 

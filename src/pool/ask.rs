@@ -38,7 +38,7 @@ pub(crate) async fn ask<L: Line>(
     line: &mut L,
     question: &Question<'_>,
     mut budget: RetryBudget,
-    mut take: impl FnMut(usize, Value) + Send,
+    take: &mut (dyn FnMut(usize, Value) + Send),
 ) -> Result<(), Error> {
     let Question { name, bytes, replies, read_only, single, blocking } = *question;
     let timeout = line.context().settings().response_timeout
@@ -53,7 +53,7 @@ pub(crate) async fn ask<L: Line>(
         let trusted = line.is_trusted();
         let registered = blocking.map(|command| line.begin_blocking(command)).transpose()?;
         let connection = line.current().ok_or(CheckoutError::Closed)?;
-        let asked = connection.ask(bytes, replies, Deadline::after(timeout), &mut take).await;
+        let asked = connection.ask(bytes, replies, Deadline::after(timeout), take).await;
         drop(registered);
         let Err((sent, mut source)) = asked else { return Ok(()) };
         let is_closed = blocking.is_some() && line.is_closed();

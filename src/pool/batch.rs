@@ -114,9 +114,8 @@ fn exchange(
     let Batch { bytes, expected, requests, unwatches } = batch;
     let Some(connection) = checkout.current() else { return (Vec::new(), false) };
     let mut replies = BatchReplies::new(requests, *unwatches);
-    let exchanged =
-        now(connection
-            .exchange(bytes, expected, deadline, |expect, reply| replies.take(expect, reply)));
+    let exchanged = now(connection
+        .exchange(bytes, expected, deadline, &mut |expect, reply| replies.take(expect, reply)));
     let refusals = std::mem::take(&mut replies.refusals);
     let response: Vec<_> = match &exchanged {
         Err(Interruption { left: Some(left), cause }) => {

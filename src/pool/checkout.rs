@@ -116,6 +116,7 @@ impl Checkout {
         self.permit.by_reaper = true;
     }
 
+    #[inline(never)]
     fn take_or_wait(&mut self, started: Instant, deadline: Instant) -> Result<(), CheckoutError> {
         let core = Arc::clone(&self.permit.core);
         let mut requester = core.shared.attempts.requester();

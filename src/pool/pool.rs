@@ -83,6 +83,12 @@ impl Pool {
         checkout
     }
 
+    #[inline(never)]
+    fn take(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
+        let started = Instant::now();
+        self.connect(self.permit(started, deadline), started, deadline)
+    }
+
     fn batched(
         &self,
         deadline: Instant,
@@ -258,8 +264,7 @@ impl ServerPool for Pool {
         &self,
         deadline: Instant,
     ) -> impl Future<Output = Result<Checkout, CheckoutError>> + Send {
-        let started = Instant::now();
-        ready(self.connect(self.permit(started, deadline), started, deadline))
+        ready(self.take(deadline))
     }
 
     fn try_checkout(
@@ -294,8 +299,7 @@ impl ServerPool for Pool {
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
     ) -> impl Future<Output = Result<PinnedConnection, CheckoutError>> + Send {
-        let started = Instant::now();
-        let checkout = self.connect(self.permit(started, deadline), started, deadline);
+        let checkout = self.take(deadline);
         let open =
             |checkout: Checkout| self.scopes.open(checkout.with_ask(needs_asking), origin, router);
         ready(checkout.map(open))

@@ -9,7 +9,6 @@ pub(crate) mod slot_map_refresh;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::future::ready;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -25,6 +24,7 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pool::Pool;
+use crate::pool::router::cluster::PoolSearch;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
@@ -36,6 +36,7 @@ use crate::settings::credentials::Provider;
 use crate::settings::settings::Settings;
 use crate::status::counters::{Counter, Counters};
 use crate::status::report::PoolStatus;
+use crate::sync::boxed::boxed;
 use crate::sync::lock;
 
 /// Number of failovers, and version of the credentials. It changes when another server serves, or when
@@ -148,11 +149,15 @@ impl<P: ServerPool> Router<P> {
         origin: &ScopeOrigin,
         deadline: Instant,
     ) -> Result<P::Pin, CheckoutError> {
-        let call = |pool: P| {
-            let (origin, router) = (origin.clone(), Arc::<Pools<P>>::clone(&self.pools));
-            async move { pool.pin(origin, deadline, route.ask, router).await }
-        };
-        self.with_pool(route, deadline, call).await
+        let (mut search, mut failed) = (PoolSearch::default(), None);
+        loop {
+            let pool = self.pool_of(route, deadline, &mut search, failed).await?;
+            let router = Arc::<Pools<P>>::clone(&self.pools);
+            match pool.pin(origin.clone(), deadline, route.ask, router).await {
+                Ok(pin) => return Ok(pin),
+                Err(error) => failed = Some(error),
+            }
+        }
     }
 }
 
@@ -249,13 +254,14 @@ impl<P: ServerPool> Pools<P> {
         route: &Route,
         deadline: Instant,
     ) -> Result<P::Line, CheckoutError> {
-        if let Servers::One(pool) = &self.servers {
-            self.here()?;
-            return pool.checkout(deadline).await;
+        let (mut search, mut failed) = (PoolSearch::default(), None);
+        loop {
+            let pool = self.pool_of(route, deadline, &mut search, failed).await?;
+            match pool.checkout(deadline).await {
+                Ok(line) => return Ok(P::with_ask(line, route.ask)),
+                Err(error) => failed = Some(error),
+            }
         }
-        let call = |pool: P| async move { pool.checkout(deadline).await };
-        let line = self.with_pool(route, deadline, call).await?;
-        Ok(P::with_ask(line, route.ask))
     }
 
     /// The same if a connection is free; `None`: no connection is free.
@@ -264,9 +270,14 @@ impl<P: ServerPool> Pools<P> {
         route: &Route,
         deadline: Instant,
     ) -> Result<Option<P::Line>, CheckoutError> {
-        let call = |pool: P| async move { pool.try_checkout(deadline).await };
-        let line = self.with_pool(route, deadline, call).await?;
-        Ok(line.map(|line| P::with_ask(line, route.ask)))
+        let (mut search, mut failed) = (PoolSearch::default(), None);
+        loop {
+            let pool = self.pool_of(route, deadline, &mut search, failed).await?;
+            match pool.try_checkout(deadline).await {
+                Ok(line) => return Ok(line.map(|line| P::with_ask(line, route.ask))),
+                Err(error) => failed = Some(error),
+            }
+        }
     }
 
     /// See [`ServerPool::checkout_batched`].
@@ -277,10 +288,14 @@ impl<P: ServerPool> Pools<P> {
         response_wait: Duration,
         request: impl Fn() -> BatchRequest + Send + Sync,
     ) -> Result<BatchCheckout<P::Line>, CheckoutError> {
-        let request = &request;
-        let call =
-            |pool: P| async move { pool.checkout_batched(deadline, response_wait, request).await };
-        self.with_pool(route, deadline, call).await
+        let (mut search, mut failed) = (PoolSearch::default(), None);
+        loop {
+            let pool = self.pool_of(route, deadline, &mut search, failed).await?;
+            match pool.checkout_batched(deadline, response_wait, &request).await {
+                Ok(checkout) => return Ok(checkout),
+                Err(error) => failed = Some(error),
+            }
+        }
     }
 
     /// Takes a connection, or has another caller send the request in its batch. Requests that need
@@ -307,20 +322,21 @@ impl<P: ServerPool> Pools<P> {
         })
     }
 
-    /// Runs `call` with the pool of the route. If its server is gone and another one has taken
-    /// over by `deadline`, runs it again with the other pool.
-    async fn with_pool<T, F: Future<Output = Result<T, CheckoutError>> + Send>(
+    /// Returns the pool of the route. `failed`: the last one could not be used. If its server is gone
+    /// and another one takes over by `deadline`, this returns the other's pool, else the error.
+    async fn pool_of(
         &self,
         route: &Route,
         deadline: Instant,
-        mut call: impl FnMut(P) -> F + Send,
-    ) -> Result<T, CheckoutError> {
+        search: &mut PoolSearch,
+        failed: Option<CheckoutError>,
+    ) -> Result<P, CheckoutError> {
         self.here()?;
-        match &self.servers {
-            Servers::One(pool) => call(pool.clone()).await,
-            Servers::Masters(slot_map) => {
-                // Boxed: the search for a master is rare and large.
-                Box::pin(self.with_master(slot_map, route, deadline, call)).await
+        match (&self.servers, failed) {
+            (Servers::One(pool), None) => Ok(pool.clone()),
+            (Servers::One(_), Some(error)) => Err(error),
+            (Servers::Masters(slot_map), failed) => {
+                boxed(self.master(slot_map, route, deadline, search, failed)).await
             }
         }
     }
@@ -331,8 +347,8 @@ impl<P: ServerPool> Pools<P> {
         route: &Route,
         deadline: Instant,
     ) -> Result<Endpoint, CheckoutError> {
-        let call = |pool: P| ready(Ok(pool.context().endpoint().clone()));
-        self.with_pool(route, deadline, call).await
+        let pool = self.pool_of(route, deadline, &mut PoolSearch::default(), None).await?;
+        Ok(pool.context().endpoint().clone())
     }
 
     /// All pools, also the retired ones that still have an open scope.

@@ -164,14 +164,14 @@ impl Request {
             blocking: self.blocking.as_ref(),
         };
         let mut replies = Vec::with_capacity(count);
-        let take = |nth: usize, value| {
+        let mut take = |nth: usize, value| {
             if let Some(nth) = nth.checked_sub(offset) {
                 // A repetition begins anew.
                 replies.truncate(nth);
                 replies.push(value);
             }
         };
-        ask(&mut line, &question, budget, take).await?;
+        ask(&mut line, &question, budget, &mut take).await?;
         // The later commands of a pipeline may be reads.
         let writes = replies.get(..usize::from(!self.read_only)).unwrap_or_default();
         line.on_replies(&replies, writes);

@@ -21,6 +21,7 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
+use crate::sync::boxed::boxed;
 use crate::transaction::buffer_pool;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::redirects::CheckoutBudget;
@@ -171,7 +172,7 @@ impl Pending {
         let committed = self.attempt(pinned, deadline).await;
         if let Err(error) = &committed {
             // The redirect is not followed here, but a later attempt knows it.
-            let _: Option<Redirect> = pinned.redirect_for(error, deadline).await;
+            let _: Option<Redirect> = boxed(pinned.redirect_for(error, deadline)).await;
         }
         self.record(pinned, &committed);
         committed
@@ -187,7 +188,7 @@ impl Pending {
         self.queue.rollback_deeper(0);
         let committed = if let Some(failure) = self.failure().or_else(|| self.missing_slot_error())
         {
-            pinned.release_or_log().await;
+            boxed(pinned.release_or_log()).await;
             Err(failure)
         } else {
             let committed = if pinned.plan().watched || pinned.is_pinned() {
@@ -224,7 +225,7 @@ impl Pending {
         let line = &mut *last.line;
         let committed = commit::commit(line, &mut self.queue, pinned.plan(), deadline).await;
         if cleanup::is_needed(line) {
-            cleanup::clean_or_log(line, Some(pinned.owner().place)).await;
+            boxed(cleanup::clean_or_log(line, Some(pinned.owner().place))).await;
         }
         committed
     }

@@ -25,6 +25,7 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
+use crate::sync::boxed::boxed;
 use crate::text::condition_label;
 use crate::transaction::keys::Keys;
 use crate::transaction::pinned::Pinned;
@@ -57,7 +58,7 @@ impl<P: Side> Reading<P> {
             Ok(declared) => declared,
             Err(error) => {
                 pinned.record_failure(&error);
-                pinned.discard_or_log().await;
+                boxed(pinned.discard_or_log()).await;
                 return Err(error);
             }
         };
@@ -74,12 +75,12 @@ impl<P: Side> Reading<P> {
         let (watched, deadline) = (self.pinned.plan().watched, self.pinned.checkout_deadline());
         keys::bind(&mut self.binding, bytes)?;
         if !self.pinned.is_pinned() && self.binding == SlotBinding::Pending {
-            return self.ask_elsewhere(&Route::default(), name, bytes, deadline).await;
+            return boxed(self.ask_elsewhere(&Route::default(), name, bytes, deadline)).await;
         }
         // In a cluster, the first key of a scope that watches nothing has the slot.
         self.pinned.pin(self.binding.slot(), deadline).await?;
         if let Err(error) = has_arrived(&self.pinned, &self.watch, bytes, name) {
-            self.record_redirect("TRYAGAIN", "").await;
+            boxed(self.record_redirect("TRYAGAIN", "")).await;
             return Err(error);
         }
         let mut line = self.pinned.line::<Error>()?;
@@ -102,14 +103,14 @@ impl<P: Side> Reading<P> {
         })?;
         if let Value::ServerError(error) = &value {
             let text = error.details().unwrap_or_default();
-            self.record_redirect(error.code(), text).await;
+            boxed(self.record_redirect(error.code(), text)).await;
             // A read without a WATCH may be sent to another node; the scope's own binding stays.
             if let (false, Some(Redirect::Immediately(route))) = (watched, &self.redirect)
                 && route.ask
             {
                 let route = route.clone();
                 self.redirect = None;
-                return self.ask_elsewhere(&route, name, bytes, deadline).await;
+                return boxed(self.ask_elsewhere(&route, name, bytes, deadline)).await;
             }
         }
         Ok(value)
@@ -240,8 +241,8 @@ async fn ask<L: Line>(
     let (bytes, read_only) = (&*bytes, true);
     let question = Question { name, bytes, replies, read_only, single: true, blocking: None };
     let (mut asked, mut answer) = (Value::Nil, Value::Nil);
-    let take = |_, reply| asked = std::mem::replace(&mut answer, reply);
-    pool::ask::ask(line, &question, budget, take).await?;
+    let mut take = |_, reply| asked = std::mem::replace(&mut answer, reply);
+    pool::ask::ask(line, &question, budget, &mut take).await?;
     Ok(redirect::after_asking(asked, answer))
 }
 

@@ -19,6 +19,7 @@ use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::replies::Replies;
+use crate::sync::boxed::boxed;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn};
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
@@ -77,12 +78,12 @@ pub(crate) async fn commit_block<P: Side>(
         let deadline = limits.checkout.deadline;
         let mut committed = pending.attempt(pinned, deadline).await;
         if committed.is_err() {
-            resolve_in_doubt::<P>(&mut committed, pending, pinned.plan()).await;
+            boxed(resolve_in_doubt::<P>(&mut committed, pending, pinned.plan())).await;
         }
         if let Err(error) = &committed
             && pending.can_resend()
         {
-            let next = pinned.redirect_for(error, deadline).await;
+            let next = boxed(pinned.redirect_for(error, deadline)).await;
             if let Some(route) = limits.checkout.follow::<P::Io>(next).await {
                 pinned.set_route(route);
                 continue;
@@ -169,7 +170,9 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
                 }
                 Err(error) => {
                     let next = match RedirectCause::of(&error) {
-                        Some(cause) => cause.redirect(self.router, &self.route, deadline).await,
+                        Some(cause) => {
+                            boxed(cause.redirect(self.router, &self.route, deadline)).await
+                        }
                         None => None,
                     };
                     let next = self.limits.checkout.follow::<P::Io>(next).await;
@@ -221,10 +224,10 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
         };
         let mut committed = pending.attempt(&mut pinned, deadline).await;
         if committed.is_err() {
-            resolve_in_doubt::<P>(&mut committed, pending, plan).await;
+            boxed(resolve_in_doubt::<P>(&mut committed, pending, plan)).await;
         }
         if let Err(error) = &committed {
-            let next = pinned.redirect_for(error, deadline).await;
+            let next = boxed(pinned.redirect_for(error, deadline)).await;
             let next = next.map(|next| if plan.watched { next } else { without_ask(next) });
             if let Some(next) = self.limits.checkout.follow::<P::Io>(next).await {
                 self.route = next;

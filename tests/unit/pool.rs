@@ -161,8 +161,9 @@ fn a_connection_that_was_left_in_the_middle_of_a_call_is_not_handed_on() {
         let mut call = panicking.call::<Error>().unwrap();
         let deadline = call.response_deadline();
         let connection = call.current().unwrap();
-        let sent = connection.exchange(MULTI, &[(Expect::Multi, 1)], deadline, |_, _| {});
-        assert!(now(sent).is_ok());
+        let expected = [(Expect::Multi, 1)];
+        let sent = now(connection.exchange(MULTI, &expected, deadline, &mut |_, _| {}));
+        assert!(sent.is_ok());
         assert!(in_multi());
         resume_unwind(Box::new("below this crate"))
     };
@@ -234,7 +235,7 @@ pub(crate) fn send_part(
     limit: Duration,
 ) -> (usize, ConnectionError) {
     let expected = [(Expect::Plain, 1)];
-    let sent = now(connection.exchange(bytes, &expected, Deadline::after(limit), |_, _| {}));
+    let sent = now(connection.exchange(bytes, &expected, Deadline::after(limit), &mut |_, _| {}));
     let Err(Interruption { left: Some(left), cause }) = sent else { panic!("all bytes were sent") };
     (left, cause)
 }

@@ -2,7 +2,6 @@
 //!
 //! The pool of a master that serves no slot any more is dropped as soon as that is known.
 
-use std::future::ready;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,52 +17,57 @@ use crate::pool::server_pool::ServerPool;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
+use crate::sync::boxed::boxed;
 use crate::sync::lock;
 
+/// The search for a pool that can be used: its begin and its redirects, once it has begun.
+#[derive(Default)]
+pub(super) struct PoolSearch(Option<(Instant, RedirectBudget)>);
+
 impl<P: ServerPool> Pools<P> {
-    /// Runs `call` with the route's pool. If its server is gone and another one has taken over
-    /// by `deadline`, runs it again with the other pool.
-    pub(super) async fn with_master<T, F: Future<Output = Result<T, CheckoutError>> + Send>(
+    /// Returns the pool of the route's master. `failed`: the last one could not be used. If its server
+    /// is gone and another one takes over by `deadline`, this returns the other's pool.
+    pub(super) async fn master(
         &self,
         slot_map: &SlotMapCache,
         route: &Route,
         deadline: Instant,
-        mut call: impl FnMut(P) -> F + Send,
-    ) -> Result<T, CheckoutError> {
-        self.prune(slot_map);
-        let begun = Instant::now();
-        let mut budget = RedirectBudget::until(deadline);
+        PoolSearch(search): &mut PoolSearch,
+        mut failed: Option<CheckoutError>,
+    ) -> Result<P, CheckoutError> {
+        let (begun, budget) = search.get_or_insert_with(|| {
+            self.prune(slot_map);
+            (Instant::now(), RedirectBudget::until(deadline))
+        });
         loop {
-            let reached = match self.node(slot_map, route, deadline).await {
+            if let Some(error) = failed {
+                match self.on_unreachable(route, &error, deadline).await {
+                    // Only the node that redirected the call here decides its next route.
+                    Some(_) if route.node.is_some() => return Err(error),
+                    Some(redirect)
+                        if redirect_pause::try_next::<P::Io>(budget, &redirect).await => {}
+                    _ => {
+                        return Err(match error {
+                            CheckoutError::Connect { source, .. } => {
+                                CheckoutError::Connect { waited: begun.elapsed(), source }
+                            }
+                            error => error,
+                        });
+                    }
+                }
+            }
+            failed = Some(match self.node(slot_map, route, deadline).await {
                 Some(node) => match self.pool(slot_map, &node) {
-                    Ok(pool) => call(pool).await,
-                    Err(error) => Err(error),
+                    Ok(pool) => return Ok(pool),
+                    Err(error) => error,
                 },
                 None => {
                     let source = slot_map
                         .failure()
                         .unwrap_or_else(|| ConnectionError::refused(unserved(route.slot)));
-                    Err(CheckoutError::Connect { waited: begun.elapsed(), source })
+                    CheckoutError::Connect { waited: begun.elapsed(), source }
                 }
-            };
-            let error = match reached {
-                Ok(reached) => return Ok(reached),
-                Err(error) => error,
-            };
-            match self.on_unreachable(route, &error, deadline).await {
-                // Only the node that redirected the call here decides its next route.
-                Some(_) if route.node.is_some() => return Err(error),
-                Some(redirect)
-                    if redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await => {}
-                _ => {
-                    return Err(match error {
-                        CheckoutError::Connect { source, .. } => {
-                            CheckoutError::Connect { waited: begun.elapsed(), source }
-                        }
-                        error => error,
-                    });
-                }
-            }
+            });
         }
     }
 
@@ -84,7 +88,7 @@ impl<P: ServerPool> Pools<P> {
         if let Some(node) = found(&slot_map.map()) {
             return Some(node);
         }
-        Box::pin(slot_map.refresh::<P::Io>(None, Some(deadline))).await;
+        boxed(slot_map.refresh::<P::Io>(None, Some(deadline))).await;
         self.prune(slot_map);
         found(&slot_map.map())
     }
@@ -162,7 +166,7 @@ impl<P: ServerPool> Pools<P> {
 
     /// Returns the routes to all masters, for a command that goes to each of them.
     pub(crate) async fn all_masters(&self, deadline: Instant) -> Result<Vec<Route>, CheckoutError> {
-        self.with_pool(&Route::default(), deadline, |_| ready(Ok(()))).await?;
+        self.pool_of(&Route::default(), deadline, &mut PoolSearch::default(), None).await?;
         let Some(slot_map) = self.slot_map() else { return Ok(vec![Route::default()]) };
         let map = slot_map.map();
         Ok(map.masters_with_slots().map(|node| Route::to_node(node.clone())).collect())
@@ -187,12 +191,12 @@ impl<P: ServerPool> Pools<P> {
                 let to = NodeAddress::of(to, &from);
                 if slot_map.map().master(*slot) != Some(&to) {
                     // The new owner's map is newer than the map of any other node.
-                    Box::pin(slot_map.refresh::<P::Io>(Some(&to), None)).await;
+                    boxed(slot_map.refresh::<P::Io>(Some(&to), None)).await;
                     slot_map.moved(*slot, &to);
                 }
             }
             RedirectReply::Ask { .. } => {}
-            RedirectReply::TryAgain => Box::pin(slot_map.refresh::<P::Io>(None, None)).await,
+            RedirectReply::TryAgain => boxed(slot_map.refresh::<P::Io>(None, None)).await,
         }
         self.redirections.add();
         tracing::debug!(slot = route.slot, to = ?redirect, "redirected");
@@ -213,7 +217,7 @@ impl<P: ServerPool> Pools<P> {
             CheckoutError::Closed if !self.closed.load(Ordering::Acquire) => {}
             _ => return None,
         }
-        Box::pin(slot_map.refresh::<P::Io>(None, Some(deadline))).await;
+        boxed(slot_map.refresh::<P::Io>(None, Some(deadline))).await;
         self.prune(slot_map);
         Some(Redirect::Unreachable(Route::to(route.slot)))
     }

@@ -241,7 +241,7 @@ async fn question<W: Wire>(
     let mut bytes = Vec::with_capacity(64);
     encode::command(&mut bytes, &["CLUSTER", word], |_| {});
     let mut reply = Value::Nil;
-    let asked = connection.ask(&bytes, 1, limit, |_, value| reply = value).await;
+    let asked = connection.ask(&bytes, 1, limit, &mut |_, value| reply = value).await;
     asked.map(|()| reply).map_err(|(_, error)| error)
 }
 

@@ -60,8 +60,8 @@ fn a_connection<W: Wire>(mut connection: Connection<W>, login: &Login) {
     let (deadline, expected): (Deadline, &[(Expect, u32)]) = any();
     is_send(connection.send(b"", expected, deadline));
     is_send(connection.receive(deadline));
-    is_send(connection.exchange(b"", expected, deadline, |_, _| {}));
-    is_send(connection.ask(b"", 1, deadline, |_, _| {}));
+    is_send(connection.exchange(b"", expected, deadline, &mut |_, _| {}));
+    is_send(connection.ask(b"", 1, deadline, &mut |_, _| {}));
     is_send(connection.ask_all(b"", 1, deadline));
     is_send(connection.read_rejection(deadline));
     is_send(connection.ping(deadline));
@@ -81,7 +81,7 @@ fn a_side<I: Io>(endpoint: &Endpoint, settings: &Settings, options: OpenOptions)
 fn a_line<L: Line>(mut line: L, mut queue: CommandQueue, plan: &CommitPlan, deadline: Instant) {
     let (question, budget, preparing): (Question<'_>, RetryBudget, Preparing<'_>) = any();
     is_send(ensure_alive(&mut line, deadline));
-    is_send(ask(&mut line, &question, budget, |_, _: Value| {}));
+    is_send(ask(&mut line, &question, budget, &mut |_, _: Value| {}));
     is_send(preparing.finish(&mut line));
     is_send(prepare::watch(&mut line, Some(b""), (b"", 0), plan, None, deadline));
     is_send(commit(&mut line, &mut queue, plan, deadline));

@@ -250,7 +250,7 @@ pub(super) async fn a_read<P: ServerPool>(router: &Router<P>, server: &Server) -
         let question =
             Question { name, bytes: &bytes, replies: 1, read_only, single: true, blocking: None };
         let (mut values, budget) = (Vec::new(), line.retry_budget(soon()));
-        let asked = ask(&mut line, &question, budget, |_, value| values.push(value)).await;
+        let asked = ask(&mut line, &question, budget, &mut |_, value| values.push(value)).await;
         found.push(format!("{asked:?} {values:?}"));
     }
     found.extend(on_server(server, &["GET one"]));
@@ -559,7 +559,7 @@ fn a_read_is_sent_again_if_its_connection_fails_and_a_write_only_if_its_last_byt
         let question =
             Question { name, bytes: &bytes, replies: 1, read_only, single: true, blocking: None };
         set_cut(Some(cut));
-        let asked = run(ask(&mut line, &question, budget, |_, value| values.push(value)));
+        let asked = run(ask(&mut line, &question, budget, &mut |_, value| values.push(value)));
         assert_eq!(set_cut(None), None, "{cut:?}");
         asked.map(|()| format!("{values:?}"))
     };

@@ -134,7 +134,7 @@ async fn read_of(line: &mut StubLine, key: &str, budget: RetryBudget) -> Result<
     let (name, read_only, single) = ("GET", true, true);
     let question = Question { name, bytes: &bytes, replies: 1, read_only, single, blocking: None };
     let mut values = Vec::new();
-    ask(line, &question, budget, |_, value| values.push(value)).await.map(|()| values)
+    ask(line, &question, budget, &mut |_, value| values.push(value)).await.map(|()| values)
 }
 
 /// Drops the flush of a large block, or its commit, after each of its polls; then it is committed.

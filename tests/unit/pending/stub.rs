@@ -255,7 +255,9 @@ impl ServerPool for StubPool {
         };
         let (mut collector, mut values) = (Collector::new(commands, 0), Vec::new());
         let exchanged = connection
-            .exchange(&own.bytes, &own.kind.expected(), deadline, |expect, reply| match own.kind {
+            .exchange(&own.bytes, &own.kind.expected(), deadline, &mut |expect, reply| match own
+                .kind
+            {
                 RequestKind::Block { .. } => collector.take(expect, reply),
                 RequestKind::Read | RequestKind::Calls { .. } => values.push(reply.into_value()),
             })
