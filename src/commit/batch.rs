@@ -32,7 +32,10 @@ pub(crate) async fn commit_block<P: ServerPool>(
             Joined::Response(response) => return batched_outcome(response, queue, plan),
         }
     } else {
-        router.checkout(route, checkout_deadline).await?
+        match router.only_pool()? {
+            Some(pool) => pool.checkout(checkout_deadline).await?,
+            None => boxed(router.checkout(route, checkout_deadline)).await?,
+        }
     };
     let committed = commit(&mut line, queue, plan, checkout_deadline).await;
     if cleanup::is_needed(&mut line) {

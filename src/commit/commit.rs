@@ -47,11 +47,13 @@ pub(crate) async fn commit<L: Line>(
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
         let sent = plan.resolver.as_ref().map(|_| Instant::now());
         let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
-            Ok(LastWrite { start, internal, after_exec, expected, deadline, mut replies }) => {
-                let FinalWrite { bytes, with_exec } = queue.finish(start, &internal, &after_exec);
+            Ok(mut last) => {
+                let FinalWrite { bytes, with_exec } =
+                    queue.finish(last.start, &last.internal, &last.after_exec);
+                let LastWrite { replies, expected, deadline, .. } = &mut last;
                 let mut take = |expect, reply| replies.take(expect, reply);
-                let exchanged = connection.exchange(bytes, &expected, deadline, &mut take).await;
-                replies.exchanged(exchanged, (!after_exec.is_empty()).then_some(with_exec))
+                let exchanged = connection.exchange(bytes, expected, *deadline, &mut take).await;
+                last.exchanged(exchanged, with_exec)
             }
             Err(cause) => Err(cause),
         };

@@ -44,6 +44,7 @@ pub(crate) struct LastReplies {
 impl LastWrite {
     /// The rest of the transaction with EXEC. For the transaction's options, other commands
     /// surround EXEC.
+    #[inline(always)]
     pub(crate) fn new<W: Wire>(
         connection: &mut Connection<W>,
         queue: &CommandQueue,
@@ -111,27 +112,29 @@ impl LastReplies {
             _ => self.collector.take(expect, reply),
         }
     }
+}
 
-    /// Returns what the replies show. `with_exec`: number of bytes up to EXEC's last one, if further
-    /// bytes follow.
+impl LastWrite {
+    /// Returns what the replies show. `with_exec`: number of bytes up to EXEC's last one.
     ///
     /// # Errors
     /// The connection was lost before EXEC's last byte was sent.
+    #[inline(always)]
     pub(crate) fn exchanged(
         self,
         exchanged: Result<(), Interruption>,
-        with_exec: Option<usize>,
+        with_exec: usize,
     ) -> Result<Exchanged, ConnectionError> {
         let lost = match exchanged {
             Ok(()) => None,
             // If the bytes up to the end of EXEC were sent, EXEC may run.
             Err(Interruption { left: Some(sent), cause })
-                if with_exec.is_none_or(|with_exec| sent < with_exec) =>
+                if self.after_exec.is_empty() || sent < with_exec =>
             {
                 return Err(cause);
             }
             Err(Interruption { cause, .. }) => Some(cause),
         };
-        Ok(Exchanged { verdict: self.collector.verdict(), acks: self.acks, lost })
+        Ok(Exchanged { verdict: self.replies.collector.verdict(), acks: self.replies.acks, lost })
     }
 }

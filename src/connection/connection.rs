@@ -268,6 +268,7 @@ impl<W: Wire> Connection<W> {
 
     /// Returns the next reply, or up to `most` of them if each is QUEUED. `None`: more bytes must
     /// arrive first.
+    #[inline(always)]
     fn arrived(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError> {
         let most = most.min(self.state.max_queued());
         let next = self.wire.next(most).map_err(|error| self.broken(error))?;

@@ -280,6 +280,7 @@ impl Wire for Transport {
         ready(self.write(bytes, awaited, deadline))
     }
 
+    #[inline]
     fn next(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError> {
         if let Some(reply) = self.take_early(most) {
             return Ok(Some(reply));

@@ -102,6 +102,7 @@ impl<K, I> State<K, I> {
 impl<K: Kept, I: Clone> Entry<K, I> {
     /// Opens the scope of a caller that has the permit, and returns the scope's generation. `info`
     /// receives the generation and the number of uses so far.
+    #[inline]
     pub(crate) fn open(&self, kept: K, info: impl FnOnce(u64, u64) -> I) -> u64 {
         let mut state = lock(&self.state);
         state.generation += 1;
@@ -117,6 +118,7 @@ impl<K: Kept, I: Clone> Entry<K, I> {
     }
 
     /// Takes the connection out for a call.
+    #[inline]
     pub(crate) fn take(&self, generation: u64) -> Taken<K> {
         let mut state = lock(&self.state);
         let Some(scope) = state.scope(generation) else { return Taken::Gone };
@@ -132,6 +134,7 @@ impl<K: Kept, I: Clone> Entry<K, I> {
 
     /// Ends a call. The scope leaves the entry if it was marked during the call.
     #[must_use = "dropped without the entry's lock"]
+    #[inline]
     pub(crate) fn put_back(&self, generation: u64, kept: K) -> Left<K, I> {
         let mut state = lock(&self.state);
         state.uses += 1;
@@ -154,6 +157,7 @@ impl<K: Kept, I: Clone> Entry<K, I> {
 
     /// Ends the scope, or has it end with the call that is under way.
     #[must_use = "dropped without the entry's lock"]
+    #[inline]
     pub(crate) fn end(&self, generation: u64) -> Option<(K, I)> {
         let mut state = lock(&self.state);
         let scope = state.scope(generation)?;

@@ -248,6 +248,15 @@ impl<P: ServerPool> Pools<P> {
         self.endpoint.close();
     }
 
+    /// Returns the pool of the only server; `None`: the pool depends on the route.
+    pub(crate) fn only_pool(&self) -> Result<Option<&P>, CheckoutError> {
+        self.here()?;
+        Ok(match &self.servers {
+            Servers::One(pool) => Some(pool),
+            Servers::Masters(_) => None,
+        })
+    }
+
     /// Takes a connection for one round trip.
     pub(crate) async fn checkout(
         &self,

@@ -324,6 +324,7 @@ struct TakenCheckout {
 }
 
 impl TakenCheckout {
+    #[inline]
     fn put_back(self) {
         let Self { scopes, index, generation, limit, kept } = self;
         if scopes.core.settings().is_forked_child() {

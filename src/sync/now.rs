@@ -6,7 +6,8 @@ use std::task::{Context, Poll, Waker};
 
 use tracing::Span;
 
-/// Polls `future` once and returns its output.
+/// Polls `future` once and returns its output. A large future is pinned by the caller, so that it is
+/// not moved.
 ///
 /// # Panics
 /// The future waits for a task. No future of the blocking side does.

@@ -3,6 +3,7 @@
 //! However the guard ends, the connection leaves it.
 
 use std::marker::PhantomData;
+use std::pin::pin;
 
 use crate::commit::outcome::Committed;
 use crate::error::any::{CommitError, Error};
@@ -112,7 +113,7 @@ impl<M: Mode> Transaction<M> {
 
     fn send(&mut self) -> Result<Committed, CommitError> {
         let span = self.pinned.span().clone();
-        now_in(&span, self.pending.commit(&mut self.pinned))
+        now_in(&span, pin!(self.pending.commit(&mut self.pinned)))
     }
 
     /// Discards the transaction as its drop does, and returns whether that succeeded.
@@ -122,7 +123,7 @@ impl<M: Mode> Transaction<M> {
     /// either way.
     pub fn discard(mut self) -> Result<(), Error> {
         let span = self.pinned.span().clone();
-        now_in(&span, self.pinned.discard())
+        now_in(&span, pin!(self.pinned.discard()))
     }
 
     /// Returns the failure that `commit` would already return: a refused command, a limit, or a

@@ -3,6 +3,7 @@
 //! Single commands are on the pooled handle, so that a plain read cannot open a scope.
 
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::pin::pin;
 use std::sync::Arc;
 
 use redis::ToSingleRedisArg;
@@ -169,8 +170,8 @@ impl Transactional {
         let mut pinned = Pinned::new(&self.router, owner, plan);
         let mut pending = Pending::new(pinned.settings(), pinned.plan(), binding);
         let span = pinned.span().clone();
-        now_in(&span, pending.begin(&mut pinned))
-            .inspect_err(|error| pinned.record_failure(error))?;
+        let begun = now_in(&span, pin!(pending.begin(&mut pinned)));
+        begun.inspect_err(|error| pinned.record_failure(error))?;
         Ok(Transaction::new(pending, pinned))
     }
 

@@ -54,19 +54,25 @@ impl<P: Side> Reading<P> {
         attempt: u32,
         deadline: Instant,
     ) -> Result<Self, Error> {
-        let declared = match arm(&mut pinned, target, attempt, deadline).await {
-            Ok(declared) => declared,
+        match arm(&mut pinned, target, attempt, deadline).await {
+            Ok(declared) => Ok(Self::new(pinned, target, attempt, declared)),
             Err(error) => {
-                pinned.record_failure(&error);
-                boxed(pinned.discard_or_log()).await;
-                return Err(error);
+                boxed(stop(&mut pinned, &error)).await;
+                Err(error)
             }
-        };
-        let binding = target.binding;
-        let watch =
-            target.keys.map(Keys::watch).filter(|_| pinned.route().ask).unwrap_or_default().into();
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn new(
+        pinned: Pinned<P>,
+        WatchTarget { keys, binding, .. }: WatchTarget<'_>,
+        attempt: u32,
+        declared: ReadReplies,
+    ) -> Self {
+        let watch = keys.map(Keys::watch).filter(|_| pinned.route().ask).unwrap_or_default().into();
         let (connection_lost, redirect) = (false, None);
-        Ok(Self { pinned, binding, attempt, declared, connection_lost, redirect, watch })
+        Self { pinned, binding, attempt, declared, connection_lost, redirect, watch }
     }
 
     /// Sends one read, and returns its reply.
@@ -165,7 +171,7 @@ pub(crate) struct WatchTarget<'w> {
 
 /// Takes a connection and waits for the replies to WATCH, the declared reads and the conditions'
 /// reads.
-async fn arm<P: Side>(
+pub(crate) async fn arm<P: Side>(
     pinned: &mut Pinned<P>,
     WatchTarget { keys, binding, reads }: WatchTarget<'_>,
     attempt: u32,
@@ -200,6 +206,12 @@ async fn arm<P: Side>(
             });
         }
     })
+}
+
+/// Ends a scope that could not be armed.
+pub(crate) async fn stop<P: Side>(pinned: &mut Pinned<P>, error: &Error) {
+    pinned.record_failure(error);
+    pinned.discard_or_log().await;
 }
 
 /// Error of a node that does not serve the slot.

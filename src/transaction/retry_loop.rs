@@ -23,7 +23,7 @@ use crate::sync::boxed::boxed;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn};
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
-use crate::transaction::reading::{Reading, WatchTarget};
+use crate::transaction::reading::{self, Reading, WatchTarget};
 use crate::transaction::redirects::{CheckoutBudget, RedirectCause};
 
 /// Conflicts retried without backoff by an admitted block. Beyond this, contention comes from
@@ -160,26 +160,36 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
             let mut pinned =
                 Pinned::within(self.span.clone(), self.router, owner.clone(), plan.clone());
             pinned.set_route(self.route.clone());
-            match Reading::begin(pinned, *target, attempt, deadline).await {
-                Ok(reading) => {
+            match reading::arm(&mut pinned, *target, attempt, deadline).await {
+                Ok(declared) => {
                     // A failed condition is no conflict with another block.
                     if let Some(turn) = &mut self.turn {
                         turn.attempted();
                     }
-                    return Ok(reading);
+                    return Ok(Reading::new(pinned, *target, attempt, declared));
                 }
-                Err(error) => {
-                    let next = match RedirectCause::of(&error) {
-                        Some(cause) => {
-                            boxed(cause.redirect(self.router, &self.route, deadline)).await
-                        }
-                        None => None,
-                    };
-                    let next = self.limits.checkout.follow::<P::Io>(next).await;
-                    self.route = next.ok_or(error)?;
-                }
+                Err(error) => boxed(self.not_armed(pinned, error, deadline)).await?,
             }
         }
+    }
+
+    /// Sets the route of the next attempt after one that failed before the closure ran.
+    ///
+    /// # Errors
+    /// There is no further attempt.
+    async fn not_armed(
+        &mut self,
+        mut pinned: Pinned<P>,
+        error: Error,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        reading::stop(&mut pinned, &error).await;
+        let next = match RedirectCause::of(&error) {
+            Some(cause) => cause.redirect(self.router, &self.route, deadline).await,
+            None => None,
+        };
+        self.route = self.limits.checkout.follow::<P::Io>(next).await.ok_or(error)?;
+        Ok(())
     }
 
     /// Returns when the closure begins, if its time matters: in a cluster.

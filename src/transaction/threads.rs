@@ -1,6 +1,8 @@
 //! Runs the decisions of transactions on the caller's thread. The functions without a type parameter
 //! keep the protocol's code out of the user's crate.
 
+use std::pin::pin;
+
 use crate::commit::plan::CommitPlan;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
@@ -35,7 +37,7 @@ fn commit_block(router: &Router, policy: RetryPolicy, block: &mut Block) -> Resu
         return Err(CheckoutError::Closed.into());
     };
     let span = pinned.span().clone();
-    now_in(&span, retry_loop::commit_block(router, policy, pending, pinned))
+    now_in(&span, pin!(retry_loop::commit_block(router, policy, pending, pinned)))
 }
 
 /// Runs a watching block until it commits, or until the policy ends it.
@@ -80,12 +82,12 @@ fn attempts<'w>(router: &'w Router, run: &'w WatchRun<'w>) -> WatchAttempts<'w, 
 
 fn next(attempts: &mut WatchAttempts<'_, Pool>) -> Result<Watching, Error> {
     let span = attempts.span().clone();
-    now_in(&span, attempts.next()).map(Watching::new)
+    now_in(&span, pin!(attempts.next())).map(Watching::new)
 }
 
 fn failed(attempts: &mut WatchAttempts<'_, Pool>, watching: Watching) -> bool {
     let span = attempts.span().clone();
-    now_in(&span, attempts.failed(watching.into_reading()))
+    now_in(&span, pin!(attempts.failed(watching.into_reading())))
 }
 
 fn commit_watched(
@@ -94,5 +96,5 @@ fn commit_watched(
     pending: &mut Pending,
 ) -> Result<Option<Replies>, Error> {
     let span = attempts.span().clone();
-    now_in(&span, attempts.commit(watching.into_reading(), pending))
+    now_in(&span, pin!(attempts.commit(watching.into_reading(), pending)))
 }

@@ -1,6 +1,7 @@
 //! The builder of a watching scope. A list of keys must not be empty.
 
 use std::panic::Location;
+use std::pin::pin;
 use std::sync::Arc;
 
 use redis::{Cmd, FromRedisValue};
@@ -124,7 +125,7 @@ impl Watch {
         let pinned = Pinned::new(&self.router, owner, plan);
         let deadline = pinned.checkout_deadline();
         let span = pinned.span().clone();
-        now_in(&span, Reading::begin(pinned, target, 1, deadline)).map(Watching::new)
+        now_in(&span, pin!(Reading::begin(pinned, target, 1, deadline))).map(Watching::new)
     }
 
     /// Runs `closure` and commits the commands that it queued.

@@ -1,6 +1,7 @@
 //! A scope that reads before it writes, for callers that are threads.
 
 use std::fmt;
+use std::pin::pin;
 
 use redis::{Cmd, FromRedisValue, Value};
 
@@ -145,7 +146,7 @@ impl Watching {
 
     fn reply_to(&mut self, name: &str, bytes: &[u8]) -> Result<Value, Error> {
         let span = self.reading.pinned.span().clone();
-        now_in(&span, self.reading.reply_to(name, bytes))
+        now_in(&span, pin!(self.reading.reply_to(name, bytes)))
     }
 
     /// Changes from reading to writing. The commands queued from here on are applied only if no
@@ -161,7 +162,7 @@ impl Watching {
     /// The error of UNWATCH; the connection was then replaced.
     pub fn abandon(mut self) -> Result<(), Error> {
         let span = self.reading.pinned.span().clone();
-        now_in(&span, self.reading.pinned.discard())
+        now_in(&span, pin!(self.reading.pinned.discard()))
     }
 
     /// Returns a queue for the writes of this attempt.

@@ -187,7 +187,7 @@ fn a_call_is_ended_by_the_socket_in_its_scopes_entry() {
             let deadline = Deadline::after(SOON);
             let expected = [(Expect::Plain, 1)];
             let connection = call.current().unwrap();
-            let ended = now(connection.exchange(waits, &expected, deadline, |_, _| {}));
+            let ended = now(connection.exchange(waits, &expected, deadline, &mut |_, _| {}));
             ended.unwrap_err().cause.kind()
         });
         eventually(SOON, "the call waits on the server", || {
