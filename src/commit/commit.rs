@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::commit::outcome::{Committed, classify, refused, replies, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare;
-use crate::commit::send::{Exchanged, LastWrite};
+use crate::commit::send::{Exchanged, LastReplies, LastWrite};
 use crate::connection::connection::Interruption;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
@@ -47,13 +47,15 @@ pub(crate) async fn commit<L: Line>(
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
         let sent = plan.resolver.as_ref().map(|_| Instant::now());
         let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
-            Ok(mut last) => {
+            Ok(last) => {
+                let mut replies = LastReplies::new(&last, queue, plan);
                 let FinalWrite { bytes, with_exec } =
                     queue.finish(last.start, &last.internal, &last.after_exec);
-                let LastWrite { replies, expected, deadline, .. } = &mut last;
                 let mut take = |expect, reply| replies.take(expect, reply);
-                let exchanged = connection.exchange(bytes, expected, *deadline, &mut take).await;
-                last.exchanged(exchanged, with_exec)
+                let sent =
+                    connection.exchange(bytes, &last.expected, last.deadline, &mut take).await;
+                let with_exec = (!last.after_exec.is_empty()).then_some(with_exec);
+                replies.exchanged(sent, with_exec)
             }
             Err(cause) => Err(cause),
         };

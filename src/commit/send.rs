@@ -31,7 +31,8 @@ pub(crate) struct LastWrite {
     pub(crate) after_exec: Vec<u8>,
     pub(crate) expected: [(Expect, u32); 7],
     pub(crate) deadline: Deadline,
-    pub(crate) replies: LastReplies,
+    /// Number of commands that are queued after the user's.
+    internal_commands: u32,
 }
 
 /// The replies to the last write, as far as they arrived.
@@ -83,7 +84,7 @@ impl LastWrite {
             (false, true) if !state.is_watching() => Prefix::Unwatch,
             (false, _) => Prefix::Multi,
         };
-        let (commands, unsent) = (queue.commands(), queue.unsent());
+        let unsent = queue.unsent();
         let expected = [
             (Expect::Unwatch, u32::from(start == Prefix::Unwatch)),
             (Expect::Multi, u32::from(start != Prefix::Commands)),
@@ -96,13 +97,18 @@ impl LastWrite {
         let replication_wait =
             plan.durability.map(|durability| durability.timeout()).unwrap_or_default();
         let deadline = Deadline::after(settings.response_timeout + replication_wait);
-        let collector = Collector::new(commands + internal_commands, commands - unsent);
-        let replies = LastReplies { collector, durability: plan.durability, acks: None };
-        Ok(Self { start, internal, after_exec, expected, deadline, replies })
+        Ok(Self { start, internal, after_exec, expected, deadline, internal_commands })
     }
 }
 
 impl LastReplies {
+    #[inline(always)]
+    pub(crate) fn new(last: &LastWrite, queue: &CommandQueue, plan: &CommitPlan) -> Self {
+        let (commands, unsent) = (queue.commands(), queue.unsent());
+        let collector = Collector::new(commands + last.internal_commands, commands - unsent);
+        Self { collector, durability: plan.durability, acks: None }
+    }
+
     pub(crate) fn take(&mut self, expect: Expect, reply: Reply) {
         match expect {
             Expect::Plain => {
@@ -112,10 +118,9 @@ impl LastReplies {
             _ => self.collector.take(expect, reply),
         }
     }
-}
 
-impl LastWrite {
-    /// Returns what the replies show. `with_exec`: number of bytes up to EXEC's last one.
+    /// Returns what the replies show. `with_exec`: number of bytes up to EXEC's last one, if
+    /// further bytes follow.
     ///
     /// # Errors
     /// The connection was lost before EXEC's last byte was sent.
@@ -123,18 +128,18 @@ impl LastWrite {
     pub(crate) fn exchanged(
         self,
         exchanged: Result<(), Interruption>,
-        with_exec: usize,
+        with_exec: Option<usize>,
     ) -> Result<Exchanged, ConnectionError> {
         let lost = match exchanged {
             Ok(()) => None,
             // If the bytes up to the end of EXEC were sent, EXEC may run.
             Err(Interruption { left: Some(sent), cause })
-                if self.after_exec.is_empty() || sent < with_exec =>
+                if with_exec.is_none_or(|with_exec| sent < with_exec) =>
             {
                 return Err(cause);
             }
             Err(Interruption { cause, .. }) => Some(cause),
         };
-        Ok(Exchanged { verdict: self.replies.collector.verdict(), acks: self.replies.acks, lost })
+        Ok(Exchanged { verdict: self.collector.verdict(), acks: self.acks, lost })
     }
 }

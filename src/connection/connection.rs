@@ -58,6 +58,13 @@ pub(crate) struct Interruption {
     pub(crate) cause: ConnectionError,
 }
 
+/// The replies that an exchange awaits.
+struct Awaited<'e> {
+    expected: &'e [(Expect, u32)],
+    /// Number of replies of the first kind that are left; `None`: all of them.
+    left: Option<u32>,
+}
+
 impl<W: Wire> Connection<W> {
     /// Takes over a connection that has just been opened.
     pub(crate) fn new(wire: W, expires: Option<Instant>, generation: u64) -> Self {
@@ -295,19 +302,34 @@ impl<W: Wire> Connection<W> {
         if let Err((left, error)) = self.wire.send(bytes, self.state.awaited(), deadline).await {
             return Err(Interruption { left: Some(left), cause: self.broken(error) });
         }
-        for (expect, count) in expected {
-            let mut left = *count;
-            while left > 0 {
-                match self.arrived(left) {
+        let mut awaited = Awaited { expected, left: None };
+        loop {
+            match self.read_arrived(&mut awaited, take) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(cause) => return Err(Interruption { left: None, cause }),
+            }
+            if let Err(error) = self.wire.fill(deadline).await {
+                return Err(Interruption { left: None, cause: self.broken(error) });
+            }
+        }
+    }
+
+    /// Passes the replies that have arrived to `take`. Returns whether they were the last ones.
+    fn read_arrived(
+        &mut self,
+        Awaited { expected, left }: &mut Awaited<'_>,
+        take: &mut (dyn FnMut(Expect, Reply) + Send),
+    ) -> Result<bool, ConnectionError> {
+        while let [(expect, count), rest @ ..] = *expected {
+            let of_kind = left.get_or_insert(*count);
+            while *of_kind > 0 {
+                match self.arrived(*of_kind) {
                     Ok(Some(reply)) => {
-                        left = left.saturating_sub(reply.count());
+                        *of_kind = of_kind.saturating_sub(reply.count());
                         take(*expect, reply);
                     }
-                    Ok(None) => {
-                        if let Err(error) = self.wire.fill(deadline).await {
-                            return Err(Interruption { left: None, cause: self.broken(error) });
-                        }
-                    }
+                    Ok(None) => return Ok(false),
                     Err(cause) => {
                         if let Some(length) = self.wire.unread()
                             && *expect == Expect::Exec
@@ -315,12 +337,13 @@ impl<W: Wire> Connection<W> {
                         {
                             take(*expect, Reply::Truncated(length));
                         }
-                        return Err(Interruption { left: None, cause });
+                        return Err(cause);
                     }
                 }
             }
+            (*expected, *left) = (rest, None);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The error that a server sent before it closed the connection, after a write has failed.

@@ -282,8 +282,8 @@ impl Wire for Transport {
 
     #[inline]
     fn next(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError> {
-        if let Some(reply) = self.take_early(most) {
-            return Ok(Some(reply));
+        if !self.early.is_empty() {
+            return Ok(self.take_early(most));
         }
         self.parser.next(most).map_err(|fault| {
             self.unread = fault.array;

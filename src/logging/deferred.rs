@@ -44,13 +44,22 @@ fn within(event: impl FnOnce() + Send + 'static) -> Event {
 /// The events of one connection's caller, in their order.
 #[derive(Default)]
 pub(crate) struct DeferredEvents {
-    events: Vec<Event>,
+    /// `None` before the first event. Boxed, because each checkout has this field.
+    #[expect(
+        clippy::box_collection,
+        reason = "a checkout is moved often, and rarely has an event"
+    )]
+    events: Option<Box<Vec<Event>>>,
 }
 
 impl DeferredEvents {
     pub(crate) fn add(&mut self, level: Level, event: impl FnOnce() + Send + 'static) {
-        if level <= LevelFilter::current() && self.events.len() < MOST {
-            self.events.push(within(event));
+        if level > LevelFilter::current() {
+            return;
+        }
+        let events = self.events.get_or_insert_default();
+        if events.len() < MOST {
+            events.push(within(event));
         }
     }
 
@@ -60,15 +69,17 @@ impl DeferredEvents {
             return;
         }
         let _: Result<(), _> = LEFT.try_with(|left| {
-            if let Ok(mut left) = left.try_borrow_mut() {
-                self.events.append(&mut left);
+            if let Ok(mut left) = left.try_borrow_mut()
+                && !left.is_empty()
+            {
+                self.events.get_or_insert_default().append(&mut left);
             }
         });
     }
 
     /// Writes the events, now that nothing is held.
     pub(crate) fn write(&mut self) {
-        for event in std::mem::take(&mut self.events) {
+        for event in self.take() {
             match std::thread::panicking() {
                 // A second panic would end the process.
                 true => drop(catch_unwind(AssertUnwindSafe(event))),
@@ -77,9 +88,13 @@ impl DeferredEvents {
         }
     }
 
+    fn take(&mut self) -> impl Iterator<Item = Event> + use<> {
+        self.events.take().into_iter().flat_map(|events| *events)
+    }
+
     /// Passes the events to the log thread.
     pub(crate) fn send_to(&mut self, log_thread: &Arc<LogThread>) {
-        std::mem::take(&mut self.events).into_iter().for_each(|event| log_thread.push(event));
+        self.take().for_each(|event| log_thread.push(event));
     }
 }
 
@@ -130,7 +145,7 @@ impl LogThread {
 
 impl fmt::Debug for DeferredEvents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} events", self.events.len())
+        write!(f, "{} events", self.events.as_ref().map_or(0, |events| events.len()))
     }
 }
 

@@ -33,15 +33,17 @@ use crate::text::brief;
 /// The permit for one connection.
 pub(crate) struct Permit {
     core: Arc<PoolCore>,
-    number: usize,
+    number: u32,
     events: DeferredEvents,
     /// The reaper's thread returns the connection, and must not wait for a log.
     by_reaper: bool,
+    needs_asking: bool,
 }
 
 impl Permit {
     pub(crate) fn new(core: Arc<PoolCore>, number: usize) -> Self {
-        Self { core, number, events: DeferredEvents::default(), by_reaper: false }
+        let (number, events) = (number as u32, DeferredEvents::default());
+        Self { core, number, events, by_reaper: false, needs_asking: false }
     }
 }
 
@@ -50,7 +52,7 @@ impl Drop for Permit {
         if self.core.config.settings.is_forked_child() {
             return;
         }
-        self.core.semaphore.release(self.number);
+        self.core.semaphore.release(self.number as usize);
         self.events.collect();
         let name = self.core.config.name;
         self.events.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
@@ -61,11 +63,10 @@ impl Drop for Permit {
     }
 }
 
-/// A permit and, usually, its connection. On drop the connection is returned before the permit.
+/// A permit and, usually, its connection. It is moved for each call of a scope, so its size matters. On drop the connection is returned before the permit.
 pub(crate) struct Checkout {
     connection: Option<TakenConnection>,
     permit: Permit,
-    needs_asking: bool,
 }
 
 /// In a forked child nothing is returned: the pool belongs to the parent.
@@ -86,14 +87,14 @@ impl Checkout {
         started: Instant,
         deadline: Instant,
     ) -> Result<Self, CheckoutError> {
-        let mut checkout = Self { connection: None, permit, needs_asking: false };
+        let mut checkout = Self { connection: None, permit };
         checkout.take_or_wait(started, deadline)?;
         Ok(checkout)
     }
 
     /// The number of the permit.
     pub(crate) fn permit_number(&self) -> usize {
-        self.permit.number
+        self.permit.number as usize
     }
 
     /// The connection's socket, if there is a connection.
@@ -107,7 +108,7 @@ impl Checkout {
 
     /// Marks the server as the target of a migration: each command or MULTI needs ASKING before it.
     pub(crate) fn with_ask(mut self, needs_asking: bool) -> Self {
-        self.needs_asking = needs_asking;
+        self.permit.needs_asking = needs_asking;
         self
     }
 
@@ -225,7 +226,7 @@ impl Line for Checkout {
     }
 
     fn needs_asking(&self) -> bool {
-        self.needs_asking
+        self.permit.needs_asking
     }
 
     fn current(&mut self) -> Option<&mut Connection> {

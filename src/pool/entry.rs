@@ -99,7 +99,7 @@ impl<K, I> State<K, I> {
     }
 }
 
-impl<K: Kept, I: Clone> Entry<K, I> {
+impl<K: Kept, I> Entry<K, I> {
     /// Opens the scope of a caller that has the permit, and returns the scope's generation. `info`
     /// receives the generation and the number of uses so far.
     #[inline]

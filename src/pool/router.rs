@@ -149,6 +149,10 @@ impl<P: ServerPool> Router<P> {
         origin: &ScopeOrigin,
         deadline: Instant,
     ) -> Result<P::Pin, CheckoutError> {
+        if let Some(pool) = self.only_pool()? {
+            let router = Arc::<Pools<P>>::clone(&self.pools);
+            return pool.pin(origin.clone(), deadline, false, router).await;
+        }
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {
             let pool = self.pool_of(route, deadline, &mut search, failed).await?;

@@ -40,18 +40,18 @@ pub(crate) struct OpenScopes {
     entries: Box<[Entry]>,
 }
 
-type Entry = entry::Entry<KeptCheckout, ScopeInfo>;
+type Entry = entry::Entry<Checkout, ScopeRecord>;
 
-/// The scope itself holds the pool and its router weakly; this entry keeps them alive.
-struct KeptCheckout {
-    checkout: Checkout,
+/// The scope itself holds the pool and its router weakly; its entry keeps them alive.
+struct ScopeRecord {
+    info: ScopeInfo,
     _scopes: Arc<OpenScopes>,
     _router: Arc<dyn Any + Send + Sync>,
 }
 
-impl Kept for KeptCheckout {
+impl Kept for Checkout {
     fn socket(&self) -> Option<&Arc<OwnSocket>> {
-        self.checkout.socket()
+        Self::socket(self)
     }
 }
 
@@ -99,15 +99,11 @@ impl OpenScopes {
         let (begun, place, index) = (Instant::now(), origin.place, checkout.permit_number());
         let mut generation = 0;
         if let Some(entry) = self.entries.get(index) {
-            let kept = KeptCheckout { checkout, _scopes: Arc::clone(self), _router: router };
             let (thread, thread_name) = (this_thread(), thread_name());
-            generation = entry.open(kept, |generation, uses| ScopeInfo {
-                generation,
-                begun,
-                uses,
-                thread,
-                thread_name,
-                origin,
+            generation = entry.open(checkout, |generation, uses| ScopeRecord {
+                info: ScopeInfo { generation, begun, uses, thread, thread_name, origin },
+                _scopes: Arc::clone(self),
+                _router: router,
             });
         }
         let limit = self.core.settings().max_pin_time;
@@ -116,7 +112,7 @@ impl OpenScopes {
 
     /// The open scopes in the order of the entries.
     pub(crate) fn list(&self) -> Vec<OpenScope> {
-        let scope = |entry: &Entry| entry.read(|info, _| info.open_scope());
+        let scope = |entry: &Entry| entry.read(|record, _| record.info.open_scope());
         self.entries.iter().filter_map(scope).collect()
     }
 
@@ -126,7 +122,7 @@ impl OpenScopes {
         let mut holders = Vec::new();
         let mut certain = true;
         for entry in &self.entries {
-            let holder = entry.read(|info, _| {
+            let holder = entry.read(|ScopeRecord { info, .. }, _| {
                 let may_end = info.thread != me && !is_waiting(info.thread);
                 (!may_end).then(|| info.open_scope())
             });
@@ -149,7 +145,7 @@ impl OpenScopes {
         let now = Instant::now();
         seen.0.resize(self.entries.len(), LastSeen::default());
         for (entry, last_seen) in self.entries.iter().zip(&mut seen.0) {
-            let scope = entry.read(|info, uses| (info.clone(), uses));
+            let scope = entry.read(|record, uses| (record.info.clone(), uses));
             let Some((info, uses)) = scope else { continue };
             if last_seen.generation != info.generation {
                 *last_seen = LastSeen { generation: info.generation, ..LastSeen::default() };
@@ -182,7 +178,7 @@ impl OpenScopes {
     /// Reclaims all scopes and returns their number. One that is inside a call is reclaimed when the
     /// call ends, which fails now.
     pub(crate) fn reclaim_all(&self) -> usize {
-        let generation = |entry: &Entry| entry.read(|info, _| info.generation);
+        let generation = |entry: &Entry| entry.read(|record, _| record.info.generation);
         let open = |entry| Some((entry, generation(entry)?));
         let open: Vec<_> = self.entries.iter().filter_map(open).collect();
         for (entry, generation) in &open {
@@ -219,16 +215,17 @@ struct LastSeen {
 
 /// Has the connection replaced, and passes the permit to the caller that has waited longest.
 fn reclaim(
-    mut kept: KeptCheckout,
-    info: ScopeInfo,
+    mut checkout: Checkout,
+    record: ScopeRecord,
     limit: Duration,
     log_thread: Option<&Arc<LogThread>>,
 ) {
-    kept.checkout.taint(CloseReason::Reclaimed);
+    checkout.taint(CloseReason::Reclaimed);
     if log_thread.is_some() {
-        kept.checkout.mark_reclaimed();
+        checkout.mark_reclaimed();
     }
-    drop(kept);
+    drop(checkout);
+    let ScopeRecord { info, .. } = record;
     let warn = move || {
         let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
         let name = name.as_deref();
@@ -265,11 +262,11 @@ impl PinnedLine for PinnedConnection {
 
     fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<ScopeCall, E> {
         let scopes = self.scopes.upgrade().ok_or_else(|| self.expired())?;
-        let (index, generation, limit) = (self.index, self.generation, self.limit);
-        let taken = scopes.entries.get(index).map(|entry| entry.take(generation));
+        let generation = self.generation;
+        let taken = scopes.entries.get(self.index).map(|entry| entry.take(generation));
         match taken {
-            Some(Taken::Kept(kept)) => {
-                let taken = TakenCheckout { scopes, index, generation, limit, kept };
+            Some(Taken::Kept(checkout)) => {
+                let taken = TakenCheckout { scopes, generation, checkout };
                 Ok(ScopeCall(guard(taken, TakenCheckout::put_back)))
             }
             Some(Taken::Busy) => {
@@ -317,23 +314,23 @@ pub(crate) struct ScopeCall(ScopeGuard<TakenCheckout, fn(TakenCheckout)>);
 
 struct TakenCheckout {
     scopes: Arc<OpenScopes>,
-    index: usize,
     generation: u64,
-    limit: Duration,
-    kept: KeptCheckout,
+    checkout: Checkout,
 }
 
 impl TakenCheckout {
     #[inline]
     fn put_back(self) {
-        let Self { scopes, index, generation, limit, kept } = self;
+        let Self { scopes, generation, checkout } = self;
         if scopes.core.settings().is_forked_child() {
             // The connection belongs to the parent, and the mutex may stay locked forever.
-            return std::mem::forget((scopes, kept));
+            return std::mem::forget((scopes, checkout));
         }
-        let Some(entry) = scopes.entries.get(index) else { return };
-        match entry.put_back(generation, kept) {
-            Left::Expired(kept, info) => reclaim(kept, info, limit, None),
+        let Some(entry) = scopes.entries.get(checkout.permit_number()) else { return };
+        match entry.put_back(generation, checkout) {
+            Left::Expired(checkout, record) => {
+                reclaim(checkout, record, scopes.core.settings().max_pin_time, None)
+            }
             // Dropped here, without the entry's lock.
             Left::Ended(..) | Left::Not => {}
         }
@@ -344,12 +341,12 @@ impl Deref for ScopeCall {
     type Target = Checkout;
 
     fn deref(&self) -> &Checkout {
-        &self.0.kept.checkout
+        &self.0.checkout
     }
 }
 
 impl DerefMut for ScopeCall {
     fn deref_mut(&mut self) -> &mut Checkout {
-        &mut self.0.kept.checkout
+        &mut self.0.checkout
     }
 }
