@@ -187,7 +187,7 @@ fn a_forgotten_guard_in_a_cluster_keeps_neither_connections_nor_threads() {
 fn forgets_a_guard(builder: Builder, clients: &dyn Fn() -> usize) {
     let before = threads();
     let ours = || threads().difference(&before).count();
-    let sessions = builder.max_pin_time(Duration::from_millis(50)).build().unwrap();
+    let sessions = builder.max_pin_time(Duration::from_millis(500)).build().unwrap();
     let accounts = sessions.transactional().with(immediate());
     std::mem::forget(accounts.begin_at("a").unwrap());
     assert!(clients() > 0 && ours() > 0);
