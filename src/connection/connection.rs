@@ -58,11 +58,11 @@ pub(crate) struct Interruption {
     pub(crate) cause: ConnectionError,
 }
 
-/// The replies that an exchange awaits.
+/// The replies that an exchange still awaits.
 struct Awaited<'e> {
     expected: &'e [(Expect, u32)],
-    /// Number of replies of the first kind that are left; `None`: all of them.
-    left: Option<u32>,
+    /// Number of replies of the first kind that have arrived.
+    arrived: u32,
 }
 
 impl<W: Wire> Connection<W> {
@@ -249,6 +249,7 @@ impl<W: Wire> Connection<W> {
     /// # Errors
     /// The connection is not usable, or awaits replies of an earlier call: its future was dropped,
     /// or it has panicked. Those replies would be taken for this call's.
+    #[inline]
     fn sending(&mut self, expected: &[(Expect, u32)]) -> Result<(), ConnectionError> {
         if !self.state.has_all_replies() {
             self.state.taint(CloseReason::LeftDirty);
@@ -299,51 +300,63 @@ impl<W: Wire> Connection<W> {
         take: &mut (dyn FnMut(Expect, Reply) + Send),
     ) -> Result<(), Interruption> {
         self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
-        if let Err((left, error)) = self.wire.send(bytes, self.state.awaited(), deadline).await {
+        let replies = self.state.awaited();
+        if let Err((left, error)) = self.wire.send(bytes, replies, deadline).await {
             return Err(Interruption { left: Some(left), cause: self.broken(error) });
         }
-        let mut awaited = Awaited { expected, left: None };
+        let mut awaited = Awaited { expected, arrived: 0 };
+        // Usually nothing has arrived at this time.
+        let mut may_be_complete = replies == 0 || self.wire.has_unread();
         loop {
-            match self.read_arrived(&mut awaited, take) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(cause) => return Err(Interruption { left: None, cause }),
+            if may_be_complete {
+                match self.read_arrived(&mut awaited, take) {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => {}
+                    Err(cause) => return Err(Interruption { left: None, cause }),
+                }
             }
             if let Err(error) = self.wire.fill(deadline).await {
                 return Err(Interruption { left: None, cause: self.broken(error) });
             }
+            may_be_complete = true;
         }
     }
 
     /// Passes the replies that have arrived to `take`. Returns whether they were the last ones.
     fn read_arrived(
         &mut self,
-        Awaited { expected, left }: &mut Awaited<'_>,
+        awaited: &mut Awaited<'_>,
         take: &mut (dyn FnMut(Expect, Reply) + Send),
     ) -> Result<bool, ConnectionError> {
-        while let [(expect, count), rest @ ..] = *expected {
-            let of_kind = left.get_or_insert(*count);
-            while *of_kind > 0 {
-                match self.arrived(*of_kind) {
-                    Ok(Some(reply)) => {
-                        *of_kind = of_kind.saturating_sub(reply.count());
-                        take(*expect, reply);
-                    }
-                    Ok(None) => return Ok(false),
-                    Err(cause) => {
-                        if let Some(length) = self.wire.unread()
-                            && *expect == Expect::Exec
-                            && self.state.is_in_multi()
-                        {
-                            take(*expect, Reply::Truncated(length));
-                        }
-                        return Err(cause);
-                    }
+        while let [(expect, count), rest @ ..] = awaited.expected {
+            if awaited.arrived >= *count {
+                *awaited = Awaited { expected: rest, arrived: 0 };
+                continue;
+            }
+            match self.arrived(*count - awaited.arrived) {
+                Ok(Some(reply)) => {
+                    awaited.arrived += reply.count();
+                    take(*expect, reply);
+                }
+                Ok(None) => return Ok(false),
+                Err(cause) => {
+                    self.pass_truncated(*expect, take);
+                    return Err(cause);
                 }
             }
-            (*expected, *left) = (rest, None);
         }
         Ok(true)
+    }
+
+    /// Passes the length of EXEC's array, if its end could not be read.
+    #[cold]
+    fn pass_truncated(&self, expect: Expect, take: &mut (dyn FnMut(Expect, Reply) + Send)) {
+        if let Some(length) = self.wire.unread()
+            && expect == Expect::Exec
+            && self.state.is_in_multi()
+        {
+            take(expect, Reply::Truncated(length));
+        }
     }
 
     /// The error that a server sent before it closed the connection, after a write has failed.

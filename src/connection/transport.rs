@@ -292,6 +292,10 @@ impl Wire for Transport {
         })
     }
 
+    fn has_unread(&self) -> bool {
+        !self.early.is_empty() || !self.parser.is_empty()
+    }
+
     fn fill(
         &mut self,
         deadline: Deadline,

@@ -28,6 +28,9 @@ pub(crate) trait Wire: Send {
     /// QUEUED. The server's pushes are skipped. `None`: more bytes must arrive first.
     fn next(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError>;
 
+    /// Returns whether bytes have arrived that are no returned reply yet.
+    fn has_unread(&self) -> bool;
+
     /// Waits until more bytes have arrived.
     fn fill(
         &mut self,

@@ -118,7 +118,7 @@ impl<K: Kept, I> Entry<K, I> {
     }
 
     /// Takes the connection out for a call.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&self, generation: u64) -> Taken<K> {
         let mut state = lock(&self.state);
         let Some(scope) = state.scope(generation) else { return Taken::Gone };
@@ -134,7 +134,7 @@ impl<K: Kept, I> Entry<K, I> {
 
     /// Ends a call. The scope leaves the entry if it was marked during the call.
     #[must_use = "dropped without the entry's lock"]
-    #[inline]
+    #[inline(always)]
     pub(crate) fn put_back(&self, generation: u64, kept: K) -> Left<K, I> {
         let mut state = lock(&self.state);
         state.uses += 1;

@@ -6,6 +6,7 @@
 pub(crate) mod cluster;
 pub(crate) mod slot_map_refresh;
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
@@ -142,6 +143,11 @@ impl<P: ServerPool> Router<P> {
         WeakRouter { pools: Arc::downgrade(&self.pools) }
     }
 
+    /// Returns a reference that keeps the pools alive.
+    pub(crate) fn keep_alive(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::<Pools<P>>::clone(&self.pools)
+    }
+
     /// Takes a connection for a scope. Until the scope ends, it keeps the pools alive.
     pub(crate) async fn pin(
         &self,
@@ -149,15 +155,10 @@ impl<P: ServerPool> Router<P> {
         origin: &ScopeOrigin,
         deadline: Instant,
     ) -> Result<P::Pin, CheckoutError> {
-        if let Some(pool) = self.only_pool()? {
-            let router = Arc::<Pools<P>>::clone(&self.pools);
-            return pool.pin(origin.clone(), deadline, false, router).await;
-        }
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {
             let pool = self.pool_of(route, deadline, &mut search, failed).await?;
-            let router = Arc::<Pools<P>>::clone(&self.pools);
-            match pool.pin(origin.clone(), deadline, route.ask, router).await {
+            match pool.pin(origin.clone(), deadline, route.ask, self.keep_alive()).await {
                 Ok(pin) => return Ok(pin),
                 Err(error) => failed = Some(error),
             }

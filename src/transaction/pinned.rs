@@ -23,6 +23,7 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::PinnedLine;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::settings::Settings;
+use crate::sync::boxed::boxed;
 use crate::transaction::redirects::RedirectCause;
 
 /// The span of a transaction that is about to begin, with OpenTelemetry's names for database clients.
@@ -190,7 +191,12 @@ impl<P: Side> Pinned<P> {
         if self.pin.is_none() {
             let router = self.router.get().ok_or(CheckoutError::Closed)?;
             self.set_slot(slot);
-            self.pin = Some(router.pin(&self.route, &self.owner, deadline).await?);
+            self.pin = Some(match router.only_pool()? {
+                Some(pool) => {
+                    pool.pin(self.owner.clone(), deadline, false, router.keep_alive()).await?
+                }
+                None => boxed(router.pin(&self.route, &self.owner, deadline)).await?,
+            });
         }
         Ok(())
     }

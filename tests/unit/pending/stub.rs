@@ -131,6 +131,10 @@ impl Wire for StubWire {
         self.transport.next(most)
     }
 
+    fn has_unread(&self) -> bool {
+        self.transport.has_unread()
+    }
+
     async fn fill(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
         pending_once().await;
         match CUT.get() {
