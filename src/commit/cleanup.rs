@@ -90,11 +90,8 @@ pub(crate) async fn clean_or_log<L: Line>(
 /// Ends a scope whose transaction is discarded, and returns the connection and the permit. Dropped
 /// before its end, it leaves a connection that is closed.
 pub(crate) async fn end_scope<P: Side>(pin: P::Pin) -> Result<(), Error> {
-    let mut call = pin.call::<Error>()?;
-    call.log_later(Level::DEBUG, || tracing::debug!("discard"));
-    let cleaned = clean(&mut *call).await;
-    // The connection is returned before the permit.
-    drop(call);
-    drop(pin);
-    cleaned
+    // Its drop returns the connection before the permit.
+    let mut line = pin.last_call::<Error>()?;
+    line.log_later(Level::DEBUG, || tracing::debug!("discard"));
+    clean(&mut *line).await
 }

@@ -99,6 +99,23 @@ impl<K, I> State<K, I> {
     }
 }
 
+impl<K: Kept, I> State<K, I> {
+    /// `mark`: what becomes of an open scope when the call ends.
+    #[inline(always)]
+    fn take(&mut self, generation: u64, mark: Mark) -> Taken<K> {
+        let Some(scope) = self.scope(generation) else { return Taken::Gone };
+        let Some(kept) = scope.kept.take() else { return Taken::Busy };
+        // Another one only if a call has replaced the connection.
+        let (known, current) = (scope.socket.as_ref().map(Weak::as_ptr), kept.socket());
+        if known != current.map(Arc::as_ptr) {
+            scope.socket = current.map(Arc::downgrade);
+        }
+        scope.mark = mark;
+        self.uses += 1;
+        Taken::Kept(kept)
+    }
+}
+
 impl<K: Kept, I> Entry<K, I> {
     /// Opens the scope of a caller that has the permit, and returns the scope's generation. `info`
     /// receives the generation and the number of uses so far.
@@ -120,16 +137,13 @@ impl<K: Kept, I> Entry<K, I> {
     /// Takes the connection out for a call.
     #[inline(always)]
     pub(crate) fn take(&self, generation: u64) -> Taken<K> {
-        let mut state = lock(&self.state);
-        let Some(scope) = state.scope(generation) else { return Taken::Gone };
-        let Some(kept) = scope.kept.take() else { return Taken::Busy };
-        // Another one only if a call has replaced the connection.
-        let (known, current) = (scope.socket.as_ref().map(Weak::as_ptr), kept.socket());
-        if known != current.map(Arc::as_ptr) {
-            scope.socket = current.map(Arc::downgrade);
-        }
-        state.uses += 1;
-        Taken::Kept(kept)
+        lock(&self.state).take(generation, Mark::Open)
+    }
+
+    /// Takes the connection out for the scope's last call: the scope ends with it.
+    #[inline(always)]
+    pub(crate) fn take_last(&self, generation: u64) -> Taken<K> {
+        lock(&self.state).take(generation, Mark::Last)
     }
 
     /// Ends a call. The scope leaves the entry if it was marked during the call.

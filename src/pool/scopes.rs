@@ -107,7 +107,8 @@ impl OpenScopes {
             });
         }
         let limit = self.core.settings().max_pin_time;
-        PinnedConnection { scopes: Arc::downgrade(self), index, generation, begun, place, limit }
+        let (scopes, ends_with_call) = (Arc::downgrade(self), false);
+        PinnedConnection { scopes, index, generation, begun, place, limit, ends_with_call }
     }
 
     /// The open scopes in the order of the entries.
@@ -248,23 +249,19 @@ pub(crate) struct PinnedConnection {
     begun: Instant,
     place: &'static Location<'static>,
     limit: Duration,
+    /// The last call has begun, and ends the scope.
+    ends_with_call: bool,
 }
 
 impl PinnedConnection {
-    fn expired(&self) -> PinExpired {
-        PinExpired::new(self.begun.elapsed(), self.limit, self.place)
-    }
-}
-
-impl PinnedLine for PinnedConnection {
-    type Line = Checkout;
-    type Call = ScopeCall;
-
-    fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<ScopeCall, E> {
+    #[inline(always)]
+    fn begin_call<E: From<PinExpired> + From<CheckoutError>>(
+        &self,
+        take: impl FnOnce(&Entry, u64) -> Taken<Checkout>,
+    ) -> Result<ScopeCall, E> {
         let scopes = self.scopes.upgrade().ok_or_else(|| self.expired())?;
         let generation = self.generation;
-        let taken = scopes.entries.get(self.index).map(|entry| entry.take(generation));
-        match taken {
+        match scopes.entries.get(self.index).map(|entry| take(entry, generation)) {
             Some(Taken::Kept(checkout)) => {
                 let taken = TakenCheckout { scopes, generation, checkout };
                 Ok(ScopeCall(guard(taken, TakenCheckout::put_back)))
@@ -278,6 +275,25 @@ impl PinnedLine for PinnedConnection {
         }
     }
 
+    fn expired(&self) -> PinExpired {
+        PinExpired::new(self.begun.elapsed(), self.limit, self.place)
+    }
+}
+
+impl PinnedLine for PinnedConnection {
+    type Line = Checkout;
+    type Call = ScopeCall;
+
+    fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<ScopeCall, E> {
+        self.begin_call(Entry::take)
+    }
+
+    fn last_call<E: From<PinExpired> + From<CheckoutError>>(mut self) -> Result<ScopeCall, E> {
+        let call = self.begin_call::<E>(Entry::take_last)?;
+        self.ends_with_call = true;
+        Ok(call)
+    }
+
     fn touch(&self) {
         if let Some(scopes) = self.scopes.upgrade()
             && let Some(entry) = scopes.entries.get(self.index)
@@ -289,6 +305,9 @@ impl PinnedLine for PinnedConnection {
 
 impl Drop for PinnedConnection {
     fn drop(&mut self) {
+        if self.ends_with_call {
+            return;
+        }
         let Some(scopes) = self.scopes.upgrade() else { return };
         if scopes.core.settings().is_forked_child() {
             return;

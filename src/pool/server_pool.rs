@@ -97,7 +97,7 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
 }
 
 /// A scope's access to its connection.
-pub(crate) trait PinnedLine: Send + Sync {
+pub(crate) trait PinnedLine: Sized + Send + Sync {
     type Line: Line;
     /// The connection for one call of the scope. Its drop ends the call.
     type Call: DerefMut<Target = Self::Line> + Send;
@@ -108,6 +108,13 @@ pub(crate) trait PinnedLine: Send + Sync {
     /// The scope was reclaimed before the call. Once a call has begun, its result stands. Or another
     /// call of the scope has the connection; since a call borrows the scope, that one was forgotten.
     fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<Self::Call, E>;
+
+    /// Begins the scope's last call: connection and permit are returned, in this order, when the call
+    /// is dropped.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call); the scope has ended then too.
+    fn last_call<E: From<PinExpired> + From<CheckoutError>>(self) -> Result<Self::Call, E>;
 
     /// Shows the reaper that the scope is in use although it sends nothing.
     fn touch(&self);

@@ -141,7 +141,8 @@ impl Pooled {
         let started = Instant::now();
         let deadline = started + self.router.settings().checkout_timeout;
         let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;
-        let mut checkout = pin.call::<Error>()?;
+        // Its drop returns the connection before the permit.
+        let mut checkout = pin.last_call::<Error>()?;
         let pool = checkout.pool().clone();
         while !checkout.has_connection() {
             now(checkout.connect(deadline))?;
@@ -154,8 +155,6 @@ impl Pooled {
         recent_replies::clear();
         let result = f(raw);
         recent_replies::clear();
-        // The connection is returned before the permit.
-        drop(checkout);
         Ok(result)
     }
 

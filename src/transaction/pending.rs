@@ -221,8 +221,8 @@ impl Pending {
         pinned: &mut Pinned<P>,
         deadline: Instant,
     ) -> Result<Committed, CommitError> {
-        let mut last = pinned.last_call::<CommitError>()?;
-        let line = &mut *last.line;
+        let mut line = pinned.last_call::<CommitError>()?;
+        let line = &mut *line;
         let committed = commit::commit(line, &mut self.queue, pinned.plan(), deadline).await;
         if cleanup::is_needed(line) {
             boxed(cleanup::clean_or_log(line, Some(pinned.owner().place))).await;

@@ -85,12 +85,6 @@ impl<P: Side> fmt::Debug for Pinned<P> {
     }
 }
 
-/// The connection of a scope's last call. The connection is returned before its permit.
-pub(crate) struct LastCall<P: Side> {
-    pub(crate) line: <P::Pin as PinnedLine>::Call,
-    _pin: P::Pin,
-}
-
 impl<P: Side> Pinned<P> {
     /// Creates a scope that holds no connection until [`pin`](Self::pin).
     #[inline]
@@ -242,10 +236,12 @@ impl<P: Side> Pinned<P> {
     /// Begins the scope's last call. The connection and the permit are returned when it is dropped.
     pub(crate) fn last_call<E: From<PinExpired> + From<CheckoutError>>(
         &mut self,
-    ) -> Result<LastCall<P>, E> {
+    ) -> Result<<P::Pin as PinnedLine>::Call, E> {
         self.here()?;
-        let Some(pin) = self.pin.take() else { return Err(CheckoutError::Closed.into()) };
-        Ok(LastCall { line: pin.call::<E>()?, _pin: pin })
+        match self.pin.take() {
+            Some(pin) => pin.last_call(),
+            None => Err(CheckoutError::Closed.into()),
+        }
     }
 
     /// Returns the connection with nothing of the scope left on it.

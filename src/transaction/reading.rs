@@ -142,11 +142,6 @@ impl<P: Side> Reading<P> {
         }
     }
 
-    /// Returns the scope, and the slot that its keys are bound to.
-    pub(crate) fn into_pinned(self) -> (Pinned<P>, SlotBinding) {
-        (self.pinned, self.binding)
-    }
-
     /// Returns the redirect of a read, if there was one.
     pub(crate) fn take_redirect(&mut self) -> Option<Redirect> {
         self.redirect.take()

@@ -207,8 +207,7 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
     pub(crate) async fn failed(&mut self, mut reading: Reading<P>) -> bool {
         let connection_lost = reading.is_connection_lost();
         let redirect = reading.take_redirect();
-        let (mut pinned, _) = reading.into_pinned();
-        pinned.discard_or_log().await;
+        reading.pinned.discard_or_log().await;
         if let Some(next) = self.limits.checkout.follow::<P::Io>(redirect).await {
             self.route = next;
             return true;
@@ -220,19 +219,18 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
     /// before its end, it may have sent EXEC.
     pub(crate) async fn commit(
         &mut self,
-        reading: Reading<P>,
+        mut reading: Reading<P>,
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
-        let plan = &self.run.plan;
-        let attempt = reading.attempt;
-        let (mut pinned, bound) = reading.into_pinned();
-        pending.bind(bound);
+        let (plan, attempt) = (&self.run.plan, reading.attempt);
+        pending.bind(reading.binding);
+        let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let deadline = match pinned.is_pinned() {
             true => deadline::after(self.limits.checkout.limit),
             false => self.limits.checkout.deadline,
         };
-        let mut committed = pending.attempt(&mut pinned, deadline).await;
+        let mut committed = pending.attempt(pinned, deadline).await;
         if committed.is_err() {
             boxed(resolve_in_doubt::<P>(&mut committed, pending, plan)).await;
         }
@@ -258,7 +256,7 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
         {
             return Ok(None);
         }
-        pending.record(&pinned, &committed);
+        pending.record(pinned, &committed);
         if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &self.turn) {
             turn.committed();
         }
