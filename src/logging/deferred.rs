@@ -37,8 +37,14 @@ pub(crate) fn defer(level: Level, event: impl FnOnce() + Send + 'static) {
 
 /// Binds the event to the current span.
 fn within(event: impl FnOnce() + Send + 'static) -> Event {
-    let span = Span::current();
-    Box::new(move || span.in_scope(event))
+    let (span, mut event) = (Span::current(), Some(event));
+    Box::new(move || in_span(&span, &mut || event.take().map_or((), |event| event())))
+}
+
+/// Entering a span is much code, and is not to be compiled for each event.
+#[inline(never)]
+fn in_span(span: &Span, event: &mut dyn FnMut()) {
+    span.in_scope(event);
 }
 
 /// The events of one connection's caller, in their order.
