@@ -126,8 +126,8 @@ fn exchange(
             });
             interrupted.collect()
         }
-        Err(Interruption { cause, .. }) => replies.responses(Some(cause)).collect(),
-        Ok(()) => replies.responses(None).collect(),
+        Err(Interruption { cause, .. }) => replies.responses(Some(cause)),
+        Ok(()) => replies.responses(None),
     };
     if response.iter().any(|response| {
         matches!(response, BatchResponse::Block(Verdict::Applied(_)) | BatchResponse::Calls(_))
@@ -153,11 +153,12 @@ fn exchange(
 }
 
 /// The replies to one write, as far as they arrived.
-struct BatchReplies {
-    /// The replies to each request, and the number that are still awaited.
-    requests: Vec<(RequestReplies, u32)>,
-    /// The request that the next reply belongs to.
-    at: usize,
+struct BatchReplies<'b> {
+    /// The requests whose first reply has not arrived yet.
+    requests: std::slice::Iter<'b, (RequestKind, usize)>,
+    /// The replies to the request that the next reply belongs to, and the number that are left.
+    current: Option<(RequestReplies, u32)>,
+    responses: Vec<BatchResponse>,
     /// Whether the next reply is UNWATCH's.
     unwatches: bool,
     refusals: Vec<String>,
@@ -170,22 +171,11 @@ enum RequestReplies {
     Block(Collector),
 }
 
-impl BatchReplies {
-    fn new(requests: &[(RequestKind, usize)], unwatches: bool) -> Self {
-        let replies = |(kind, _): &(RequestKind, usize)| {
-            let replies = match kind {
-                RequestKind::Read => RequestReplies::Read(None),
-                RequestKind::Calls { count } => {
-                    RequestReplies::Calls(Vec::with_capacity(*count as usize))
-                }
-                RequestKind::Block { commands } => {
-                    RequestReplies::Block(Collector::new(*commands, 0))
-                }
-            };
-            (replies, kind.expected().iter().map(|(_, count)| count).sum())
-        };
-        let requests = requests.iter().map(replies).collect();
-        Self { requests, at: 0, unwatches, refusals: Vec::new() }
+impl<'b> BatchReplies<'b> {
+    fn new(requests: &'b [(RequestKind, usize)], unwatches: bool) -> Self {
+        let responses = Vec::with_capacity(requests.len());
+        let requests = requests.iter();
+        Self { requests, current: None, responses, unwatches, refusals: Vec::new() }
     }
 
     fn take(&mut self, expect: Expect, reply: Reply) {
@@ -195,39 +185,58 @@ impl BatchReplies {
         if std::mem::take(&mut self.unwatches) {
             return;
         }
-        let Some((replies, left)) = self.requests.get_mut(self.at) else { return };
+        if self.current.is_none() {
+            self.current = self.requests.next().map(|(kind, _)| RequestReplies::new(*kind));
+        }
+        let Some((replies, left)) = &mut self.current else { return };
         *left = left.saturating_sub(reply.count());
-        self.at += usize::from(*left == 0);
+        let complete = *left == 0;
         match replies {
             RequestReplies::Read(read) => *read = Some(reply.into_value()),
             RequestReplies::Calls(values) => values.push(reply.into_value()),
             RequestReplies::Block(collector) => collector.take(expect, reply),
         }
+        if complete && let Some((replies, _)) = self.current.take() {
+            self.responses.push(replies.response(0, None));
+        }
     }
 
     /// Returns the outcome of each request. `lost`: the connection was lost before all replies
     /// arrived.
-    fn responses(
-        self,
-        lost: Option<&ConnectionError>,
-    ) -> impl Iterator<Item = BatchResponse> + use<'_> {
-        self.requests.into_iter().map(move |(replies, left)| {
-            let response = match replies {
-                RequestReplies::Read(read) => read.map(BatchResponse::Read),
-                RequestReplies::Calls(values) => {
-                    (left == 0).then_some(BatchResponse::Calls(values))
-                }
-                RequestReplies::Block(collector) => match collector.verdict() {
-                    Verdict::Unknown(_) if lost.is_some() => None,
-                    verdict => Some(BatchResponse::Block(verdict)),
-                },
-            };
-            response.unwrap_or_else(|| match lost {
-                Some(cause) => {
-                    BatchResponse::Interrupted(Interrupted { left: true, cause: cause.clone() })
-                }
-                None => BatchResponse::outcome_unknown(),
-            })
+    fn responses(mut self, lost: Option<&ConnectionError>) -> Vec<BatchResponse> {
+        let incomplete = self.requests.map(|(kind, _)| RequestReplies::new(*kind));
+        let incomplete = self.current.into_iter().chain(incomplete);
+        self.responses.extend(incomplete.map(|(replies, left)| replies.response(left, lost)));
+        self.responses
+    }
+}
+
+impl RequestReplies {
+    /// No replies yet, and the number that are awaited.
+    fn new(kind: RequestKind) -> (Self, u32) {
+        let replies = match kind {
+            RequestKind::Read => Self::Read(None),
+            RequestKind::Calls { count } => Self::Calls(Vec::with_capacity(count as usize)),
+            RequestKind::Block { commands } => Self::Block(Collector::new(commands, 0)),
+        };
+        (replies, kind.expected().iter().map(|(_, count)| count).sum())
+    }
+
+    /// `left`: number of replies that did not arrive.
+    fn response(self, left: u32, lost: Option<&ConnectionError>) -> BatchResponse {
+        let response = match self {
+            Self::Read(read) => read.map(BatchResponse::Read),
+            Self::Calls(values) => (left == 0).then_some(BatchResponse::Calls(values)),
+            Self::Block(collector) => match collector.verdict() {
+                Verdict::Unknown(_) if lost.is_some() => None,
+                verdict => Some(BatchResponse::Block(verdict)),
+            },
+        };
+        response.unwrap_or_else(|| match lost {
+            Some(cause) => {
+                BatchResponse::Interrupted(Interrupted { left: true, cause: cause.clone() })
+            }
+            None => BatchResponse::outcome_unknown(),
         })
     }
 }

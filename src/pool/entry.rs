@@ -9,6 +9,7 @@
 #[path = "../../tests/model/entry.rs"]
 mod model;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::process::sockets::OwnSocket;
@@ -23,13 +24,14 @@ pub(crate) trait Kept {
 /// The entry of one permit.
 pub(crate) struct Entry<K, I> {
     state: Mutex<State<K, I>>,
+    /// Number of begins and ends of calls, and of touches. From it the reaper knows that a scope is in
+    /// use. Not under the mutex, which may stay locked forever in a forked child.
+    uses: AtomicU64,
 }
 
 struct State<K, I> {
     /// Number of the scopes that had the entry; a scope is known by it.
     generation: u64,
-    /// Number of begins and ends of calls. From it the reaper knows that a scope is in use.
-    uses: u64,
     scope: Option<Scope<K, I>>,
 }
 
@@ -83,7 +85,7 @@ pub(crate) enum Left<K, I> {
 
 impl<K, I> Default for Entry<K, I> {
     fn default() -> Self {
-        Self { state: Mutex::new(State { generation: 0, uses: 0, scope: None }) }
+        Self { state: Mutex::new(State { generation: 0, scope: None }), uses: AtomicU64::new(0) }
     }
 }
 
@@ -111,7 +113,6 @@ impl<K: Kept, I> State<K, I> {
             scope.socket = current.map(Arc::downgrade);
         }
         scope.mark = mark;
-        self.uses += 1;
         Taken::Kept(kept)
     }
 }
@@ -123,7 +124,7 @@ impl<K: Kept, I> Entry<K, I> {
     pub(crate) fn open(&self, kept: K, info: impl FnOnce(u64, u64) -> I) -> u64 {
         let mut state = lock(&self.state);
         state.generation += 1;
-        let info = info(state.generation, state.uses);
+        let info = info(state.generation, self.uses.load(Ordering::Relaxed));
         state.scope = Some(Scope { info, kept: Some(kept), mark: Mark::Open, socket: None });
         state.generation
     }
@@ -131,18 +132,20 @@ impl<K: Kept, I> Entry<K, I> {
     /// Reads the open scope, also while a call is under way.
     pub(crate) fn read<R>(&self, read: impl FnOnce(&I, u64) -> R) -> Option<R> {
         let state = lock(&self.state);
-        state.scope.as_ref().map(|scope| read(&scope.info, state.uses))
+        state.scope.as_ref().map(|scope| read(&scope.info, self.uses.load(Ordering::Relaxed)))
     }
 
     /// Takes the connection out for a call.
     #[inline(always)]
     pub(crate) fn take(&self, generation: u64) -> Taken<K> {
+        self.touch();
         lock(&self.state).take(generation, Mark::Open)
     }
 
     /// Takes the connection out for the scope's last call: the scope ends with it.
     #[inline(always)]
     pub(crate) fn take_last(&self, generation: u64) -> Taken<K> {
+        self.touch();
         lock(&self.state).take(generation, Mark::Last)
     }
 
@@ -150,8 +153,8 @@ impl<K: Kept, I> Entry<K, I> {
     #[must_use = "dropped without the entry's lock"]
     #[inline(always)]
     pub(crate) fn put_back(&self, generation: u64, kept: K) -> Left<K, I> {
+        self.touch();
         let mut state = lock(&self.state);
-        state.uses += 1;
         match state.scope(generation) {
             Some(scope) if scope.mark == Mark::Open => {
                 scope.kept = Some(kept);
@@ -195,10 +198,7 @@ impl<K: Kept, I> Entry<K, I> {
     }
 
     /// Counts as a use of the scope.
-    pub(crate) fn touch(&self, generation: u64) {
-        let mut state = lock(&self.state);
-        if state.generation == generation {
-            state.uses += 1;
-        }
+    pub(crate) fn touch(&self) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -298,7 +298,7 @@ impl PinnedLine for PinnedConnection {
         if let Some(scopes) = self.scopes.upgrade()
             && let Some(entry) = scopes.entries.get(self.index)
         {
-            entry.touch(self.generation);
+            entry.touch();
         }
     }
 }
@@ -348,7 +348,11 @@ impl TakenCheckout {
         let Some(entry) = scopes.entries.get(checkout.permit_number()) else { return };
         match entry.put_back(generation, checkout) {
             Left::Expired(checkout, record) => {
-                reclaim(checkout, record, scopes.core.settings().max_pin_time, None)
+                let limit = scopes.core.settings().max_pin_time;
+                // A log belongs to the user, and a second panic would end the process.
+                let log_thread = &scopes.core.config.logging.log_thread;
+                let log_thread = std::thread::panicking().then_some(log_thread);
+                reclaim(checkout, record, limit, log_thread)
             }
             // Dropped here, without the entry's lock.
             Left::Ended(..) | Left::Not => {}

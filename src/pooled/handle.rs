@@ -14,6 +14,7 @@ use crate::error::checkout::CheckoutError;
 use crate::pool::line::Line;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::scopes::ScopeCall;
 use crate::pool::server_pool::PinnedLine;
 use crate::pooled::recent_replies;
 use crate::pooled::request::Request;
@@ -137,16 +138,9 @@ impl Pooled {
     #[track_caller]
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
         self.router.here()?;
-        let owner = ScopeOrigin { name: None, place: Location::caller(), is_closure: true };
         let started = Instant::now();
-        let deadline = started + self.router.settings().checkout_timeout;
-        let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;
-        // Its drop returns the connection before the permit.
-        let mut checkout = pin.last_call::<Error>()?;
+        let mut checkout = self.raw_line(Location::caller(), started)?;
         let pool = checkout.pool().clone();
-        while !checkout.has_connection() {
-            now(checkout.connect(deadline))?;
-        }
         let connection = checkout.current().ok_or(CheckoutError::Closed)?;
         let raw = connection.open_raw(pool.endpoint(), pool.settings());
         let waited = started.elapsed();
@@ -156,6 +150,22 @@ impl Pooled {
         let result = f(raw);
         recent_replies::clear();
         Ok(result)
+    }
+
+    /// Takes a connection for a scope of one call. Its drop returns the connection before the permit.
+    fn raw_line(
+        &self,
+        place: &'static Location<'static>,
+        started: Instant,
+    ) -> Result<ScopeCall, Error> {
+        let owner = ScopeOrigin { name: None, place, is_closure: true };
+        let deadline = started + self.router.settings().checkout_timeout;
+        let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;
+        let mut checkout = pin.last_call::<Error>()?;
+        while !checkout.has_connection() {
+            now(checkout.connect(deadline))?;
+        }
+        Ok(checkout)
     }
 
     fn request(

@@ -4,10 +4,10 @@ use crate::commit::plan::CommitPlan;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::queue::CommandQueue;
-use crate::transaction::chunk;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
+use crate::transaction::scope_calls;
 
 /// The queue of a [`run`](crate::Transactional::run) closure.
 ///
@@ -51,7 +51,7 @@ impl Queue for Block {
 
     fn queued(&mut self) {
         if let Some(pinned) = &mut self.pinned {
-            chunk::queued(&mut self.pending, pinned);
+            scope_calls::queued(&mut self.pending, pinned);
         }
     }
 }

@@ -3,18 +3,16 @@
 //! However the guard ends, the connection leaves it.
 
 use std::marker::PhantomData;
-use std::pin::pin;
 
 use crate::commit::outcome::Committed;
-use crate::error::any::{CommitError, Error};
+use crate::error::any::Error;
 use crate::protocol::queue::CommandQueue;
 use crate::reply::replies::Replies;
-use crate::sync::now::now_in;
-use crate::transaction::chunk;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
+use crate::transaction::scope_calls;
 
 mod sealed {
     pub trait Sealed {}
@@ -85,7 +83,7 @@ impl Transaction<Plain> {
     /// applied, `PartlyApplied` that some commands were applied, `InDoubt` that the reply was lost.
     /// With [`Error::Checkout`] and [`Error::PinExpired`] nothing was applied.
     pub fn commit(mut self) -> Result<Replies, Error> {
-        match self.send()? {
+        match scope_calls::commit(&mut self.pending, &mut self.pinned)? {
             Committed::Applied(replies) => Ok(self.pending.keep(replies)),
             // Without a watch there is no conflict: see `commit::outcome`.
             Committed::Conflict => Err(Error::RetriesExhausted { attempts: 1 }),
@@ -99,7 +97,7 @@ impl Transaction<Watched> {
     /// # Errors
     /// As [`Transaction::<Plain>::commit`]. A conflict is no error but an [`Outcome`].
     pub fn commit(mut self) -> Result<Outcome, Error> {
-        Ok(match self.send()? {
+        Ok(match scope_calls::commit(&mut self.pending, &mut self.pinned)? {
             Committed::Applied(replies) => Outcome::Committed(self.pending.keep(replies)),
             Committed::Conflict => Outcome::Conflict,
         })
@@ -111,19 +109,13 @@ impl<M: Mode> Transaction<M> {
         Self { pending, pinned, mode: PhantomData }
     }
 
-    fn send(&mut self) -> Result<Committed, CommitError> {
-        let span = self.pinned.span().clone();
-        now_in(&span, pin!(self.pending.commit(&mut self.pinned)))
-    }
-
     /// Discards the transaction as its drop does, and returns whether that succeeded.
     ///
     /// # Errors
     /// The error of DISCARD or UNWATCH; the connection was then replaced. Nothing was applied
     /// either way.
     pub fn discard(mut self) -> Result<(), Error> {
-        let span = self.pinned.span().clone();
-        now_in(&span, pin!(self.pinned.discard()))
+        scope_calls::discard(&mut self.pinned)
     }
 
     /// Returns the failure that `commit` would already return: a refused command, a limit, or a
@@ -143,6 +135,6 @@ impl<M: Mode> Queue for Transaction<M> {
     }
 
     fn queued(&mut self) {
-        chunk::queued(&mut self.pending, &mut self.pinned);
+        scope_calls::queued(&mut self.pending, &mut self.pinned);
     }
 }

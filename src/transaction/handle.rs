@@ -3,7 +3,6 @@
 //! Single commands are on the pooled handle, so that a plain read cannot open a scope.
 
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::pin::pin;
 use std::sync::Arc;
 
 use redis::ToSingleRedisArg;
@@ -15,7 +14,6 @@ use crate::lock::guard::LockGuard;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::cluster::slot;
-use crate::sync::now::now_in;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::conditional::Conditional;
@@ -26,6 +24,7 @@ use crate::transaction::options::TransactionOptions;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::resolve::Resolve;
+use crate::transaction::scope_calls;
 use crate::transaction::threads;
 use crate::transaction::watch::Watch;
 
@@ -169,8 +168,7 @@ impl Transactional {
         }
         let mut pinned = Pinned::new(&self.router, owner, plan);
         let mut pending = Pending::new(pinned.settings(), pinned.plan(), binding);
-        let span = pinned.span().clone();
-        let begun = now_in(&span, pin!(pending.begin(&mut pinned)));
+        let begun = scope_calls::begin(&mut pending, &mut pinned);
         begun.inspect_err(|error| pinned.record_failure(error))?;
         Ok(Transaction::new(pending, pinned))
     }

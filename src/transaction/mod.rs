@@ -2,7 +2,6 @@
 
 pub(crate) mod block;
 pub(crate) mod buffer_pool;
-pub(crate) mod chunk;
 pub(crate) mod commands;
 pub(crate) mod condition;
 pub(crate) mod conditional;
@@ -19,6 +18,7 @@ pub(crate) mod redirects;
 pub(crate) mod resolve;
 pub(crate) mod retry_loop;
 pub(crate) mod savepoint;
+pub(crate) mod scope_calls;
 pub(crate) mod threads;
 pub(crate) mod watch;
 pub(crate) mod watch_scope;

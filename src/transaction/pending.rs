@@ -110,6 +110,11 @@ impl Pending {
         due && !self.queue.has_open_savepoint() && self.queue.error().is_none()
     }
 
+    /// Keeps a failure to the end.
+    pub(crate) fn fail(&mut self, error: CommitError) {
+        self.failed.get_or_insert(error);
+    }
+
     /// Sends the queued commands, and keeps the failure to the end.
     pub(crate) async fn flush<P: Side>(&mut self, pinned: &mut Pinned<P>) {
         self.failed = self.send_chunk(pinned).await.err();

@@ -70,8 +70,6 @@ pub(crate) async fn commit_block<P: Side>(
     pending: &mut Pending,
     pinned: &mut Pinned<P>,
 ) -> Result<Replies, Error> {
-    // The closure may have forked.
-    router.here()?;
     pinned.closure_returned();
     let mut limits = RunLimits::new(router, policy);
     loop {

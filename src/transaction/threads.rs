@@ -36,6 +36,8 @@ fn commit_block(router: &Router, policy: RetryPolicy, block: &mut Block) -> Resu
     let Block { pending, pinned: Some(pinned) } = block else {
         return Err(CheckoutError::Closed.into());
     };
+    // The closure may have forked.
+    router.here()?;
     let span = pinned.span().clone();
     now_in(&span, pin!(retry_loop::commit_block(router, policy, pending, pinned)))
 }

@@ -1,17 +1,16 @@
 //! A scope that reads before it writes, for callers that are threads.
 
 use std::fmt;
-use std::pin::pin;
 
-use redis::{Cmd, FromRedisValue, Value};
+use redis::{Cmd, FromRedisValue};
 
 use crate::error::any::Error;
 use crate::protocol::resp::encode::{self, Args};
-use crate::sync::now::now_in;
 use crate::transaction::block::Block;
 use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::pending::Pending;
 use crate::transaction::reading::Reading;
+use crate::transaction::scope_calls;
 use crate::transaction::watched_reads::{self, WatchedRead};
 
 /// A scope that reads on its pinned connection under WATCH before it writes.
@@ -138,15 +137,10 @@ impl Watching {
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {
         let full = self.reading.pinned.settings().server_messages;
-        let value = self.reply_to(name, bytes);
+        let value = scope_calls::reply_to(&mut self.reading, name, bytes);
         value
             .and_then(|value| watched_reads::value_of(name, &value))
             .map_err(|error| error.with_full_text(full))
-    }
-
-    fn reply_to(&mut self, name: &str, bytes: &[u8]) -> Result<Value, Error> {
-        let span = self.reading.pinned.span().clone();
-        now_in(&span, pin!(self.reading.reply_to(name, bytes)))
     }
 
     /// Changes from reading to writing. The commands queued from here on are applied only if no
@@ -161,8 +155,7 @@ impl Watching {
     /// # Errors
     /// The error of UNWATCH; the connection was then replaced.
     pub fn abandon(mut self) -> Result<(), Error> {
-        let span = self.reading.pinned.span().clone();
-        now_in(&span, pin!(self.reading.pinned.discard()))
+        scope_calls::discard(&mut self.reading.pinned)
     }
 
     /// Returns a queue for the writes of this attempt.
