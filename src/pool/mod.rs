@@ -32,3 +32,4 @@ pub(crate) mod spin;
 #[cfg(test)]
 #[path = "../../tests/unit/pool.rs"]
 pub(in crate::pool) mod tests;
+pub(crate) mod threads;

@@ -25,12 +25,11 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pool::Pool;
-use crate::pool::router::cluster::PoolSearch;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::BatchRequest;
-use crate::protocol::cluster::route::Route;
+use crate::protocol::cluster::route::{RedirectBudget, Route};
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::cluster::slot_map::NodeAddress;
 use crate::settings::credentials::Provider;
@@ -366,7 +365,7 @@ impl<P: ServerPool> Pools<P> {
     }
 
     /// All pools, also the retired ones that still have an open scope.
-    fn all(&self) -> Vec<(NodeAddress, P)> {
+    pub(in crate::pool) fn all(&self) -> Vec<(NodeAddress, P)> {
         let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
         let mut all: Vec<_> =
             pools.iter().map(|(node, pool)| (node.clone(), pool.clone())).collect();
@@ -417,11 +416,9 @@ impl<P: ServerPool> Pools<P> {
     }
 }
 
-impl Pools {
-    pub(crate) fn drain(&self, deadline: Instant) -> usize {
-        self.all().iter().map(|(_, pool)| pool.drain(deadline)).sum()
-    }
-}
+/// The search for a pool that can be used: its begin and its redirects, once it has begun.
+#[derive(Default)]
+struct PoolSearch(Option<(Instant, RedirectBudget)>);
 
 /// The result of joining a batch.
 pub(crate) enum Joined<L> {

@@ -9,6 +9,7 @@
 //! it might wait for the outer one.
 
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -61,6 +62,26 @@ thread_local! {
     static HOLDS_TURN: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Marks that this thread is inside a block that may have a permit, until it is dropped.
+pub(crate) struct OuterBlock {
+    /// The mark is the thread's, so it stays there.
+    of_thread: PhantomData<*const ()>,
+}
+
+impl OuterBlock {
+    /// `None`: the thread is inside another block.
+    pub(crate) fn enter() -> Option<Self> {
+        let nested = HOLDS_TURN.try_with(|inside| inside.replace(true)).unwrap_or(true);
+        (!nested).then(|| Self { of_thread: PhantomData })
+    }
+}
+
+impl Drop for OuterBlock {
+    fn drop(&mut self) {
+        let _: Result<(), _> = HOLDS_TURN.try_with(|inside| inside.set(false));
+    }
+}
+
 impl ContentionLimiter {
     pub(crate) fn new() -> Self {
         Self { buckets: (0..BUCKETS).map(|_| OnceLock::new()).collect(), process: Process::here() }
@@ -74,16 +95,19 @@ impl ContentionLimiter {
         buckets
     }
 
-    /// Waits for a permit until `deadline`; then the caller attempts without one.
-    pub(crate) fn enter(&self, buckets: &[u16], deadline: Instant) -> Turn<'_> {
+    /// Waits for a permit until `deadline`; then the caller attempts without one. `outer` is the
+    /// thread's [`OuterBlock`], if the caller is not inside another block.
+    pub(crate) fn enter(
+        &self,
+        buckets: &[u16],
+        outer: Option<&OuterBlock>,
+        deadline: Instant,
+    ) -> Turn<'_> {
         let process = &self.process;
-        let mut turn = Turn { buckets: Vec::new(), tries: 0, outermost: false, process };
-        let nested = HOLDS_TURN.try_with(|inside| inside.replace(true)).unwrap_or(true);
-        if nested || buckets.len() > MAX_KEYS {
-            turn.outermost = !nested;
+        let mut turn = Turn { buckets: Vec::new(), tries: 0, process };
+        if outer.is_none() || buckets.len() > MAX_KEYS {
             return turn;
         }
-        turn.outermost = true;
         for bucket in buckets {
             let Some(bucket) = self.buckets.get(usize::from(*bucket)) else { continue };
             let bucket = bucket.get_or_init(|| Box::new(Bucket::new()));
@@ -148,7 +172,6 @@ impl Bucket {
 pub(crate) struct Turn<'a> {
     buckets: Vec<BucketTurn<'a>>,
     tries: u32,
-    outermost: bool,
     process: &'a Process,
 }
 
@@ -191,9 +214,6 @@ impl Drop for Turn<'_> {
             // Each of them may be admitted again; the permit's number has no meaning here.
             (0..=excluded).for_each(|_| bucket.leave(permit));
         }
-        if self.outermost {
-            let _: Result<(), _> = HOLDS_TURN.try_with(|inside| inside.set(false));
-        }
     }
 }
 
@@ -212,6 +232,12 @@ mod tests {
         limiter.buckets.get(7).and_then(|bucket| bucket.get()).unwrap()
     }
 
+    /// Enters as a block that is not inside another one.
+    fn enter(limiter: &ContentionLimiter, deadline: Instant) -> Turn<'_> {
+        let outer = OuterBlock { of_thread: PhantomData };
+        limiter.enter(&[7], Some(&outer), deadline)
+    }
+
     fn limit(limiter: &ContentionLimiter) -> u32 {
         bucket(limiter).limit.load(Ordering::Relaxed)
     }
@@ -220,7 +246,7 @@ mod tests {
     fn tries_that_are_undone_let_fewer_in_and_tries_that_commit_let_more_in() {
         let limiter = ContentionLimiter::new();
         let run = |tries| {
-            let mut turn = limiter.enter(&[7], soon());
+            let mut turn = enter(&limiter, soon());
             (0..tries).for_each(|_| turn.attempted());
             turn.committed();
         };
@@ -237,10 +263,7 @@ mod tests {
     #[test]
     fn a_block_that_tries_in_vain_runs_alone_and_then_all_are_admitted_again() {
         let limiter = ContentionLimiter::new();
-        let other = || {
-            HOLDS_TURN.set(false);
-            limiter.enter(&[7], Instant::now())
-        };
+        let other = || enter(&limiter, Instant::now());
         let (mut unlucky, lucky) = (other(), other());
         (0..ATTEMPTS_BEFORE_EXCLUSION).for_each(|_| unlucky.attempted());
         drop(lucky);
@@ -255,18 +278,15 @@ mod tests {
     #[test]
     fn no_caller_waits_past_its_deadline_or_for_itself() {
         let limiter = ContentionLimiter::new();
-        let _inside = limiter.enter(&[7], soon());
+        let outer = OuterBlock::enter();
+        let _inside = limiter.enter(&[7], outer.as_ref(), soon());
         let begun = Instant::now();
-        let nested: Vec<_> = (0..9).map(|_| limiter.enter(&[7], soon())).collect();
+        let nested = (0..9).map(|_| limiter.enter(&[7], OuterBlock::enter().as_ref(), soon()));
+        let nested: Vec<_> = nested.collect();
         assert!(nested.iter().all(|nested| nested.buckets.is_empty()));
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let others: Vec<_> = (0..INITIAL_LIMIT)
-                    .map(|_| {
-                        HOLDS_TURN.set(false);
-                        limiter.enter(&[7], soon())
-                    })
-                    .collect();
+                let others: Vec<_> = (0..INITIAL_LIMIT).map(|_| enter(&limiter, soon())).collect();
                 let holding = others.iter().filter(|other| !other.buckets.is_empty()).count();
                 assert_eq!(holding, INITIAL_LIMIT as usize - 1, "one is inside already");
             });

@@ -13,6 +13,7 @@ use crate::protocol::retry::RetryPolicy;
 use crate::reply::replies::Replies;
 use crate::sync::now::now_in;
 use crate::transaction::block::Block;
+use crate::transaction::hot_keys::OuterBlock;
 use crate::transaction::pending::Pending;
 use crate::transaction::resolve::Resolve;
 use crate::transaction::retry_loop::{self, WatchAttempts, WatchRun};
@@ -48,7 +49,8 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     run: &WatchRun<'_>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let mut attempts = attempts(router, run);
+    let outer = run.limiter.zip(run.target.keys).and_then(|_| OuterBlock::enter());
+    let mut attempts = attempts(router, run, outer.as_ref());
     loop {
         let mut watching = next(&mut attempts)?;
         let mut block = watching.block();
@@ -74,11 +76,15 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     }
 }
 
-fn attempts<'w>(router: &'w Router, run: &'w WatchRun<'w>) -> WatchAttempts<'w, Pool> {
+fn attempts<'w>(
+    router: &'w Router,
+    run: &'w WatchRun<'w>,
+    outer: Option<&OuterBlock>,
+) -> WatchAttempts<'w, Pool> {
     let mut attempts = WatchAttempts::new(router, run);
     let deadline = attempts.turn_deadline();
     let hot = run.limiter.zip(run.target.keys);
-    attempts.set_turn(hot.map(|(limiter, keys)| limiter.enter(keys.buckets(), deadline)));
+    attempts.set_turn(hot.map(|(limiter, keys)| limiter.enter(keys.buckets(), outer, deadline)));
     attempts
 }
 

@@ -12,17 +12,13 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::pool::redirect_pause;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
-use crate::pool::router::{Pools, Servers};
+use crate::pool::router::{PoolSearch, Pools, Servers};
 use crate::pool::server_pool::ServerPool;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved};
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::sync::boxed::boxed;
 use crate::sync::lock;
-
-/// The search for a pool that can be used: its begin and its redirects, once it has begun.
-#[derive(Default)]
-pub(super) struct PoolSearch(Option<(Instant, RedirectBudget)>);
 
 impl<P: ServerPool> Pools<P> {
     /// Returns the pool of the route's master. `failed`: the last one could not be used. If its server
