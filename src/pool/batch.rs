@@ -240,3 +240,26 @@ impl RequestReplies {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complete_reply_is_judged_by_itself_whatever_is_lost_behind_it() {
+        let requests = [(RequestKind::Block { commands: 1 }, 10), (RequestKind::Read, 20)];
+        let mut replies = BatchReplies::new(&requests, false);
+        replies.take(Expect::Multi, Reply::Value(Value::Okay));
+        replies.take(Expect::Queued, Reply::Queued(1));
+        // Not a reply of EXEC's.
+        replies.take(Expect::Exec, Reply::Value(Value::Int(1)));
+        let lost = ConnectionError::timed_out("lost");
+        let responses = replies.responses(Some(&lost));
+        let [BatchResponse::Block(Verdict::Unknown(_)), BatchResponse::Interrupted(read)] =
+            &*responses
+        else {
+            panic!("{responses:?}")
+        };
+        assert!(read.left);
+    }
+}

@@ -81,7 +81,8 @@ impl<P: Side> Reading<P> {
         let (watched, deadline) = (self.pinned.plan().watched, self.pinned.checkout_deadline());
         keys::bind(&mut self.binding, bytes)?;
         if !self.pinned.is_pinned() && self.binding == SlotBinding::Pending {
-            return boxed(self.ask_elsewhere(&Route::default(), name, bytes, deadline)).await;
+            let mut line = boxed(self.elsewhere(&Route::default(), deadline)).await?;
+            return boxed(ask(&mut line, name, bytes, RetryBudget::never(deadline))).await;
         }
         // In a cluster, the first key of a scope that watches nothing has the slot.
         self.pinned.pin(self.binding.slot(), deadline).await?;
@@ -115,24 +116,18 @@ impl<P: Side> Reading<P> {
                 && route.ask
             {
                 let route = route.clone();
+                let mut line = boxed(self.elsewhere(&route, deadline)).await?;
                 self.redirect = None;
-                return boxed(self.ask_elsewhere(&route, name, bytes, deadline)).await;
+                return boxed(ask(&mut line, name, bytes, RetryBudget::never(deadline))).await;
             }
         }
         Ok(value)
     }
 
-    /// Sends one read on a connection that is not the scope's.
-    async fn ask_elsewhere(
-        &self,
-        route: &Route,
-        name: &str,
-        bytes: &[u8],
-        deadline: Instant,
-    ) -> Result<Value, Error> {
+    /// Takes a connection that is not the scope's, for one read.
+    async fn elsewhere(&self, route: &Route, deadline: Instant) -> Result<P::Line, Error> {
         let router = self.pinned.router().ok_or(CheckoutError::Closed)?;
-        let mut line = router.checkout(route, deadline).await?;
-        ask(&mut line, name, bytes, RetryBudget::never(deadline)).await
+        Ok(router.checkout(route, deadline).await?)
     }
 
     /// Records the redirect in a refused read's error: the node that serves the scope's slot.

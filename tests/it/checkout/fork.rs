@@ -369,3 +369,98 @@ fn a_child_that_leaves_a_lock_with_an_error_writes_to_no_log() {
     assert!(try_for(SOON, || fork::waitpid_nohang(child).unwrap()).is_some());
     assert_eq!(fs::read_to_string(&report).unwrap(), "0 events, true");
 }
+
+/// Counts what is written to a log: events, and spans that are entered, exited and closed.
+struct Spans(Arc<[AtomicUsize; 4]>);
+
+impl<S: tracing::Subscriber> Layer<S> for Spans {
+    fn on_event(&self, _: &tracing::Event<'_>, _: Context<'_, S>) {
+        self.0[0].fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn on_enter(&self, _: &tracing::span::Id, _: Context<'_, S>) {
+        self.0[1].fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn on_exit(&self, _: &tracing::span::Id, _: Context<'_, S>) {
+        self.0[2].fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn on_close(&self, _: tracing::span::Id, _: Context<'_, S>) {
+        self.0[3].fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn in_a_child_the_calls_of_a_scope_touch_no_span() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(8).build().unwrap();
+    let accounts = sessions.transactional();
+    let counts = Arc::<[AtomicUsize; 4]>::default();
+    let subscriber = tracing_subscriber::registry().with(Spans(Arc::clone(&counts)));
+    let report = under_log(subscriber, || {
+        let begin = || accounts.begin_with(immediate()).unwrap();
+        let (committed, discarded, dropped) = (begin(), begin(), begin());
+        let mut watching = accounts.watch(["a"]).begin().unwrap();
+        let held = Cell::new(Some((committed, discarded)));
+        forked(|child| {
+            let (committed, discarded) = held.take().unwrap();
+            let count = || {
+                let all: Vec<_> = counts.iter().map(|n| n.swap(0, Ordering::SeqCst)).collect();
+                format!("{all:?}")
+            };
+            count();
+            drop(committed.commit());
+            child.gives("commit", count);
+            drop(discarded.discard());
+            child.gives("discard", count);
+            drop(watching.get::<_, Option<i64>>("a"));
+            child.gives("get", count);
+            drop(watching.abandon());
+            child.gives("abandon", count);
+            drop(dropped);
+            child.gives("drop", count);
+        })
+    });
+    for name in ["commit", "discard", "get", "abandon", "drop"] {
+        assert_eq!(report[name].1, "[0, 0, 0, 0]", "{name}");
+    }
+}
+
+#[test]
+fn a_child_queues_a_command_whichever_mutex_was_locked_at_the_fork() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(1).build().unwrap();
+    let accounts = sessions.transactional();
+    let (over, mut begun) = (AtomicBool::new(false), accounts.begin_with(immediate()).unwrap());
+    let mut hung = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                drop(sessions.open_scopes());
+            }
+        });
+        for _ in 0..150 {
+            match fork::fork().unwrap() {
+                Fork::Child => {
+                    begun.incr("begun", 1);
+                    let _: std::io::Error = Command::new("true").exec();
+                    std::process::abort();
+                }
+                Fork::Parent(child) => {
+                    if try_for(SOON, || fork::waitpid_nohang(child).unwrap()).is_none() {
+                        hung += 1;
+                        Command::new("kill").args(["-9", &child.to_string()]).status().unwrap();
+                        fork::waitpid(child).unwrap();
+                        break;
+                    }
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(hung, 0);
+    begun.commit().map(drop).unwrap();
+}

@@ -1,16 +1,20 @@
 //! `with_raw`: whatever is done with a raw connection, no later caller notices any of it.
 
 use crate::fixture::SOON;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
 use rediscope::{Error, SessionManager};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::fixture::{client_ids, id, pool_is_whole, trusting, typed};
-use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, under_log};
 
 /// Runs `mess` on the raw connection: another one takes its place, in database 0, in no MULTI.
 #[track_caller]
@@ -151,4 +155,37 @@ fn while_it_is_checked_out_the_status_names_its_holder() {
     let [scope] = &status.scopes[..] else { panic!("{status}") };
     assert_eq!((scope.begun_at.file(), status.in_use), (file!(), 1));
     pool_is_whole(&sessions, &server);
+}
+
+/// Records whether a warning is written while a panic unwinds.
+struct Unwinding(Arc<AtomicBool>);
+
+impl<S: tracing::Subscriber> Layer<S> for Unwinding {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() <= tracing::Level::WARN && thread::panicking() {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+#[test]
+fn no_log_is_written_while_a_panic_of_a_reclaimed_call_unwinds() {
+    let server = Server::start();
+    let builder = SessionManager::builder(server.url()).max_size(1);
+    let sessions = builder.max_pin_time(Duration::from_millis(50)).build().unwrap();
+    let unwinding = Arc::<AtomicBool>::default();
+    let subscriber = tracing_subscriber::registry().with(Unwinding(Arc::clone(&unwinding)));
+    under_log(subscriber, || {
+        let call = || {
+            sessions.pooled().with_raw(|_| {
+                // The reaper marks the call as too old meanwhile.
+                thread::sleep(Duration::from_millis(600));
+                resume_unwind(Box::new("planted"))
+            })
+        };
+        let unwound: Result<Result<(), _>, _> = catch_unwind(AssertUnwindSafe(call));
+        assert!(unwound.is_err());
+    });
+    assert!(!unwinding.load(Ordering::SeqCst));
+    sessions.pooled().get::<_, Option<i64>>("a").unwrap();
 }
