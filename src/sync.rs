@@ -1,4 +1,4 @@
-//! Locks and thread identity.
+//! Mutexes, thread identity, and the single poll of a decision.
 
 use std::sync::Arc;
 

@@ -19,7 +19,7 @@ use crate::protocol::queue::CommandQueue;
 use crate::sync::boxed::boxed;
 
 /// Commits the commands of `queue`; in a batch with others, if it may and has to wait for a
-/// connection.
+/// connection. Dropped before its end, it may have sent EXEC, or another caller may still send it.
 pub(crate) async fn commit_block<P: ServerPool>(
     (router, route): (&Router<P>, &Route),
     queue: &mut CommandQueue,

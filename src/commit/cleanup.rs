@@ -24,6 +24,7 @@ pub(crate) fn is_needed<L: Line>(line: &mut L) -> bool {
 }
 
 /// Removes the scope's state from its connection: DISCARD, UNWATCH, or the connection is closed.
+/// Dropped before its end, it leaves a connection that awaits replies.
 ///
 /// # Errors
 /// The error of the cleanup. The connection is then closed.
@@ -74,7 +75,7 @@ pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
     }
 }
 
-/// The same; the error is logged when the connection is returned.
+/// As [`clean`], also when it is dropped; the error is logged when the connection is returned.
 pub(crate) async fn clean_or_log<L: Line>(
     line: &mut L,
     begun_at: Option<&'static Location<'static>>,

@@ -26,7 +26,8 @@ use crate::sync::boxed::boxed;
 /// other holders change a lock from time to time.
 const MAX_ATTEMPTS: u32 = 4;
 
-/// Commits the commands of `queue`.
+/// Commits the commands of `queue`. Dropped before its end, it may have sent EXEC, and the connection
+/// awaits replies.
 pub(crate) async fn commit<L: Line>(
     line: &mut L,
     queue: &mut CommandQueue,
@@ -154,7 +155,8 @@ fn in_doubt<L: Line>(
     InDoubt::resolvable(cause, token, Arc::clone(resolver))
 }
 
-/// Sends the queued commands of a large transaction and reads that they were queued.
+/// Sends the queued commands of a large transaction and reads that they were queued. Dropped before
+/// its end, it leaves a connection that awaits replies.
 pub(crate) async fn flush<L: Line>(
     line: &mut L,
     queue: &mut CommandQueue,

@@ -32,8 +32,8 @@ use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 
-/// Begins to prepare the connection for the commands: it replied within the trust window, or has
-/// just replied. `None`: it is prepared, and nothing has to be sent.
+/// Returns what has to be sent before the commands. `None`: the connection replied within the trust
+/// window, and nothing has to be sent.
 pub(crate) fn begin<'p, L: Line>(
     line: &mut L,
     queue: &CommandQueue,
@@ -66,7 +66,8 @@ pub(crate) fn begin<'p, L: Line>(
 }
 
 /// Sends WATCH for a scope that reads before it writes, and awaits its reply. Returns the replies
-/// to `reads` commands in the same write.
+/// to `reads` commands in the same write. Dropped before its end, it leaves a connection that awaits
+/// replies.
 pub(crate) async fn watch<L: Line>(
     line: &mut L,
     keys: Option<&[u8]>,

@@ -32,7 +32,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 type PoolConnection<P> = Connection<<<P as ServerPool>::Io as Io>::Wire>;
 
-/// Resolves transactions in doubt on the server. One call queries at a time: the side gives permits.
+/// Resolves transactions in doubt on the server. One call queries at a time: each side has a permit
+/// for that.
 pub(crate) struct DoubtResolver<P: ServerPool> {
     router: Router<P>,
     /// The connection, and the address it leads to. The call that uses it has it alone.

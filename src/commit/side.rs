@@ -4,9 +4,10 @@ use crate::error::any::Error;
 use crate::error::in_doubt::{InDoubt, Resolution};
 use crate::pool::server_pool::ServerPool;
 
-/// The pool of a transaction's callers: threads, or tasks.
+/// The pool that one side's callers, threads or tasks, use for their transactions.
 pub(crate) trait Side: ServerPool {
-    /// Asks the server whether the transaction was applied.
+    /// Asks the server whether the transaction was applied. If the future is dropped, the query may
+    /// have been sent.
     fn resolve(doubt: &InDoubt) -> impl Future<Output = Resolution> + Send;
 
     /// Returns the connection of a dropped scope with nothing of the scope left on it.

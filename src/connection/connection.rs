@@ -1,6 +1,9 @@
 //! One connection and the state that the server keeps for it.
 //!
 //! It is not reused after an unexpected reply, and every wait has a deadline.
+//!
+//! A future that is dropped before its end may have sent any part of its bytes. The connection then
+//! awaits replies, and is closed when it is returned.
 
 use std::time::{Duration, Instant};
 
@@ -263,8 +266,8 @@ impl<W: Wire> Connection<W> {
         Ok(())
     }
 
-    /// Reads the next reply, which may be a server's error. Dropped before its end, it reads
-    /// nothing.
+    /// Reads the next reply, which may be a server's error. Dropped before its end, it has taken no
+    /// reply; bytes that were read stay for the next call.
     pub(crate) async fn receive(&mut self, deadline: Deadline) -> Result<Reply, ConnectionError> {
         loop {
             if let Some(reply) = self.arrived(1)? {

@@ -9,14 +9,15 @@ use crate::connection::wire::Wire;
 use crate::error::connection::ConnectionError;
 use crate::settings::settings::Settings;
 
-/// One side of the library: the callers are threads or tasks.
+/// What one side opens connections and pauses with.
 pub(crate) trait Io: Send + Sync + 'static {
     type Wire: Wire + 'static;
 
     /// Waits for `time`; returns at once if it is zero.
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 
-    /// Opens a connection and proves that it fits its purpose.
+    /// Opens a connection and proves that it fits its purpose. Dropped before its end, it closes the
+    /// connection.
     fn open(
         endpoint: &Endpoint,
         settings: &Settings,

@@ -1,7 +1,4 @@
 //! The bytes of one connection, as threads and tasks see them.
-//!
-//! A method that returns a future is one that may wait. The futures of threads are ready when they
-//! are returned.
 
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
@@ -13,7 +10,8 @@ pub(crate) trait Wire: Send {
     fn limit_reply_size(&mut self, bytes: usize);
 
     /// Writes the whole message. An error has the number of bytes that may have been sent; the last
-    /// byte never is. During a long message, up to `awaited` replies that arrive are kept.
+    /// byte was not sent. During a long message, up to `awaited` replies that arrive are kept.
+    /// Dropped before its end, it may have sent any part.
     ///
     /// Bytes of a TLS record count as sent when the socket has accepted the whole record: the peer
     /// cannot decrypt a part of it.
@@ -31,7 +29,8 @@ pub(crate) trait Wire: Send {
     /// Returns whether bytes have arrived that are no returned reply yet.
     fn has_unread(&self) -> bool;
 
-    /// Waits until more bytes have arrived.
+    /// Waits until more bytes have arrived. Dropped before its end, it leaves the bytes that have
+    /// arrived for [`next`](Self::next).
     fn fill(
         &mut self,
         deadline: Deadline,

@@ -1,7 +1,7 @@
 //! One acquisition: from the first request to a guard.
 //!
 //! A call ends at most one exchange after the caller's time. A token without a guard is released,
-//! also the token of a waiter in the queue; dropping the call's future has the same effect.
+//! also that of a waiter in the queue. The drop of the call's future releases it too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -10,7 +10,7 @@
 //! needs no check before its use.
 //!
 //! Every call ends by its limit, and each reply belongs to its own call. If a call's future is
-//! dropped before its end, the call may have been sent, once or more often, and may yet arrive.
+//! dropped, the call may have been sent, also several times. It may still arrive.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

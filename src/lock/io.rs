@@ -1,7 +1,4 @@
 //! What the decisions of locks wait for, as threads and tasks do it.
-//!
-//! A method that returns a future is one that may wait. The futures of threads are ready when they
-//! are returned.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,11 +36,12 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     /// The same, if the channel is already subscribed.
     fn join_live(&self, channel: &str, owner_token: &str) -> Option<Self::Waiter<'_>>;
 
-    /// Has the channel of a new waiter subscribed soon.
+    /// Has the channel of a new waiter subscribed soon; it may be subscribed even if the future is
+    /// dropped.
     fn listen(&self, limit: Instant) -> impl Future<Output = ()> + Send;
 
     /// Waits until no other caller changes the number of permits. No caller changes it until the
-    /// result is dropped.
+    /// result is dropped. A future that is dropped before its end keeps no caller waiting.
     fn settle(changes: &Self::Changes) -> impl Future<Output = impl Send> + Send;
 
     /// Runs [`release_dropped`](crate::lock::held::release_dropped). Threads wait for its end.
@@ -81,7 +79,8 @@ pub(crate) trait Waiter: Send + Sync {
     ///
     /// A second wait means that the last request failed: another caller has the lock and will
     /// release it. With `wake_compatible` the wakeup is passed to waiters that can still use it,
-    /// such as readers behind a writer.
+    /// such as readers behind a writer. If the future is dropped, the place stays until the waiter is
+    /// dropped.
     fn wait(
         &self,
         until: Instant,

@@ -130,7 +130,7 @@ impl LockLease {
         lock(&self.state).times.postpone(Instant::now(), fastrand::f64());
     }
 
-    /// Returns when the renewal thread has to check the lease again; `extends`: leases are still
+    /// Returns when the renewal has to check the lease again; `extends`: leases are still
     /// extended. `None` while the lock is being released.
     pub(crate) fn next_step(&self, extends: bool) -> Option<Instant> {
         let state = lock(&self.state);

@@ -37,7 +37,7 @@ const CLEANUP_DELAY: Duration = Duration::from_millis(100);
 /// Maximum number of keys of answered releases that the next release deletes.
 const MAX_PIGGYBACKED: usize = 16;
 
-/// The leases of a session manager, and what is left to send for them.
+/// The leases of a session manager, and the releases and deletions that are still to be sent.
 #[derive(Default)]
 pub(crate) struct RenewalState {
     /// The leases of all living guards, and of guards whose release is in flight, until the lease
@@ -180,7 +180,7 @@ impl RenewalState {
         match looks.chain(releases).chain(self.forget_at).min() {
             Some(next) => Next::WaitUntil(next),
             None if self.is_idle() => Next::Idle,
-            // A call is in progress, which will wake this side.
+            // A call is in progress, which will wake the renewal.
             None => Next::WaitUntil(now + IDLE),
         }
     }
@@ -225,7 +225,7 @@ fn key(lock_lease: &Arc<LockLease>) -> usize {
 }
 
 impl Due {
-    /// Does the work. `retry` gets the releases that are to be sent again.
+    /// Sends what is due. `retry` gets the releases that are to be sent again.
     ///
     /// A log belongs to the user and may panic; the next step runs all the same.
     pub(crate) async fn run<P: ServerPool>(

@@ -106,7 +106,7 @@ impl LeaseRenewer {
         held
     }
 
-    /// Has the thread look for work by `next`.
+    /// Wakes the thread by `next` at the latest.
     fn wake_by(&self, mut state: MutexGuard<'_, Locked<RenewalState>>, next: Instant) {
         let started = self.start(&mut state);
         self.worker.wake_by(&state, next);

@@ -1,4 +1,4 @@
-//! The lock that a handle refers to: how it is acquired, and what is asked about it.
+//! The lock that a handle refers to: how it is acquired, and its other requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +113,7 @@ impl<M: LockIo> LockTarget<M> {
     }
 
     /// Changes the number of permits of a semaphore. If the future is dropped, the server may have
-    /// the new number, or may yet get it, while this handle keeps its former number.
+    /// the new number, or get it later. This handle keeps its former number.
     pub(crate) async fn set_permits(&self, permits: u32) -> Result<(), Error> {
         if self.request.mode != LockMode::Semaphore {
             return Err(Error::lock_refused("permits", "only a semaphore has permits"));

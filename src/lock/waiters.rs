@@ -22,7 +22,8 @@ pub(crate) trait Notifier: Default + Send + Sync {
     /// Ends the caller's wait, or its next one: its flags have changed.
     fn notify(&self);
 
-    /// Waits until [`Flags::take_reason`] returns true, or until `until`; false: it did not.
+    /// Waits until [`Flags::take_reason`] returns true, or until `until`; false: it did not. Dropped
+    /// before its end, it has taken no reason.
     fn wait(&self, flags: &Mutex<Flags>, until: Instant) -> impl Future<Output = bool> + Send;
 }
 
@@ -46,7 +47,7 @@ struct LockWaiter<N> {
     notifier: N,
 }
 
-/// What a waiter knows, or will notice.
+/// The reasons of a waiter to send a request.
 #[derive(Default)]
 pub(crate) struct Flags {
     /// A release woke the waiter, which has not noticed yet.

@@ -63,7 +63,9 @@ impl Drop for Permit {
     }
 }
 
-/// A permit and, usually, its connection. It is moved for each call of a scope, so its size matters. On drop the connection is returned before the permit.
+/// A permit and, usually, its connection. On drop the connection is returned before the permit.
+///
+/// It is moved for each call of a scope, so its size matters.
 pub(crate) struct Checkout {
     connection: Option<TakenConnection>,
     permit: Permit,

@@ -1,7 +1,7 @@
 //! The entry of one permit: the open scope that has it, and the scope's connection.
 //!
 //! A call takes the connection out and puts it back, so no thread waits long for the entry's lock. A
-//! scope that is to be reclaimed during a call is marked, and the mark is obeyed when the call ends.
+//! scope that is to be reclaimed during a call is marked, and is reclaimed when the call ends.
 //! What leaves the entry for good is returned to the caller, which drops it without the lock: the
 //! entry is free before its number is passed on.
 
@@ -41,7 +41,7 @@ struct Scope<K, I> {
     kept: Option<K>,
     /// Becomes the scope's fate when the call ends.
     mark: Mark,
-    /// The socket with which the last call began.
+    /// The socket of the latest call; `None`: there was no call, or the line had no connection.
     socket: Option<Weak<OwnSocket>>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) enum Taken<K> {
     Kept(K),
     /// Another call of the scope is under way.
     Busy,
-    /// The scope was reclaimed.
+    /// The scope was reclaimed, or has ended.
     Gone,
 }
 

@@ -2,6 +2,9 @@
 //!
 //! A connection that is found dead is replaced under its checkout, and the idle connections of its
 //! pool are probed.
+//!
+//! A future that is dropped before its end may leave a connection that awaits a reply. That one is
+//! closed when it is returned.
 
 use std::time::Instant;
 
@@ -20,7 +23,7 @@ use crate::pool::context::PoolContext;
 use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::connection_state::CloseReason;
 
-/// A checked-out connection, or a permit for one. A method that returns a future may wait.
+/// A checked-out connection, or a permit for one.
 pub(crate) trait Line: Send {
     type Wire: Wire;
 

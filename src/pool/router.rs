@@ -2,6 +2,9 @@
 //!
 //! Handles and scopes use the router and no pool. With one server it has one pool and looks nothing
 //! up. A call waits for a slot that no master serves.
+//!
+//! A future that is dropped before its end has taken no connection. A request that another caller
+//! took may still be sent.
 
 pub(crate) mod cluster;
 pub(crate) mod slot_map_refresh;
@@ -253,6 +256,9 @@ impl<P: ServerPool> Pools<P> {
     }
 
     /// Returns the pool of the only server; `None`: the pool depends on the route.
+    ///
+    /// # Errors
+    /// This process is not the one that made the session manager.
     pub(crate) fn only_pool(&self) -> Result<Option<&P>, CheckoutError> {
         self.here()?;
         Ok(match &self.servers {

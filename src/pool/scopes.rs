@@ -1,8 +1,8 @@
 //! The open scopes of a pool, with connection, start and place of each; and the reaper.
 //!
-//! There is one [entry](crate::pool::entry) for each permit. A scope's checkout is in its entry, is
-//! taken out for a call of the scope, and is put back when the call ends. The scope itself has only
-//! the entry's number and a generation. So a scope that was forgotten, or whose thread never returns
+//! There is one [entry](crate::pool::entry) for each permit, with the scope's checkout. A call of the
+//! scope takes the checkout out, and its end puts it back. The scope itself has only the entry's
+//! number and a generation. So a scope that was forgotten, or whose thread never returns
 //! from user code, keeps no connection. A known outcome is never overwritten, and the reaper never
 //! waits for a call.
 

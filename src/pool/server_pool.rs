@@ -19,7 +19,7 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::batch::BatchRequest;
 use crate::status::node::NodeStatus;
 
-/// The pool of one server. Clones are the same pool. A method that returns a future may wait.
+/// The pool of one server. Clones are the same pool.
 pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     type Io: Io;
     type Line: Line<Wire = <Self::Io as Io>::Wire>;
@@ -43,7 +43,8 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Self::Line, CheckoutError>> + Send;
 
-    /// The same if a permit is free; `None`: no permit is free.
+    /// The same if a permit is free; `None`: no permit is free. Dropped before its end, the future
+    /// has taken nothing.
     fn try_checkout(
         &self,
         deadline: Instant,
@@ -52,6 +53,9 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     /// Takes a connection if one is free. Otherwise waits for a connection that leads a batch,
     /// unless another caller sends the request first. The response to a request that was taken by
     /// `deadline` is awaited until `response_wait` later.
+    ///
+    /// Dropped before its end, the future has taken nothing. A request that another caller took may
+    /// still be sent.
     fn checkout_batched(
         &self,
         deadline: Instant,
@@ -60,14 +64,16 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<BatchCheckout<Self::Line>, CheckoutError>> + Send;
 
     /// Sends the leader's request with those of waiting callers, and returns the connection. After
-    /// the deadline the connection is lost for all of them.
+    /// the deadline the connection is lost for all of them. Dropped before its end, the future leaves
+    /// the outcome unknown to all of them, and the connection is closed.
     fn send_batch(
         line: Self::Line,
         own: &BatchRequest,
         deadline: Deadline,
     ) -> impl Future<Output = BatchResponse> + Send;
 
-    /// Takes a connection for a scope, which keeps `router` alive.
+    /// Takes a connection for a scope, which keeps `router` alive. Dropped before its end, the future
+    /// has opened no scope.
     fn pin(
         &self,
         origin: ScopeOrigin,

@@ -118,8 +118,7 @@ impl Request {
     /// nothing.
     ///
     /// Dropped before its end, it may have sent any part of the request. A connection that awaits
-    /// replies is then closed, and a request that waits for another caller's batch may still be
-    /// sent in it.
+    /// replies is then closed. A request in another caller's batch may still be sent.
     pub(crate) async fn ask<P: ServerPool>(
         &self,
         router: &Router<P>,

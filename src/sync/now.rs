@@ -1,5 +1,5 @@
-//! Runs a decision on the caller's thread: the future of the blocking side is ready when it is first
-//! polled.
+//! Runs a decision on the caller's thread: each future of the side of threads is ready when it is
+//! first polled.
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -10,14 +10,14 @@ use tracing::Span;
 /// not moved.
 ///
 /// # Panics
-/// The future waits for a task. No future of the blocking side does.
+/// The future waits for a task. No future of the side of threads does.
 #[inline(always)]
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
         #[expect(clippy::unreachable, reason = "each of its waits blocks the thread instead")]
-        Poll::Pending => unreachable!("a future of the blocking side waits for a task"),
+        Poll::Pending => unreachable!("a future of the side of threads waits for a task"),
     }
 }
 

@@ -1,6 +1,9 @@
 //! The core of every transaction: its queued commands, and its first failure.
 //!
 //! No command is sent past an open part, and a failure is kept to the end.
+//!
+//! A future that is dropped before its end may have sent any part of its bytes. A connection that
+//! awaits replies is then closed, and a later call of the scope fails.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -168,7 +171,7 @@ impl Pending {
     }
 
     /// Commits, and returns the connection to the pool before this returns. Dropped before its end,
-    /// it leaves the connection to the drop of `pinned`; EXEC may have been sent.
+    /// it may have sent EXEC. A connection that awaits replies is then closed.
     pub(crate) async fn commit<P: Side>(
         &mut self,
         pinned: &mut Pinned<P>,

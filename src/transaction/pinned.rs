@@ -2,6 +2,9 @@
 //!
 //! Every guard owns one; a scope ends only here. A drop does not panic, does not wait past
 //! `cleanup_timeout`, and keeps the first error.
+//!
+//! A future that is dropped before its end may leave a connection that awaits replies. That one is
+//! closed when the scope ends.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,6 +1,9 @@
 //! The reads of a watching scope on its pinned connection.
 //!
 //! It sends no write outside MULTI: such a write would make every attempt a conflict.
+//!
+//! A future that is dropped before its end may leave a connection that awaits replies. That one is
+//! closed when the scope ends.
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! What the search for a master waits for, as threads and tasks do it, and how a connection to a
-//! former master ends.
+//! What the search for a master waits for, on each side; and the end of a connection to a former
+//! master.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +8,10 @@ use crate::connection::sentinel::single_flight::SingleFlight;
 use crate::error::connection::ConnectionError;
 use crate::protocol::sentinel::MasterReport;
 
-/// The queries to sentinels. A method that returns a future may wait.
+/// The queries to sentinels.
 pub(crate) trait SentinelQueries {
-    /// Asks a sentinel for the master of this name, on a connection of its own.
+    /// Asks a sentinel for the master of this name, on a connection of its own, which the drop of
+    /// the future closes.
     fn query(
         sentinel: &Server,
         name: &str,

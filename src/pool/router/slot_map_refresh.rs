@@ -318,7 +318,7 @@ mod tests {
         SlotMapCache::new(vec![node], Arc::new(Settings::default())).unwrap()
     }
 
-    /// Returns whether the refresh asks a node.
+    /// Returns whether the refresh sends a query to a node.
     fn asks(refresh: impl Future<Output = ()>) -> bool {
         pin!(refresh).poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }

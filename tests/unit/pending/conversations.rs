@@ -46,7 +46,7 @@ use crate::transaction::retry_loop::{self, WatchAttempts, WatchRun};
 /// What a conversation found, step by step.
 pub(super) type Found = Vec<String>;
 
-/// Answers no question about a transaction in doubt.
+/// No transaction in doubt is resolved.
 #[derive(Debug)]
 struct NoResolver;
 

@@ -1,5 +1,5 @@
-//! Each conversation is dropped after each of its polls. The connection is closed, or it has no unread
-//! reply and no state of the conversation; and no transaction is applied in part.
+//! Each conversation is dropped after each of its polls. The connection is then closed, or has no
+//! unread reply and no state of the conversation. No transaction is applied in part.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -37,7 +37,7 @@ struct StubLocks {
     counters: Arc<LockCounters>,
     renewals: StubRenewals,
     waiters: Waiters<StubNotifier>,
-    /// What dropped futures and guards have left to do.
+    /// The work of dropped futures and guards.
     rest: Mutex<Vec<Pin<Box<dyn Future<Output = ()> + Send>>>>,
 }
 
@@ -55,7 +55,7 @@ impl StubLocks {
         })
     }
 
-    /// Does what drops have left to do.
+    /// Does the work of dropped futures and guards.
     fn finish(&self) {
         let next = || lock(&self.rest).pop();
         while let Some(rest) = next() {

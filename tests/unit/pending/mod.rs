@@ -1,7 +1,7 @@
 //! The decisions with futures that are really pending, against a real server.
 //!
-//! Threads poll each future once, so a test of theirs finds neither a future that cannot move between
-//! threads nor one that leaves a connection dirty when it is dropped.
+//! A thread polls each future once. So tests of threads find no future that is not `Send`, and none
+//! that leaves a dirty connection when it is dropped.
 
 mod are_send;
 mod cluster;
