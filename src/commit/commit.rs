@@ -164,9 +164,7 @@ pub(crate) async fn flush<L: Line>(
     checkout_deadline: Instant,
 ) -> Result<(), CommitError> {
     let immediate = CommitPlan { immediate: true, ..plan.clone() };
-    if let Some(preparing) = prepare::begin(line, queue, &immediate, checkout_deadline)? {
-        preparing.finish(line).await?;
-    }
+    prepare::prepare(line, queue, &immediate, checkout_deadline).await?;
     let deadline = line.response_deadline();
     let Some(connection) = line.current() else {
         return Err(CheckoutError::Closed.into());

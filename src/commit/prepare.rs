@@ -65,6 +65,20 @@ pub(crate) fn begin<'p, L: Line>(
     }
 }
 
+/// Prepares the connection for the commands. Dropped before its end, it leaves a connection that
+/// awaits replies, on which no command of the user's was sent.
+pub(crate) async fn prepare<L: Line>(
+    line: &mut L,
+    queue: &CommandQueue,
+    plan: &CommitPlan,
+    checkout_deadline: Instant,
+) -> Result<(), CommitError> {
+    match begin(line, queue, plan, checkout_deadline)? {
+        Some(preparing) => preparing.finish(line).await,
+        None => Ok(()),
+    }
+}
+
 /// Sends WATCH for a scope that reads before it writes, and awaits its reply. Returns the replies
 /// to `reads` commands in the same write. Dropped before its end, it leaves a connection that awaits
 /// replies.

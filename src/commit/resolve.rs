@@ -45,10 +45,6 @@ impl<P: ServerPool> DoubtResolver<P> {
         Self { router, connection: Mutex::new(None) }
     }
 
-    pub(crate) fn router(&self) -> &Router<P> {
-        &self.router
-    }
-
     /// Closes the connection, for which no other call waits.
     pub(crate) fn disconnect(&self) {
         drop(lock(&self.connection).take());

@@ -14,5 +14,5 @@ pub(crate) trait Side: ServerPool {
     ///
     /// # Errors
     /// The error of the cleanup, if it is known when this returns; the connection is then replaced.
-    fn orphan(pin: Self::Pin) -> Result<(), Error>;
+    fn return_dropped(pin: Self::Pin) -> Result<(), Error>;
 }

@@ -22,7 +22,7 @@ impl Side for Pool {
     }
 
     /// Waits for `cleanup_timeout` at most.
-    fn orphan(pin: PinnedConnection) -> Result<(), Error> {
+    fn return_dropped(pin: PinnedConnection) -> Result<(), Error> {
         now(cleanup::end_scope::<Self>(pin))
     }
 }
@@ -82,8 +82,6 @@ impl RefUnwindSafe for CommitResolver {}
 
 impl fmt::Debug for CommitResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CommitResolver")
-            .field("router", self.resolver.router())
-            .finish_non_exhaustive()
+        f.debug_struct("CommitResolver").finish_non_exhaustive()
     }
 }

@@ -40,6 +40,7 @@ use crate::protocol::replication::Durability;
 use crate::protocol::resp::encode;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
+use crate::sync::boxed::boxed;
 
 /// Maximum number of times that a call is sent on a new connection of its own.
 const MAX_SENDS: u32 = 3;
@@ -195,9 +196,8 @@ impl<P: ServerPool> ScriptClient<P> {
                 replies.values.extend(behind);
             }
             if self.may_be_redirected(&asked)
-                // Boxed: a redirect is rare, and its future is large.
                 && let Some(redirect) =
-                    Box::pin(self.redirect_for(&route, &asked, checkout_deadline)).await
+                    boxed(self.redirect_for(&route, &asked, checkout_deadline)).await
                 && redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await
             {
                 route = redirect.route();

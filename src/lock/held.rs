@@ -35,7 +35,8 @@ impl<M: LockIo> Drop for AcquiredLock<M> {
         let release = &mut self.release;
         // In a forked child the lock belongs to the parent.
         if !release.manager.settings().is_forked_child() && release.begin() {
-            release.manager.release_dropped(&release.lock_lease);
+            let (manager, lock_lease) = (&release.manager, &release.lock_lease);
+            manager.clean_up(release_dropped(Arc::clone(manager), Arc::clone(lock_lease)));
         }
     }
 }

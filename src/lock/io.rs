@@ -44,10 +44,8 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     /// result is dropped. A future that is dropped before its end keeps no caller waiting.
     fn settle(changes: &Self::Changes) -> impl Future<Output = impl Send> + Send;
 
-    /// Runs [`release_dropped`](crate::lock::held::release_dropped). Threads wait for its end.
-    fn release_dropped(self: &Arc<Self>, lock_lease: &Arc<LockLease>);
-
-    /// Runs the rest of a call that ended without a lock. Threads wait for its end.
+    /// Runs the rest of a call that ended without a lock, or the release of a dropped guard. Threads
+    /// wait for its end.
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static);
 
     /// Returns the deadline of a call that begins now.

@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::lock::client::ScriptClient;
-use crate::lock::held::release_dropped;
 use crate::lock::io::LockIo;
-use crate::lock::lease::LockLease;
 use crate::lock::renewer::LeaseRenewer;
 use crate::lock::thread_waiters::{ThreadRegistration, ThreadWaiters};
 use crate::lock::wakeups::ReleaseListener;
@@ -94,10 +92,6 @@ impl LockIo for LockManager {
 
     fn settle(changes: &BinarySemaphore) -> impl Future<Output = impl Send> + Send {
         ready(changes.acquire())
-    }
-
-    fn release_dropped(self: &Arc<Self>, lock_lease: &Arc<LockLease>) {
-        now(release_dropped(Arc::clone(self), Arc::clone(lock_lease)));
     }
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {

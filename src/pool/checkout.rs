@@ -1,7 +1,6 @@
 //! A checked-out connection, and the permit for it.
 //!
-//! A connection that is found dead is replaced under its checkout, and the idle connections of its
-//! pool are probed. A connection that is known to be dead, outdated or too old is not used.
+//! A connection that is known to be dead, outdated or too old is not used.
 
 use std::future::ready;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -219,7 +218,6 @@ impl Checkout {
     }
 }
 
-/// The waits block the caller's thread, so that each future is ready when it is returned.
 impl Line for Checkout {
     type Wire = Transport;
 

@@ -232,7 +232,6 @@ impl Pool {
     }
 }
 
-/// The waits block the caller's thread, so that each future is ready when it is returned.
 impl ServerPool for Pool {
     type Io = Threads;
     type Line = Checkout;

@@ -89,12 +89,7 @@ impl Pending {
             return Ok(());
         }
         let mut line = pinned.line::<Error>()?;
-        let line = &mut *line;
-        let begun = match prepare::begin(line, &self.queue, pinned.plan(), deadline) {
-            Ok(Some(preparing)) => preparing.finish(line).await,
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
+        let begun = prepare::prepare(&mut *line, &self.queue, pinned.plan(), deadline).await;
         begun.map_err(|error| match error {
             CommitError::NotSent { source } => *source,
             error => error.into(),

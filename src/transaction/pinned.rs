@@ -73,7 +73,7 @@ impl<P: Side> Drop for Pinned<P> {
         self.span.record("rediscope.outcome", "discarded");
         let _in = self.span.enter();
         self.count_discard();
-        self.log_failed_cleanup(P::orphan(pin));
+        self.log_failed_cleanup(P::return_dropped(pin));
     }
 }
 

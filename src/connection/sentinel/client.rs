@@ -43,7 +43,7 @@ pub(crate) struct SentinelClient {
     pub(crate) query_timeout: Duration,
     pub(crate) generation: AtomicU64,
     pub(crate) state: Mutex<SentinelState>,
-    pub(crate) queries: SingleFlight,
+    queries: SingleFlight,
     pub(crate) log_thread: Arc<LogThread>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct SentinelState {
     /// Time of the last report, unless it was doubted since.
     pub(crate) updated: Option<Instant>,
     /// Index of the sentinel that replied last.
-    pub(crate) last_responder: usize,
+    last_responder: usize,
     /// The connections to the master.
     pub(crate) connections: Vec<Weak<dyn MasterConnection>>,
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::error::any::Error;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::ScriptClient;
-use crate::lock::held::{AcquiredLock, release_dropped};
+use crate::lock::held::AcquiredLock;
 use crate::lock::io::{LockIo, Renewals};
 use crate::lock::lease::LockLease;
 use crate::lock::manager::LockManager;
@@ -122,10 +122,6 @@ impl LockIo for StubLocks {
 
     fn settle((): &()) -> impl Future<Output = impl Send> + Send {
         pending_once()
-    }
-
-    fn release_dropped(self: &Arc<Self>, lock_lease: &Arc<LockLease>) {
-        self.clean_up(release_dropped(Arc::clone(self), Arc::clone(lock_lease)));
     }
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {

@@ -330,7 +330,7 @@ impl Side for StubPool {
     }
 
     /// Returns the connection, which is closed if anything of the scope is left on it.
-    fn orphan(pin: StubPin) -> Result<(), Error> {
+    fn return_dropped(pin: StubPin) -> Result<(), Error> {
         drop(pin);
         Ok(())
     }
