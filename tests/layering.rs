@@ -246,7 +246,7 @@ fn planted_waits_are_found_and_comments_strings_and_tests_are_none() {
     ] {
         assert_eq!(waits(fine), [""; 0], "{fine}");
     }
-    assert!(is_below("commit::send", "commit") && is_below("commit", "commit"));
+    assert!(is_below("commit::last_write", "commit") && is_below("commit", "commit"));
     assert!(!is_below("commits", "commit"));
 }
 

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::commit::last_write::{Exchanged, LastReplies, LastWrite};
 use crate::commit::outcome::{Committed, classify, refused, replies, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare;
-use crate::commit::send::{Exchanged, LastReplies, LastWrite};
 use crate::connection::connection::Interruption;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;

@@ -4,11 +4,11 @@ pub(crate) mod batch;
 pub(crate) mod cleanup;
 #[expect(clippy::module_inception, reason = "the folder is named after this call")]
 pub(crate) mod commit;
+pub(crate) mod last_write;
 pub(crate) mod lock_check;
 pub(crate) mod outcome;
 pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod resolve;
-pub(crate) mod send;
 pub(crate) mod side;
 pub(crate) mod threads;

@@ -355,6 +355,12 @@ impl<P: ServerPool> Pools<P> {
             (Servers::One(pool), None) => Ok(pool.clone()),
             (Servers::One(_), Some(error)) => Err(error),
             (Servers::Masters(slot_map), failed) => {
+                self.begin_search(slot_map, deadline, search);
+                if failed.is_none()
+                    && let Some(pool) = self.known_master(slot_map, route)
+                {
+                    return Ok(pool);
+                }
                 boxed(self.master(slot_map, route, deadline, search, failed)).await
             }
         }

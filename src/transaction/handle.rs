@@ -217,6 +217,7 @@ impl Transactional {
     ///
     /// # Errors
     /// The closure's own error, or this crate's, converted.
+    #[inline]
     #[track_caller]
     pub fn run_with<R: Resolve, E: From<Error>>(
         &self,

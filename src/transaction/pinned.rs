@@ -26,7 +26,6 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::PinnedLine;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::settings::Settings;
-use crate::sync::boxed::boxed;
 use crate::transaction::redirects::RedirectCause;
 
 /// The span of a transaction that is about to begin, with OpenTelemetry's names for database clients.
@@ -192,7 +191,7 @@ impl<P: Side> Pinned<P> {
                 Some(pool) => {
                     pool.pin(self.owner.clone(), deadline, false, router.keep_alive()).await?
                 }
-                None => boxed(router.pin(&self.route, &self.owner, deadline)).await?,
+                None => router.pin(&self.route, &self.owner, deadline).await?,
             });
         }
         Ok(())

@@ -20,6 +20,7 @@ use crate::transaction::retry_loop::{self, WatchAttempts, WatchRun};
 use crate::transaction::watch_scope::Watching;
 
 /// Runs a block once and commits it. Bytes that were not sent are sent again.
+#[inline]
 pub(crate) fn run_block<R: Resolve, E: From<Error>>(
     router: &Router,
     owner: ScopeOrigin,

@@ -1,7 +1,7 @@
 //! The entry of an open scope under a model checker: take, put back, expire and end against each
 //! other, on one entry that one scope after the other has. `scripts/model` runs this.
 //!
-//! A lost permit ends in a deadlock or is missing at the end. Six planted mistakes show that the
+//! A lost permit ends in a deadlock or is missing at the end. Seven planted mistakes show that the
 //! checks can fail.
 
 #![allow(
@@ -38,6 +38,7 @@ struct Info {
 #[derive(Clone, Copy)]
 struct Operations {
     take: fn(&WatchedEntry, u64) -> Taken<Token>,
+    take_last: fn(&WatchedEntry, u64) -> Taken<Token>,
     put_back: fn(&WatchedEntry, u64, Token) -> Left<Token, Info>,
     expire: fn(&WatchedEntry, u64) -> Expired<Token, Info>,
     end: fn(&WatchedEntry, u64),
@@ -45,6 +46,7 @@ struct Operations {
 
 const RIGHT: Operations = Operations {
     take: WatchedEntry::take,
+    take_last: WatchedEntry::take_last,
     put_back: WatchedEntry::put_back,
     expire: WatchedEntry::expire,
     end: |entry, generation| drop(entry.end(generation)),
@@ -102,7 +104,16 @@ impl World {
     }
 
     fn call(&self, scope: usize, generation: u64) {
-        let token = match (self.operations.take)(&self.entry, generation) {
+        self.call_on((self.operations.take)(&self.entry, generation), scope, generation);
+    }
+
+    /// The call that ends the scope.
+    fn last_call(&self, scope: usize, generation: u64) {
+        self.call_on((self.operations.take_last)(&self.entry, generation), scope, generation);
+    }
+
+    fn call_on(&self, taken: Taken<Token>, scope: usize, generation: u64) {
+        let token = match taken {
             Taken::Kept(token) => token,
             Taken::Gone => return,
             Taken::Busy => panic!("the only call met another one"),
@@ -170,6 +181,27 @@ fn scopes_that_are_expired(operations: Operations) {
     world.nothing_is_lost();
 }
 
+/// Two scopes, one after the other, each of which ends with its last call; the reaper meanwhile.
+fn scopes_that_end_with_a_call(operations: Operations) {
+    let world = World::new(operations);
+    let mut threads: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
+    for scope in 0..2 {
+        let world = Plain::clone(&world);
+        threads.push(Box::new(move || {
+            let generation = world.open(scope);
+            world.call(scope, generation);
+            world.last_call(scope, generation);
+        }));
+    }
+    let reaping = Plain::clone(&world);
+    threads.push(Box::new(move || {
+        reaping.expire();
+        reaping.expire();
+    }));
+    every(threads);
+    world.nothing_is_lost();
+}
+
 /// A scope that ends while a call of it is under way.
 fn a_scope_that_ends_inside_a_call(operations: Operations) {
     let world = World::new(operations);
@@ -228,6 +260,20 @@ fn model_of_scopes_that_are_expired_between_and_during_calls() {
 fn model_of_a_scope_that_ends_inside_a_call() {
     check(|| a_scope_that_ends_inside_a_call(RIGHT));
     check(a_scope_that_ends_and_expires_inside_a_call);
+}
+
+#[test]
+fn model_of_scopes_that_end_with_their_last_call() {
+    check(|| scopes_that_end_with_a_call(RIGHT));
+}
+
+#[test]
+fn model_finds_a_last_call_that_does_not_end_its_scope() {
+    let planted = || {
+        // The second scope then waits for the permit forever.
+        scopes_that_end_with_a_call(Operations { take_last: WatchedEntry::take, ..RIGHT });
+    };
+    assert_found(planted, &["a scope is left", "deadlock"]);
 }
 
 #[test]

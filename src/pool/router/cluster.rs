@@ -21,6 +21,24 @@ use crate::sync::boxed::boxed;
 use crate::sync::lock;
 
 impl<P: ServerPool> Pools<P> {
+    /// Notes the begin of a search, unless it has begun.
+    pub(super) fn begin_search<'s>(
+        &self,
+        slot_map: &SlotMapCache,
+        deadline: Instant,
+        PoolSearch(search): &'s mut PoolSearch,
+    ) -> &'s mut (Instant, RedirectBudget) {
+        search.get_or_insert_with(|| {
+            self.prune(slot_map);
+            (Instant::now(), RedirectBudget::until(deadline))
+        })
+    }
+
+    /// Returns the pool of the route's master, if the slot map has that master.
+    pub(super) fn known_master(&self, slot_map: &SlotMapCache, route: &Route) -> Option<P> {
+        self.pool(slot_map, &slot_map.known(route)?).ok()
+    }
+
     /// Returns the pool of the route's master. `failed`: the last one could not be used. If its server
     /// is gone and another one takes over by `deadline`, this returns the other's pool.
     pub(super) async fn master(
@@ -28,13 +46,10 @@ impl<P: ServerPool> Pools<P> {
         slot_map: &SlotMapCache,
         route: &Route,
         deadline: Instant,
-        PoolSearch(search): &mut PoolSearch,
+        search: &mut PoolSearch,
         mut failed: Option<CheckoutError>,
     ) -> Result<P, CheckoutError> {
-        let (begun, budget) = search.get_or_insert_with(|| {
-            self.prune(slot_map);
-            (Instant::now(), RedirectBudget::until(deadline))
-        });
+        let (begun, budget) = self.begin_search(slot_map, deadline, search);
         loop {
             if let Some(error) = failed {
                 match self.on_unreachable(route, &error, deadline).await {
@@ -94,9 +109,7 @@ impl<P: ServerPool> Pools<P> {
     pub(crate) fn warm(&self, route: &Route) {
         let pool = match &self.servers {
             Servers::One(pool) => Some(pool.clone()),
-            Servers::Masters(slot_map) => {
-                slot_map.known(route).and_then(|node| self.pool(slot_map, &node).ok())
-            }
+            Servers::Masters(slot_map) => self.known_master(slot_map, route),
         };
         if let Some(pool) = pool {
             pool.warm();

@@ -108,6 +108,49 @@ fn a_call_that_hangs_delays_no_report_no_reaper_and_no_close() {
     assert!(matches!(late, Error::PinExpired(_)), "{late}");
 }
 
+/// The call that ends a scope is in the report until it ends, and `close` ends it.
+#[test]
+fn the_last_call_of_a_scope_that_hangs_is_reported_and_ended_by_close() {
+    type End = fn(rediscope::Transaction) -> Option<Error>;
+    let ends: [(&str, End); 3] = [
+        ("EXEC", |tx| tx.commit().err()),
+        ("DISCARD", |tx| tx.discard().err()),
+        ("DISCARD", |tx| {
+            drop(tx);
+            None
+        }),
+    ];
+    for (held, end) in ends {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let builder = SessionManager::builder(proxy.url()).max_size(1);
+        let builder = builder.max_pin_time(Duration::from_millis(50)).cleanup_timeout(SOON / 4);
+        let sessions = builder.response_timeout(SOON / 4).checkout_timeout(SOON).build().unwrap();
+        let accounts = sessions.transactional();
+        let (mut tx, line) = (accounts.begin_with(immediate()).unwrap(), line!());
+        tx.incr("a", 1);
+        proxy.arm((Trigger::BeforeReplyTo(held), Fault::HoldReplies));
+        let ending = thread::spawn(move || end(tx));
+        eventually(SOON, "the call hangs", || proxy.fired() == 1);
+        // Several times the reaper's limit: it marks the scope, and does not wait for it.
+        thread::sleep(Duration::from_millis(300));
+        let open = sessions.open_scopes();
+        assert!(matches!(&open[..], [scope] if scope.begun_at.line() == line), "{held} {open:?}");
+        assert!(!ending.is_finished());
+        let begun = Instant::now();
+        assert_eq!(sessions.close(Duration::ZERO).scopes, 1, "{held}");
+        let error = ending.join().unwrap();
+        assert!(begun.elapsed() < SOON / 4, "{:?}", begun.elapsed());
+        match held {
+            "EXEC" => assert_eq!(error.unwrap().applied(), Applied::Unknown),
+            _ => assert!(error.is_none_or(|error| error.applied() == Applied::No)),
+        }
+        assert_eq!(sessions.status().transactional.in_use, 0, "{held}");
+        assert!(sessions.open_scopes().is_empty());
+        assert_eq!(sessions.close(Duration::ZERO).scopes, 0);
+    }
+}
+
 #[test]
 fn close_ends_a_call_whose_connection_was_replaced_meanwhile() {
     let server = Server::start();
