@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "tokio")]
+pub mod aio;
 pub(crate) mod commit;
 pub(crate) mod connection;
 pub(crate) mod dns;

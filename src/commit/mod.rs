@@ -11,4 +11,6 @@ pub(crate) mod plan;
 pub(crate) mod prepare;
 pub(crate) mod resolve;
 pub(crate) mod side;
+#[cfg(feature = "tokio")]
+pub(crate) mod tasks;
 pub(crate) mod threads;

@@ -12,6 +12,8 @@ pub(crate) mod handshake;
 pub(crate) mod io;
 pub(crate) mod login;
 pub(crate) mod sentinel;
+#[cfg(feature = "tokio")]
+pub(crate) mod tasks;
 pub(crate) mod threads;
 #[cfg(feature = "tls-rustls")]
 pub(crate) mod tls;

@@ -29,6 +29,8 @@ pub(crate) mod semaphore;
 pub(crate) mod server_pool;
 pub(crate) mod shared;
 pub(crate) mod spin;
+#[cfg(feature = "tokio")]
+pub(crate) mod tasks;
 #[cfg(test)]
 #[path = "../../tests/unit/pool.rs"]
 pub(in crate::pool) mod tests;

@@ -1,0 +1,1 @@
+//! Transactions for callers that are tasks of tokio.

@@ -1,0 +1,8 @@
+//! The side of the callers that are tasks of tokio. Each connection is a task, which owns the socket
+//! and the parser of its replies.
+//!
+//! A caller's future gives bytes to the task and waits for replies. So a future that is dropped
+//! leaves no half a message and no half a reply.
+
+pub(crate) mod io;
+pub(crate) mod wire;
