@@ -8,7 +8,10 @@ use std::pin::Pin;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
 use tokio::runtime::Runtime;
+
+use crate::server::Server;
 
 /// When a slice counts: what ends before `start` is warm-up, what ends after `end` adds to the waits
 /// and to the sum on the server, not to the rate.
@@ -96,15 +99,23 @@ pub struct Sample {
     pub tries: f64,
     /// The slowest worker's operations, as a part of the mean.
     pub slowest: f64,
+    /// Processor time of this process for one operation, the warm-up included.
+    pub client_cpu: f64,
+    /// The same of the server.
+    pub server_cpu: f64,
 }
 
 /// Lets the crew work; returns what it showed and how many operations there were in all.
 pub fn measure(
+    server: &Server,
     runtime: &Runtime,
     crew: Crew,
     warm_up: Duration,
     slice: Duration,
 ) -> Result<(Sample, u64), String> {
+    let mut admin = server.admin();
+    let server_before = Server::cpu(&mut admin);
+    let client_before = cpu();
     let start = Instant::now() + warm_up;
     let clock = Clock { start, end: start + slice };
     let logs: Vec<Log> = match crew {
@@ -123,7 +134,9 @@ pub fn measure(
             logs
         }),
     };
-    let done = logs.iter().map(|log| log.done).sum();
+    let client_cpu = cpu() - client_before;
+    let server_cpu = Server::cpu(&mut admin) - server_before;
+    let done: u64 = logs.iter().map(|log| log.done).sum();
     let mut waits: Vec<u64> = logs.iter().flat_map(|log| log.waits.iter().copied()).collect();
     waits.sort_unstable();
     let counted: u64 = logs.iter().map(|log| log.counted).sum();
@@ -144,6 +157,16 @@ pub fn measure(
         longest: at(1.0),
         tries: tries as f64 / counted as f64,
         slowest: slowest / (counted as f64 / logs.len() as f64),
+        client_cpu: client_cpu / done as f64,
+        server_cpu: server_cpu / done as f64,
     };
     Ok((sample, done))
+}
+
+/// Processor time of this process so far, in seconds.
+fn cpu() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("this process's usage");
+    let seconds =
+        |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    seconds(usage.user_time()) + seconds(usage.system_time())
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::measure::Sample;
 use crate::peers::{self, Peer};
-use crate::scenario::{POOL, Row, Scenario};
+use crate::scenario::{Callers, POOL, Row, Scenario};
 use crate::targets::{self, Metric};
 
 /// Median, quartiles and maximum of the rounds.
@@ -91,7 +91,7 @@ impl Measured {
     }
 
     fn quickest(&self, row: &Row, wanted: impl Fn(&str) -> bool) -> Option<&'static str> {
-        let mut peers: Vec<_> = peers::all()
+        let mut peers: Vec<_> = peers::of(row.callers)
             .iter()
             .map(|peer| peer.name)
             .filter(|name| wanted(name))
@@ -104,20 +104,24 @@ impl Measured {
     /// The peers of a row, as they are listed.
     pub fn peers(&self, row: &Row) -> Vec<&'static str> {
         let measured = |peer: &Peer| !self.rounds(row, peer.name).is_empty();
-        peers::all().iter().filter(|peer| measured(peer)).map(|peer| peer.name).collect()
+        let peers = peers::of(row.callers);
+        peers.iter().filter(|peer| measured(peer)).map(|peer| peer.name).collect()
     }
 }
 
 /// The targets, and what became of them.
-pub fn targets(measured: &Measured, soak: &str) -> String {
-    let mut text = format!(
-        "| scenario, workers/connections | ours | measured | target | {SPREAD} | | its limit, of the \
-         same |\n|---|---|---|---|---|---|---|\n"
-    );
-    for target in targets::all() {
-        let _ = writeln!(text, "{}", target.line(measured));
-    }
-    text + soak
+pub fn targets(measured: &Measured, callers: Callers) -> String {
+    let head = match callers {
+        Callers::Threads => format!(
+            "| scenario, workers/connections | ours | measured | target | {SPREAD} | | its limit, of \
+             the same |\n|---|---|---|---|---|---|---|\n"
+        ),
+        Callers::Tasks => format!(
+            "| scenario | ours | measured | target | {SPREAD} | |\n|---|---|---|---|---|---|\n"
+        ),
+    };
+    let lines = targets::of(callers).into_iter().map(|target| target.line(measured) + "\n");
+    head + &lines.collect::<String>()
 }
 
 /// The quickest of ours beside the quickest other client, row by row.
@@ -151,30 +155,40 @@ pub fn best(measured: &Measured, rows: &[Row]) -> String {
 pub fn rows(measured: &Measured, rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows {
-        let base = match row.scenario {
-            Scenario::Watch(_) => peers::DEADPOOL,
-            _ => peers::R2D2_UNCHECKED,
+        let base = match (row.scenario, row.callers) {
+            (Scenario::Watch(_), _) => peers::DEADPOOL,
+            (_, Callers::Threads) => peers::R2D2_UNCHECKED,
+            (_, Callers::Tasks) => peers::MULTIPLEXED,
         };
         let tries = matches!(row.scenario, Scenario::Watch(_));
+        let cpu = row.callers == Callers::Tasks;
         let _ = write!(
             text,
             "\n#### {}\n\n| | a second | of {base} | p50 | p99 | p99.9 | longest | slowest worker |",
             row.name()
         );
-        let _ = writeln!(text, "{}", if tries { " tries |" } else { "" });
-        let _ =
-            writeln!(text, "|---|--:|--:|--:|--:|--:|--:|--:|{}", if tries { "--:|" } else { "" });
+        let of_tasks = if cpu { " client, server CPU | of it |" } else { "" };
+        let _ = writeln!(text, "{of_tasks}{}", if tries { " tries |" } else { "" });
+        let _ = writeln!(
+            text,
+            "|---|--:|--:|--:|--:|--:|--:|--:|{}{}",
+            if cpu { "--:|--:|" } else { "" },
+            if tries { "--:|" } else { "" }
+        );
         for peer in measured.peers(row) {
             let Some(rate) = measured.spread(row, peer, Metric::Rate) else {
                 let _ = writeln!(text, "| {peer} | failed in every round |");
                 continue;
             };
-            let ratio = measured.ratio(row, peer, base, Metric::Rate).map_or_else(
-                String::new,
-                |Spread { median, lower, upper, .. }| {
-                    format!("{median:.2} ({lower:.2} to {upper:.2})")
-                },
-            );
+            let of_base = |metric| {
+                measured.ratio(row, peer, base, metric).map_or_else(
+                    String::new,
+                    |Spread { median, lower, upper, .. }| {
+                        format!("{median:.2} ({lower:.2} to {upper:.2})")
+                    },
+                )
+            };
+            let ratio = of_base(Metric::Rate);
             let longest = measured.spread(row, peer, Metric::Longest);
             let _ = write!(
                 text,
@@ -188,6 +202,12 @@ pub fn rows(measured: &Measured, rows: &[Row]) -> String {
                 wait(longest.map_or(f64::NAN, |longest| longest.most / 1e3)),
                 measured.median(row, peer, |sample| sample.slowest),
             );
+            if cpu {
+                let of = |of: fn(&Sample) -> f64| measured.median(row, peer, of) * 1e6;
+                let (client, server) = (of(|it| it.client_cpu), of(|it| it.server_cpu));
+                let ratio = of_base(Metric::ClientCpu);
+                let _ = write!(text, " {client:.1}, {server:.1} µs | {ratio} |");
+            }
             let count = measured.median(row, peer, |sample| sample.tries);
             let _ =
                 writeln!(text, "{}", if tries { format!(" {count:.2} |") } else { String::new() });
@@ -197,9 +217,9 @@ pub fn rows(measured: &Measured, rows: &[Row]) -> String {
 }
 
 /// The peers' settings.
-pub fn settings() -> String {
+pub fn settings(callers: Callers) -> String {
     let line = |peer: Peer| format!("| {} | {} |\n", peer.name, peer.settings);
-    let lines: String = peers::all().into_iter().map(line).collect();
+    let lines: String = peers::of(callers).into_iter().map(line).collect();
     format!("| peer | version and settings |\n|---|---|\n{lines}")
 }
 

@@ -26,12 +26,20 @@ pub enum Scenario {
     Batch,
 }
 
+/// The callers of the crate's own rows. Some peers of threads are tasks all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    Threads,
+    Tasks,
+}
+
 /// One line of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     pub scenario: Scenario,
     pub workers: usize,
     pub via: Via,
+    pub callers: Callers,
 }
 
 impl Row {
@@ -45,7 +53,13 @@ impl Row {
             Scenario::Batch => format!("batch of {BATCH}"),
         };
         let via = if self.via == Via::Unix { ", unix socket" } else { "" };
-        format!("{what}, {}/{POOL}{via}", self.workers)
+        match self.callers {
+            Callers::Threads => format!("{what}, {}/{POOL}{via}", self.workers),
+            Callers::Tasks if self.workers == 1 => format!("{what}, one task{via}"),
+            Callers::Tasks => {
+                format!("{what}, {} tasks{via}", crate::report::thousands(self.workers as f64))
+            }
+        }
     }
 }
 

@@ -84,6 +84,15 @@ impl Server {
         self.client(Via::Unix).get_connection().expect("connect to the private server")
     }
 
+    /// Processor time of the server so far, in seconds.
+    pub fn cpu(admin: &mut Connection) -> f64 {
+        let info: String = redis::cmd("INFO").arg("cpu").query(admin).expect("INFO cpu");
+        let fields = ["used_cpu_sys:", "used_cpu_user:"];
+        let of =
+            |line: &str| fields.iter().find_map(|field| line.strip_prefix(field)?.parse().ok());
+        info.lines().filter_map(of).fold(0.0, |sum, part: f64| sum + part)
+    }
+
     fn launch() -> Self {
         let home = tempfile::Builder::new().prefix("peers-").tempdir().expect("a folder");
         let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a free port");

@@ -3,13 +3,15 @@
 use crate::measure::Sample;
 use crate::peers;
 use crate::report::{Measured, Spread};
-use crate::scenario::{Row, Scenario};
+use crate::scenario::{Callers, Row, Scenario};
 use crate::server::Via;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Metric {
     Rate,
+    P50,
     P99,
+    ClientCpu,
     Longest,
     Tries,
     Slowest,
@@ -19,7 +21,9 @@ impl Metric {
     pub fn of(self, sample: &Sample) -> f64 {
         match self {
             Self::Rate => sample.rate,
+            Self::P50 => sample.p50,
             Self::P99 => sample.p99,
+            Self::ClientCpu => sample.client_cpu,
             Self::Longest => sample.longest * 1e3,
             Self::Tries => sample.tries,
             Self::Slowest => sample.slowest,
@@ -29,7 +33,9 @@ impl Metric {
     fn name(self) -> &'static str {
         match self {
             Self::Rate => "rate",
+            Self::P50 => "p50",
             Self::P99 => "p99",
+            Self::ClientCpu => "client processor time",
             Self::Longest => "longest wait, ms",
             Self::Tries => "tries per commit",
             Self::Slowest => "slowest worker, of the mean",
@@ -65,19 +71,19 @@ pub struct Target {
     goal: bool,
 }
 
-pub fn all() -> Vec<Target> {
+pub fn of(callers: Callers) -> Vec<Target> {
+    match callers {
+        Callers::Threads => of_threads(),
+        Callers::Tasks => of_tasks(),
+    }
+}
+
+fn of_threads() -> Vec<Target> {
     use Against::{Best, NoPeer, Peer};
     use Bound::{AtLeast, AtMost};
-    let target = |row, ours, metric, against, bound| Target {
-        row,
-        ours,
-        metric,
-        against,
-        bound,
-        hope: None,
-        goal: false,
-    };
-    let row = |scenario, workers| Row { scenario, workers, via: Via::Tcp };
+    let target = Target::new;
+    let row =
+        |scenario, workers| Row { scenario, workers, via: Via::Tcp, callers: Callers::Threads };
     let alone = row(Scenario::Two, 1);
     let fitting = row(Scenario::Two, 8);
     let two = row(Scenario::Two, 64);
@@ -88,7 +94,6 @@ pub fn all() -> Vec<Target> {
     let unchecked = Peer(peers::R2D2_UNCHECKED);
     let multiplexed = Peer(peers::MULTIPLEXED);
     let deadpool = Peer(peers::DEADPOOL);
-    let hoping = |target: Target, hope| Target { hope: Some(hope), ..target };
     let goal = |target: Target| Target { goal: true, ..target };
     vec![
         target(alone, peers::RUN, Metric::Rate, Peer(peers::DEDICATED), AtLeast(0.97)),
@@ -97,8 +102,8 @@ pub fn all() -> Vec<Target> {
         target(fitting, peers::RUN, Metric::Rate, unchecked, AtLeast(0.97)),
         target(two, peers::GROUPED, Metric::Rate, unchecked, AtLeast(2.6)),
         target(two, peers::GROUPED, Metric::P99, unchecked, AtMost(0.05)),
-        hoping(target(two, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.65)), 0.75),
-        hoping(target(ten, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.95)), 1.1),
+        target(two, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.65)).hoping(0.75),
+        target(ten, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.95)).hoping(1.1),
         target(ten, peers::GROUPED, Metric::Rate, unchecked, AtLeast(2.2)),
         target(two, peers::GUARD, Metric::Rate, unchecked, AtLeast(1.05)),
         target(two, peers::GUARD, Metric::P99, unchecked, AtMost(0.1)),
@@ -115,12 +120,51 @@ pub fn all() -> Vec<Target> {
     ]
 }
 
+fn of_tasks() -> Vec<Target> {
+    use Against::Peer;
+    use Bound::{AtLeast, AtMost};
+    use peers::{TASKS_ONCE, TASKS_POOLED, TASKS_RUN, TASKS_WATCH};
+    let target = Target::new;
+    let row = |scenario, workers| Row { scenario, workers, via: Via::Tcp, callers: Callers::Tasks };
+    let alone = row(Scenario::Two, 1);
+    let two = row(Scenario::Two, 64);
+    let crowd = row(Scenario::Two, 1_000);
+    let ten = row(Scenario::Ten, 64);
+    let many = row(Scenario::Watch(1_000), 64);
+    let get = row(Scenario::Get, 64);
+    let multiplexed = Peer(peers::MULTIPLEXED);
+    let deadpool = Peer(peers::DEADPOOL);
+    vec![
+        target(two, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(1.8)).hoping(3.0),
+        target(two, TASKS_RUN, Metric::ClientCpu, multiplexed, AtMost(0.5)),
+        target(crowd, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(2.2)).hoping(4.0),
+        target(crowd, TASKS_RUN, Metric::P99, multiplexed, AtMost(0.6)),
+        target(two, TASKS_ONCE, Metric::Rate, multiplexed, AtLeast(1.8)),
+        target(crowd, TASKS_ONCE, Metric::Rate, multiplexed, AtLeast(3.0)),
+        target(ten, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(1.5)),
+        target(get, TASKS_POOLED, Metric::Rate, multiplexed, AtLeast(1.2)),
+        target(many, TASKS_WATCH, Metric::Rate, deadpool, AtLeast(1.1)),
+        target(many, TASKS_WATCH, Metric::Rate, Peer(peers::BB8_UNCHECKED), AtLeast(0.8)),
+        target(many, TASKS_WATCH, Metric::P99, deadpool, AtMost(1.0)),
+        target(alone, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(0.95)),
+        target(alone, TASKS_RUN, Metric::P50, multiplexed, AtMost(1.05)),
+    ]
+}
+
 /// Whether something is demanded of this row.
 pub fn is_one(row: &Row) -> bool {
-    all().iter().any(|target| target.row == *row)
+    of(row.callers).iter().any(|target| target.row == *row)
 }
 
 impl Target {
+    fn new(row: Row, ours: &'static str, metric: Metric, against: Against, bound: Bound) -> Self {
+        Self { row, ours, metric, against, bound, hope: None, goal: false }
+    }
+
+    fn hoping(self, hope: f64) -> Self {
+        Self { hope: Some(hope), ..self }
+    }
+
     /// One line of the table; a target that is missed has its figure in bold.
     pub fn line(&self, measured: &Measured) -> String {
         let name = self.row.name();
@@ -163,9 +207,13 @@ impl Target {
                 (format!("{bold}{}{bold} {range}", figure(median)), verdict)
             }
         };
-        let limit = self.limit(measured).unwrap_or_default();
+        let limit = match self.row.callers {
+            Callers::Threads => format!(" {} |", self.limit(measured).unwrap_or_default()),
+            // No raw bytes are sent by tasks.
+            Callers::Tasks => String::new(),
+        };
         format!(
-            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} | {limit} |",
+            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} |{limit}",
             self.ours
         )
     }

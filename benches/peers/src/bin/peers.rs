@@ -1,9 +1,10 @@
 //! The peer benchmark: every client in one interleaved run on a private server, in a new order each
 //! round. `scripts/bench` runs it.
 //!
-//! `peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME]… [--into FOLDER]`:
-//! `--only` leaves the rows whose name has TEXT, `--peer` the peers of these names; without either
-//! the page and the plot in FOLDER (`docs`) are written.
+//! `peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME]… [--into FOLDER]`:
+//! with `--tasks` the crate's callers are tasks of tokio, else threads. `--only` leaves the rows whose
+//! name has TEXT, `--peer` the peers of these names; without either the page in FOLDER (`docs`) is
+//! written, and the plot if the callers are threads.
 
 #![allow(
     clippy::expect_used,
@@ -18,11 +19,12 @@ use std::time::{Duration, Instant};
 use rediscope_peers::measure::{self, Sample};
 use rediscope_peers::peers::{self, Peer};
 use rediscope_peers::report::{self, Measured};
-use rediscope_peers::scenario::{self, Row, Scenario};
+use rediscope_peers::scenario::{self, Callers, Row, Scenario};
 use rediscope_peers::server::{Server, Via};
 use rediscope_peers::{machine, plot, soak, targets};
 
 struct Plan {
+    callers: Callers,
     quick: bool,
     seed: u64,
     rounds: usize,
@@ -36,6 +38,7 @@ struct Plan {
 impl Plan {
     fn read() -> Self {
         let mut plan = Self {
+            callers: Callers::Threads,
             quick: false,
             seed: fastrand::u64(..1 << 32),
             rounds: 0,
@@ -49,6 +52,7 @@ impl Plan {
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().unwrap_or_else(|| usage());
             match argument.as_str() {
+                "--tasks" => plan.callers = Callers::Tasks,
                 "--quick" => plan.quick = true,
                 "--seed" => plan.seed = number(&value()),
                 "--rounds" => plan.rounds = number(&value()) as usize,
@@ -71,7 +75,20 @@ impl Plan {
     }
 
     fn rows(&self) -> Vec<Row> {
-        let row = |(scenario, workers, via)| Row { scenario, workers, via };
+        let callers = self.callers;
+        let row = |(scenario, workers, via)| Row { scenario, workers, via, callers };
+        let wanted = |row: &Row| self.only.as_ref().is_none_or(|only| row.name().contains(only));
+        if callers == Callers::Tasks {
+            let rows = [
+                (Scenario::Two, 64, Via::Tcp),
+                (Scenario::Two, 1_000, Via::Tcp),
+                (Scenario::Ten, 64, Via::Tcp),
+                (Scenario::Get, 64, Via::Tcp),
+                (Scenario::Watch(1_000), 64, Via::Tcp),
+                (Scenario::Two, 1, Via::Tcp),
+            ];
+            return rows.map(row).into_iter().filter(wanted).collect();
+        }
         let must = [
             (Scenario::Two, 1, Via::Tcp),
             (Scenario::Two, 8, Via::Tcp),
@@ -96,14 +113,13 @@ impl Plan {
             (Scenario::Get, 64, Via::Unix),
         ];
         let more: &[_] = if self.quick { &[] } else { &more };
-        let wanted = |row: &Row| self.only.as_ref().is_none_or(|only| row.name().contains(only));
         must.iter().chain(more).copied().map(row).filter(wanted).collect()
     }
 
     fn peers(&self) -> Vec<Peer> {
         let wanted =
             |peer: &Peer| self.peers.is_empty() || self.peers.iter().any(|name| name == peer.name);
-        peers::all().into_iter().filter(wanted).collect()
+        peers::of(self.callers).into_iter().filter(wanted).collect()
     }
 
     /// Whether all rows and peers are measured, so that the page may say so.
@@ -117,6 +133,12 @@ impl Plan {
     fn turns(&self, row: &Row, round: usize) -> (usize, Duration, Duration) {
         let fits = row.workers <= scenario::POOL;
         let (slice, warm_up) = (self.slice, self.warm_up);
+        if self.callers == Callers::Tasks {
+            return match row.workers {
+                1 => (2, slice / 2, warm_up),
+                _ => (1, slice, warm_up),
+            };
+        }
         match (row.scenario, targets::is_one(row)) {
             (Scenario::Two, true) if fits && self.quick => (2, slice / 2, warm_up / 2),
             (Scenario::Two, true) if fits => (4, slice / 4, warm_up / 2),
@@ -131,14 +153,21 @@ impl Plan {
 
     /// The turns in words.
     fn shape(&self) -> String {
+        let kind = if self.quick { "quick" } else { "full" };
+        if self.callers == Callers::Tasks {
+            let slice = self.slice.as_millis();
+            return format!(
+                "{kind} run: {} interleaved rounds with slices of {slice} ms",
+                self.rounds
+            );
+        }
         let times = |scenario, workers| {
-            let row = Row { scenario, workers, via: Via::Tcp };
+            let row = Row { scenario, workers, via: Via::Tcp, callers: self.callers };
             let (turns, slice, _) = self.turns(&row, 1);
             (turns * self.rounds, slice.as_millis())
         };
         let (alone, short) = times(Scenario::Two, 1);
         let (watch, whole) = times(Scenario::Watch(1), scenario::POOL * 8);
-        let kind = if self.quick { "quick" } else { "full" };
         let mut shape = format!(
             "{kind} run: {} interleaved rounds with slices of {whole} ms; {alone} slices of {short} ms \
              for two INCRs, 1/8 and 8/8",
@@ -162,7 +191,7 @@ fn number(text: &str) -> u64 {
 
 fn usage() -> ! {
     eprintln!(
-        "peers [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME] [--into FOLDER]"
+        "peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME] [--into FOLDER]"
     );
     std::process::exit(2)
 }
@@ -173,7 +202,7 @@ fn main() {
     let load = machine::load();
     let rows = plan.rows();
     fastrand::seed(plan.seed);
-    println!("{}", report::settings());
+    println!("{}", report::settings(plan.callers));
     let runtime = machine::runtime();
     let server = Server::start();
     let mut measured = Measured::default();
@@ -204,7 +233,7 @@ fn main() {
         let _ = std::io::stderr().flush();
     }
     eprintln!();
-    let soak = match plan.is_whole() {
+    let soak = match plan.is_whole() && plan.callers == Callers::Threads {
         true => soak::line(&server, if plan.quick { 100_000 } else { 1_000_000 }),
         false => String::new(),
     };
@@ -215,14 +244,22 @@ fn main() {
         plan.shape(),
         plan.seed,
     );
-    let targets = report::targets(&measured, &soak);
+    let targets = report::targets(&measured, plan.callers) + &soak;
     let best = report::best(&measured, &rows);
     let tables = report::rows(&measured, &rows);
     let took = began.elapsed().as_secs_f64();
     println!("{caption}; took {took:.0} s\n\n{targets}\n{best}{tables}");
     if plan.is_whole() {
-        let svg = plot::svg(&measured, &rows, &caption);
-        write(&plan, &caption, [&targets, &best, &tables], &svg);
+        let text = page(&plan, &caption, [&targets, &best, &tables]);
+        match plan.callers {
+            Callers::Threads => {
+                write(&plan, "measured", &text);
+                let svg = plot::svg(&measured, &rows, &caption);
+                std::fs::write(Path::new(&plan.into).join("performance.svg"), svg)
+                    .expect("write the plot");
+            }
+            Callers::Tasks => write(&plan, "tokio", &text),
+        }
     }
     if failures > 0 {
         eprintln!("{failures} slices failed");
@@ -242,37 +279,50 @@ fn slice(
     scenario::prepare(row, &mut admin);
     let crew = (peer.open)(server, runtime, row)?;
     let (_, slice, warm_up) = plan.turns(row, 1);
-    let measured = measure::measure(runtime, crew, warm_up, slice);
+    let measured = measure::measure(server, runtime, crew, warm_up, slice);
     Some(measured.and_then(|(sample, done)| {
         scenario::verify(row, &mut admin, done)?;
         Ok(sample)
     }))
 }
 
-fn write(plan: &Plan, caption: &str, texts: [&str; 3], svg: &str) {
+fn page(plan: &Plan, caption: &str, texts: [&str; 3]) -> String {
     let [targets, best, tables] = texts;
-    let text = format!(
+    let (plot, fits, cpu) = match plan.callers {
+        Callers::Threads => (
+            "![Operations a second](performance.svg)\n\n",
+            " (redis-rs dedicated only if its connections are no more than the row's)",
+            "",
+        ),
+        Callers::Tasks => (
+            "",
+            "",
+            " CPU is the processor time of one operation, of the client's process and of the server.",
+        ),
+    };
+    format!(
         "Measured on {caption}. Client and server share the cores; TCP_NODELAY is on for all. Waits \
          include checkout and retries. A ratio is taken within each round; figures are medians, with \
-         the quartiles of the rounds in brackets. A target that is missed is in **bold**.\n\n\
+         the quartiles of the rounds in brackets. A target that is missed is in **bold**.{cpu}\n\n\
          {targets}\n\
-         ![Operations a second](performance.svg)\n\n\
+         {plot}\
          ### Beside the best peer\n\n\
-         The quickest form of this crate beside the quickest other client, whichever it is (redis-rs \
-         dedicated only if its connections are no more than the row's); a ratio below 1 is in \
-         **bold**.\n\n\
+         The quickest form of this crate beside the quickest other client, whichever it is{fits}; a \
+         ratio below 1 is in **bold**.\n\n\
          {best}\n\
          ### Every peer\n\n\
          Medians of the rounds, with quartiles in brackets; the longest wait is the longest of all.\n\
          {tables}\n\
          ### Settings\n\n\
          {}",
-        report::settings()
-    );
-    let folder = Path::new(&plan.into);
-    let page = folder.join("performance.md");
+        report::settings(plan.callers)
+    )
+}
+
+/// Writes the section of this name.
+fn write(plan: &Plan, section: &str, text: &str) {
+    let page = Path::new(&plan.into).join("performance.md");
     let before = std::fs::read_to_string(&page).unwrap_or_default();
-    std::fs::write(&page, report::insert(&before, &text)).expect("write the page");
-    std::fs::write(folder.join("performance.svg"), svg).expect("write the plot");
-    eprintln!("wrote {} and performance.svg", page.display());
+    std::fs::write(&page, report::insert_as(&before, section, text)).expect("write the page");
+    eprintln!("wrote {}", page.display());
 }

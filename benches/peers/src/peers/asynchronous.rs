@@ -2,7 +2,7 @@
 
 use bb8_redis::{RedisConnectionManager, bb8};
 use redis::AsyncConnectionConfig;
-use redis::aio::ConnectionLike;
+use redis::aio::{ConnectionLike, ConnectionManagerConfig};
 use tokio::runtime::Runtime;
 
 use super::tasks;
@@ -69,7 +69,9 @@ fn patient() -> AsyncConnectionConfig {
 
 /// Requests that may wait in one multiplexed connection: more than there are tasks, so that none
 /// waits for a place (50 by default).
-const BUFFER: usize = 256;
+fn buffer(row: &Row) -> usize {
+    row.workers.next_power_of_two().max(256)
+}
 
 pub fn multiplexed(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
     if matches!(row.scenario, Scenario::Watch(_)) {
@@ -78,13 +80,32 @@ pub fn multiplexed(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew
     let client = server.client(row.via);
     let connection = runtime
         .block_on(client.get_multiplexed_async_connection_with_config(
-            &patient().set_pipeline_buffer_size(BUFFER),
+            &patient().set_pipeline_buffer_size(buffer(row)),
         ))
         .expect("connect");
     tasks(row, |job| {
         let mut connection = connection.clone();
         Box::new(move |clock| {
             Box::pin(async move { work!(clock, plain(&mut connection, &job).await) })
+        })
+    })
+}
+
+pub fn manager(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
+    if matches!(row.scenario, Scenario::Watch(_)) {
+        return None; // as of the multiplexed connection that it keeps
+    }
+    let client = server.client(row.via);
+    let config = ConnectionManagerConfig::new()
+        .set_response_timeout(None)
+        .set_connection_timeout(None)
+        .set_pipeline_buffer_size(buffer(row));
+    let manager =
+        runtime.block_on(client.get_connection_manager_with_config(config)).expect("connect");
+    tasks(row, |job| {
+        let mut manager = manager.clone();
+        Box::new(move |clock| {
+            Box::pin(async move { work!(clock, plain(&mut manager, &job).await) })
         })
     })
 }

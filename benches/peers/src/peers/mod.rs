@@ -4,6 +4,7 @@ pub mod asynchronous;
 pub mod blocking;
 pub mod fred;
 pub mod grouped;
+pub mod on_tokio;
 pub mod ours;
 pub mod raw;
 pub mod rustis;
@@ -11,7 +12,7 @@ pub mod rustis;
 use tokio::runtime::Runtime;
 
 use crate::measure::Crew;
-use crate::scenario::{Job, Row};
+use crate::scenario::{Callers, Job, Row};
 use crate::server::Server;
 
 /// Opens what the peer needs and says how each worker works; `None`: it cannot do that.
@@ -42,9 +43,36 @@ pub const GROUPED: &str = "rediscope run, grouped";
 pub const GUARD: &str = "rediscope guard";
 pub const WATCH: &str = "rediscope watch";
 pub const POOLED: &str = "rediscope pooled";
+pub const MANAGER: &str = "redis-rs ConnectionManager";
+pub const TASKS_RUN: &str = "rediscope aio run";
+pub const TASKS_ONCE: &str = "rediscope aio run, exactly once";
+pub const TASKS_GUARD: &str = "rediscope aio guard";
+pub const TASKS_WATCH: &str = "rediscope aio watch";
+pub const TASKS_POOLED: &str = "rediscope aio pooled";
 
-pub fn all() -> Vec<Peer> {
-    let peer = |name, settings, open| Peer { name, settings, open };
+/// The peers beside which the crate's own rows of these callers stand, and those rows.
+pub fn of(callers: Callers) -> Vec<Peer> {
+    match callers {
+        Callers::Threads => {
+            blocking_peers().into_iter().chain(asynchronous_peers()).chain(own_threads()).collect()
+        }
+        Callers::Tasks => {
+            let manager = Peer {
+                name: MANAGER,
+                settings: "1.8, one ConnectionManager for all tasks, no response timeout, \
+                           pipeline_buffer_size as above",
+                open: asynchronous::manager,
+            };
+            asynchronous_peers().into_iter().chain([manager]).chain(own_tasks()).collect()
+        }
+    }
+}
+
+fn peer(name: &'static str, settings: &'static str, open: Open) -> Peer {
+    Peer { name, settings, open }
+}
+
+fn blocking_peers() -> Vec<Peer> {
     vec![
         peer(
             RAW,
@@ -82,10 +110,15 @@ pub fn all() -> Vec<Peer> {
              the read cannot share its packet; for two INCRs the two keys are watched",
             blocking::transaction,
         ),
+    ]
+}
+
+fn asynchronous_peers() -> Vec<Peer> {
+    vec![
         peer(
             MULTIPLEXED,
             "1.8, one MultiplexedConnection for all tasks, no response timeout, pipeline_buffer_size \
-             256; not for watch, since all tasks share its connection",
+             256 (1,024 for 1,000 tasks); not for watch, since all tasks share its connection",
             asynchronous::multiplexed,
         ),
         peer(
@@ -113,6 +146,11 @@ pub fn all() -> Vec<Peer> {
              test_on_check_out(false), WATCH and GET in one pipeline",
             rustis::open,
         ),
+    ]
+}
+
+fn own_threads() -> Vec<Peer> {
+    vec![
         peer(RUN, "default settings, max_size 8, min_idle 8", ours::run),
         peer(GROUPED, ours::GROUPED_SETTINGS, ours::grouped),
         peer(GUARD, "the same as run; begin() and commit()", ours::guard),
@@ -122,6 +160,20 @@ pub fn all() -> Vec<Peer> {
             ours::watch,
         ),
         peer(POOLED, "the same; the pooled handle", ours::pooled),
+    ]
+}
+
+fn own_tasks() -> Vec<Peer> {
+    vec![
+        peer(TASKS_RUN, "default settings: 2 lanes", on_tokio::run),
+        peer(TASKS_ONCE, "the same with TransactionOptions::exactly_once()", on_tokio::once),
+        peer(TASKS_GUARD, "max_size 8, min_idle 8; begin() and commit()", on_tokio::guard),
+        peer(
+            TASKS_WATCH,
+            "the same; the read is declared, so that it travels with WATCH; retries without a bound that is met",
+            on_tokio::watch,
+        ),
+        peer(TASKS_POOLED, "default settings; the pooled handle", on_tokio::pooled),
     ]
 }
 
