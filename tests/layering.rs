@@ -48,7 +48,7 @@ const NOT_IN_PROTOCOL: &[&str] = &[
 ];
 
 /// Files and folders of decisions, which are written once for threads and tasks. A file `threads` in such a folder is
-/// the threads' own.
+/// the threads' own, and a file `tasks` is the tasks' own.
 const DECISIONS: &[&str] = &[
     "commit",
     "connection::connection",
@@ -66,6 +66,7 @@ const DECISIONS: &[&str] = &[
     "lock::target",
     "lock::waiters",
     "pool::ask",
+    "pool::cleanup",
     "pool::line",
     "pool::redirect_pause",
     "pool::router",
@@ -133,7 +134,7 @@ fn decisions_use_no_socket_no_thread_and_no_wait_of_one_side() {
     let sources = files("src");
     for place in DECISIONS {
         let decides = |(module, _): &(&Module, &Vec<String>)| {
-            let is_sides = module.last().is_some_and(|last| last == "threads");
+            let is_sides = module.last().is_some_and(|last| last == "threads" || last == "tasks");
             is_below(&module.join("::"), place) && !is_sides
         };
         let decisions: Vec<_> = sources.iter().filter(decides).collect();

@@ -3,13 +3,13 @@
 
 use std::time::Instant;
 
-use crate::commit::cleanup::{self, clean_or_log};
 use crate::commit::commit::commit;
 use crate::commit::outcome::{Committed, classify, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::InDoubt;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
+use crate::pool::cleanup::{self, clean_or_log};
 use crate::pool::router::{Joined, Router};
 use crate::pool::server_pool::ServerPool;
 use crate::protocol::batch::{BatchRequest, RequestKind};

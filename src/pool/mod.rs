@@ -5,6 +5,7 @@ pub(crate) mod batch;
 pub(crate) mod batch_response;
 pub(crate) mod blocking;
 pub(crate) mod checkout;
+pub(crate) mod cleanup;
 pub(crate) mod config;
 pub(crate) mod connect_attempts;
 pub(crate) mod context;

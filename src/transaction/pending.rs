@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::commit::batch;
-use crate::commit::cleanup;
 use crate::commit::commit;
 use crate::commit::outcome::{Committed, count};
 use crate::commit::plan::CommitPlan;
@@ -18,6 +17,7 @@ use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
 use crate::logging::rate_limit::LimitedEvent;
+use crate::pool::cleanup;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;

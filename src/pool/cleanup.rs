@@ -1,0 +1,87 @@
+//! Removes all state of a scope from its connection, within `cleanup_timeout`.
+
+use std::borrow::Cow;
+use std::panic::Location;
+
+use redis::Value;
+use tracing::Level;
+
+use crate::connection::connection::Interruption;
+use crate::connection::deadline::Deadline;
+use crate::error::any::Error;
+use crate::error::applied::Applied;
+use crate::pool::line::Line;
+use crate::protocol::connection_state::{CloseReason, Expect};
+use crate::protocol::resp::encode::{DISCARD, UNWATCH};
+use crate::protocol::resp::reply::Reply;
+use crate::protocol::server_error::ServerError;
+
+/// Returns whether the connection has state of the scope.
+pub(crate) fn is_needed<L: Line>(line: &mut L) -> bool {
+    line.current().is_some_and(|connection| !connection.state().is_clean())
+}
+
+/// Removes the scope's state from its connection: DISCARD, UNWATCH, or the connection is closed.
+/// Dropped before its end, it leaves a connection that awaits replies.
+///
+/// # Errors
+/// The error of the cleanup. The connection is then closed.
+pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
+    let (limit, unwinding) = (line.context().settings().cleanup_timeout, line.is_unwinding());
+    let Some(connection) = line.current() else { return Ok(()) };
+    let state = connection.state();
+    let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
+        return Ok(());
+    } else if !state.has_all_replies() || unwinding {
+        connection.taint(CloseReason::LeftDirty);
+        return Ok(());
+    } else if state.is_in_multi() {
+        ("DISCARD", DISCARD, Expect::Discard)
+    } else {
+        ("UNWATCH", UNWATCH, Expect::Unwatch)
+    };
+    let deadline = Deadline::after(limit);
+    // DISCARD and UNWATCH also end the watch on the connection's own register, which is then armed
+    // again.
+    let marker = connection.known_marker().filter(|_| state.watches_marker());
+    let mut bytes = Cow::Borrowed(bytes);
+    if let Some(marker) = marker {
+        marker.watch(bytes.to_mut());
+    }
+    let rearms = marker.is_some();
+    let expected = [(expect, 1), (Expect::WatchMarker, u32::from(rearms))];
+    // If the server refuses to arm the marker, the connection is still clean, but not armed.
+    let mut refused = None;
+    let mut take = |kind, reply| {
+        if let (true, Reply::Value(Value::ServerError(error))) = (kind == expect, reply) {
+            refused = Some(ServerError::from_reply(&error, false));
+        }
+    };
+    let cleaned = connection.exchange(&bytes, &expected, deadline, &mut take).await;
+    match (cleaned, refused) {
+        (Ok(()), None) => {
+            connection.mark_alive();
+            Ok(())
+        }
+        (Ok(()), Some(error)) => {
+            connection.mark_alive();
+            Err(Error::Command { command: during.to_owned(), error })
+        }
+        (Err(Interruption { cause: source, .. }), _) => {
+            Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source })
+        }
+    }
+}
+
+/// As [`clean`], also when it is dropped; the error is logged when the connection is returned.
+pub(crate) async fn clean_or_log<L: Line>(
+    line: &mut L,
+    begun_at: Option<&'static Location<'static>>,
+) {
+    if let Err(error) = clean(line).await {
+        let begun_at = begun_at.map(tracing::field::display);
+        line.log_later(Level::DEBUG, move || {
+            tracing::debug!(error = %format_args!("{error:#}"), begun_at, "cleaning failed, connection replaced");
+        });
+    }
+}
