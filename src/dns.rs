@@ -12,7 +12,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+#[cfg(feature = "tokio")]
+use tokio::sync::oneshot;
+
 use crate::sync::lock;
+#[cfg(feature = "tokio")]
+use crate::sync::timer::until;
 use crate::text::opaque_debug;
 
 /// Maximum number of look-up threads of a session manager. A further thread writes events.
@@ -20,6 +25,9 @@ const MOST_THREADS: usize = 3;
 
 /// Maximum number of addresses that are remembered after a failed connection.
 const MOST_FAILED: usize = 64;
+
+/// The text of a look-up that took too long.
+const LATE: &str = "the host's name was not looked up in time";
 
 /// The addresses of a host, by its name.
 pub(crate) type LookUp = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
@@ -41,16 +49,57 @@ struct SharedLookups {
 struct LookupState {
     /// Running look-ups by name, with their callers, from the first caller to the result.
     under_way: HashMap<Arc<str>, Vec<Caller>>,
-    queue: VecDeque<Job>,
+    queue: VecDeque<Box<dyn Job>>,
     threads: usize,
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+/// What a thread runs.
+trait Job: Send {
+    /// Whether its result is still wanted.
+    fn is_awaited(&self) -> bool;
+
+    fn run(self: Box<Self>);
+}
+
+impl<F: FnOnce() + Send> Job for F {
+    fn is_awaited(&self) -> bool {
+        true
+    }
+
+    fn run(self: Box<Self>) {
+        self();
+    }
+}
+
+/// A job whose result a task awaits.
+#[cfg(feature = "tokio")]
+struct AwaitedJob<F, T> {
+    job: F,
+    sender: oneshot::Sender<T>,
+}
+
+#[cfg(feature = "tokio")]
+impl<T: Send, F: FnOnce() -> T + Send> Job for AwaitedJob<F, T> {
+    fn is_awaited(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
+    fn run(self: Box<Self>) {
+        let _: Result<(), T> = self.sender.send((self.job)());
+    }
+}
 
 /// A caller that waits for the result of a look-up until its deadline.
 struct Caller {
     deadline: Instant,
-    result: SyncSender<LookUpResult>,
+    result: ResultSender,
+}
+
+/// Passes a result to a thread or to a task.
+enum ResultSender {
+    Thread(SyncSender<LookUpResult>),
+    #[cfg(feature = "tokio")]
+    Task(oneshot::Sender<LookUpResult>),
 }
 
 /// Every caller has a copy of the error.
@@ -82,8 +131,32 @@ impl Resolver {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![SocketAddr::new(ip, port)]);
         }
-        let result = self.shared.look_up(host, deadline)?;
-        let found = receive(&result, deadline, "the host's name was not looked up in time")?;
+        let (sender, result) = sync_channel(1);
+        self.shared.look_up(host, Caller { deadline, result: ResultSender::Thread(sender) })?;
+        let found = receive(&result, deadline, LATE)?;
+        self.in_order(found, port)
+    }
+
+    /// The same for a task.
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn addresses_of(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let (sender, result) = oneshot::channel();
+        self.shared.look_up(host, Caller { deadline, result: ResultSender::Task(sender) })?;
+        let found = until(deadline, result).await.and_then(Result::ok);
+        let found = found.ok_or_else(|| io::Error::new(io::ErrorKind::TimedOut, LATE))?;
+        self.in_order(found, port)
+    }
+
+    /// The addresses with this port, each once, those that failed recently last.
+    fn in_order(&self, found: LookUpResult, port: u16) -> io::Result<Vec<SocketAddr>> {
         let mut addresses = Vec::new();
         for mut address in found.map_err(|(kind, text)| io::Error::new(kind, text))? {
             address.set_port(port);
@@ -121,6 +194,19 @@ impl Resolver {
         self.shared.enqueue(&mut lock(&self.shared.state), Box::new(job))?;
         receive(&result, deadline, "not connected in time")
     }
+
+    /// Begins to run code that may block, off the caller's thread. It does not begin if the result is
+    /// dropped before.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn start<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<oneshot::Receiver<T>> {
+        let (sender, result) = oneshot::channel();
+        let job = Box::new(AwaitedJob { job, sender });
+        self.shared.enqueue(&mut lock(&self.shared.state), job)?;
+        Ok(result)
+    }
 }
 
 fn receive<T>(result: &Receiver<T>, deadline: Instant, late: &'static str) -> io::Result<T> {
@@ -130,30 +216,24 @@ fn receive<T>(result: &Receiver<T>, deadline: Instant, late: &'static str) -> io
 
 impl SharedLookups {
     /// Joins the running look-up of that name, or begins one.
-    fn look_up(
-        self: &Arc<Self>,
-        host: &str,
-        deadline: Instant,
-    ) -> io::Result<Receiver<LookUpResult>> {
-        let (sender, result) = sync_channel(1);
-        let caller = Caller { deadline, result: sender };
+    fn look_up(self: &Arc<Self>, host: &str, caller: Caller) -> io::Result<()> {
         let mut state = lock(&self.state);
         if let Some(callers) = state.under_way.get_mut(host) {
             // A silent look-up may last longer than many callers.
             callers.retain(|caller| !caller.is_late());
             callers.push(caller);
-            return Ok(result);
+            return Ok(());
         }
         let (shared, host) = (Arc::clone(self), Arc::<str>::from(host));
         let name = Arc::clone(&host);
         self.enqueue(&mut state, Box::new(move || shared.run_look_up(&name)))?;
         state.under_way.insert(host, vec![caller]);
-        Ok(result)
+        Ok(())
     }
 
     /// Adds a job to the queue, and starts another thread for it, unless there is the maximum
     /// number.
-    fn enqueue(self: &Arc<Self>, state: &mut LookupState, job: Job) -> io::Result<()> {
+    fn enqueue(self: &Arc<Self>, state: &mut LookupState, job: Box<dyn Job>) -> io::Result<()> {
         if state.threads < MOST_THREADS {
             let shared = Arc::clone(self);
             let thread = std::thread::Builder::new().name("rediscope-names".to_owned());
@@ -164,6 +244,8 @@ impl SharedLookups {
                 Err(error) => return Err(error),
             }
         }
+        // A silent job may last longer than many tasks wait.
+        state.queue.retain(|job| job.is_awaited());
         state.queue.push_back(job);
         Ok(())
     }
@@ -177,7 +259,9 @@ impl SharedLookups {
                 return;
             };
             drop(state);
-            let _: Result<(), _> = catch_unwind(AssertUnwindSafe(job));
+            if job.is_awaited() {
+                let _: Result<(), _> = catch_unwind(AssertUnwindSafe(|| job.run()));
+            }
         }
     }
 
@@ -192,15 +276,32 @@ impl SharedLookups {
         let found = catch_unwind(AssertUnwindSafe(|| (self.look_up)(host)));
         let found = found.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")));
         let found = found.map_err(|error| (error.kind(), error.to_string()));
-        for caller in lock(&self.state).under_way.remove(host).unwrap_or_default() {
-            let _: Result<(), _> = caller.result.try_send(found.clone());
+        let callers = lock(&self.state).under_way.remove(host).unwrap_or_default();
+        for caller in callers {
+            caller.result.send(found.clone());
         }
     }
 }
 
 impl Caller {
     fn is_late(&self) -> bool {
-        self.deadline <= Instant::now()
+        let is_gone = match &self.result {
+            ResultSender::Thread(_) => false,
+            #[cfg(feature = "tokio")]
+            ResultSender::Task(sender) => sender.is_closed(),
+        };
+        is_gone || self.deadline <= Instant::now()
+    }
+}
+
+impl ResultSender {
+    fn send(self, result: LookUpResult) {
+        // It fails for a caller that has gone.
+        match self {
+            Self::Thread(sender) => _ = sender.try_send(result),
+            #[cfg(feature = "tokio")]
+            Self::Task(sender) => _ = sender.send(result),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Mutexes, thread identity, and the single poll of a decision.
+//! Mutexes, thread identity, timers of tasks, and the single poll of a decision.
 
 use std::sync::Arc;
 
@@ -7,6 +7,8 @@ pub(crate) mod boxed;
 pub(crate) mod caught;
 pub(crate) mod now;
 pub(crate) mod shim;
+#[cfg(feature = "tokio")]
+pub(crate) mod timer;
 
 /// The current thread's id, read once a thread: the standard library counts a reference each time.
 pub(crate) fn this_thread() -> std::thread::ThreadId {

@@ -185,6 +185,32 @@ impl Server {
         self.info.redis_settings()
     }
 
+    /// The path of a unix socket.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn unix_path(&self) -> Option<&Path> {
+        match self.info.addr() {
+            ConnectionAddr::Unix(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Whether connections have TLS.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn has_tls(&self) -> bool {
+        matches!(self.info.addr(), ConnectionAddr::TcpTls { .. })
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// Sets the options of a TCP connection.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn set_options(&self, socket: SockRef<'_>) -> io::Result<()> {
+        set_options(&socket, self.info.tcp_settings())
+    }
+
     /// Host and port, or the socket's path.
     pub(crate) fn address(&self) -> &str {
         &self.address
@@ -229,8 +255,12 @@ fn literal(address: SocketAddr) -> String {
 
 fn to(address: SocketAddr, settings: &TcpSettings, timeout: Duration) -> io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, timeout)?;
-    stream.set_nodelay(settings.nodelay())?;
-    let socket = SockRef::from(&stream);
+    set_options(&SockRef::from(&stream), settings)?;
+    Ok(stream)
+}
+
+fn set_options(socket: &Socket, settings: &TcpSettings) -> io::Result<()> {
+    socket.set_tcp_nodelay(settings.nodelay())?;
     if let Some(keepalive) = settings.keepalive() {
         socket.set_tcp_keepalive(keepalive)?;
     }
@@ -238,7 +268,7 @@ fn to(address: SocketAddr, settings: &TcpSettings, timeout: Duration) -> io::Res
     if let Some(timeout) = settings.user_timeout() {
         socket.set_tcp_user_timeout(Some(timeout))?;
     }
-    Ok(stream)
+    Ok(())
 }
 
 /// Connects to a unix socket. A stream socket works alike in every family; the type is only named

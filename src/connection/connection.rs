@@ -315,11 +315,11 @@ impl<W: Wire> Connection<W> {
                 match self.read_arrived(&mut awaited, take) {
                     Ok(true) => return Ok(()),
                     Ok(false) => {}
-                    Err(cause) => return Err(Interruption { left: None, cause }),
+                    Err(cause) => return Err(Interruption { left: self.wire.unsent(), cause }),
                 }
             }
             if let Err(error) = self.wire.fill(deadline).await {
-                return Err(Interruption { left: None, cause: self.broken(error) });
+                return Err(Interruption { left: self.wire.unsent(), cause: self.broken(error) });
             }
             may_be_complete = true;
         }

@@ -33,6 +33,12 @@ impl Deadline {
         Self { at: self.at.min(other), limit: self.limit }
     }
 
+    /// The instant itself.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn at(&self) -> Instant {
+        self.at
+    }
+
     /// Returns the timeout for one wait of the socket, if there is time left. If more
     /// than 7/8 of the limit is left, this is the whole limit, so that the socket's timeout need not
     /// be changed by a system call. Otherwise it is the time left, at least 1 ms.

@@ -96,6 +96,21 @@ impl Endpoint {
         Login::new(self.auth_info(), self.credentials.as_ref())
     }
 
+    /// The one server that all connections lead to; `None`: sentinels report it.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn only_server(&self) -> Option<&Arc<Server>> {
+        match &self.target {
+            Target::Server(server) => Some(server),
+            Target::Master(_) | Target::Replica(_) => None,
+        }
+    }
+
+    /// Whether [`login`](Self::login) calls code of the program, which may block.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn login_may_block(&self) -> bool {
+        self.credentials.is_some()
+    }
+
     /// Returns how long the provider's oldest running call has lasted, if there is one.
     pub(crate) fn provider_is_silent_for(&self) -> Option<Duration> {
         self.credentials.as_ref()?.silent_for()

@@ -425,11 +425,11 @@ fn peek(socket: &TcpStream) -> io::Result<usize> {
     peeked
 }
 
-fn closed() -> ConnectionError {
+pub(in crate::connection) fn closed() -> ConnectionError {
     ConnectionError::new(ConnectionErrorKind::Closed, "the other side has closed it")
 }
 
-fn unreadable(fault: Fault) -> ConnectionError {
+pub(in crate::connection) fn unreadable(fault: Fault) -> ConnectionError {
     match fault.kind {
         FaultKind::Malformed => ConnectionError::new(
             ConnectionErrorKind::Protocol,

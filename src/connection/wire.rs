@@ -9,7 +9,7 @@ pub(crate) trait Wire: Send {
     /// Sets the maximum bytes of one reply.
     fn limit_reply_size(&mut self, bytes: usize);
 
-    /// Writes the whole message. An error has the number of bytes that may have been sent; the last
+    /// Writes the whole message, or has it written: see [`unsent`](Self::unsent). An error has the number of bytes that may have been sent; the last
     /// byte was not sent. During a long message, up to `awaited` replies that arrive are kept.
     /// Dropped before its end, it may have sent any part.
     ///
@@ -35,6 +35,13 @@ pub(crate) trait Wire: Send {
         &mut self,
         deadline: Deadline,
     ) -> impl Future<Output = Result<(), ConnectionError>> + Send;
+
+    /// After an error of [`next`](Self::next) or [`fill`](Self::fill): the number of bytes of the last
+    /// message that may have been sent. `None`: all of them.
+    #[inline(always)]
+    fn unsent(&self) -> Option<usize> {
+        None
+    }
 
     /// Returns the length of the array whose end could not be read, if the failed reply is an
     /// array.

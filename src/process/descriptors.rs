@@ -8,11 +8,13 @@
 //! it in the parent.
 
 #[cfg(unix)]
+pub(crate) use std::os::fd::AsRawFd as Descriptor;
+
+#[cfg(unix)]
 pub(in crate::process) use unix::{close_inherited, on_close, on_open};
 
 #[cfg(unix)]
 mod unix {
-    use std::net::TcpStream;
     use std::os::fd::{AsRawFd, RawFd};
     use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
     use std::time::{Duration, Instant};
@@ -32,20 +34,20 @@ mod unix {
     /// descriptors.
     const SWEEP_TIMEOUT: Duration = Duration::from_millis(5);
 
-    fn bit_of(stream: &TcpStream) -> Option<(&'static AtomicU64, u64)> {
+    fn bit_of(stream: &impl AsRawFd) -> Option<(&'static AtomicU64, u64)> {
         let descriptor = stream.as_raw_fd();
         let word = OPEN.get(usize::try_from(descriptor / BITS).ok()?)?;
         Some((word, 1 << (descriptor % BITS)))
     }
 
-    pub(in crate::process) fn on_open(stream: &TcpStream) {
+    pub(in crate::process) fn on_open(stream: &impl AsRawFd) {
         if let Some((word, bit)) = bit_of(stream) {
             word.fetch_or(bit, Ordering::AcqRel);
         }
     }
 
     /// Called before the close: afterwards the number may be another thread's.
-    pub(in crate::process) fn on_close(stream: &TcpStream) {
+    pub(in crate::process) fn on_close(stream: &impl AsRawFd) {
         if let Some((word, bit)) = bit_of(stream) {
             word.fetch_and(!bit, Ordering::AcqRel);
         }
@@ -77,13 +79,20 @@ mod unix {
     }
 }
 
-/// There is no fork.
+/// What has a descriptor. There is no fork.
 #[cfg(not(unix))]
-pub(in crate::process) fn on_open(_: &std::net::TcpStream) {}
+pub(crate) trait Descriptor {}
+
+#[cfg(not(unix))]
+impl<S> Descriptor for S {}
 
 /// There is no fork.
 #[cfg(not(unix))]
-pub(in crate::process) fn on_close(_: &std::net::TcpStream) {}
+pub(in crate::process) fn on_open(_: &impl Descriptor) {}
+
+/// There is no fork.
+#[cfg(not(unix))]
+pub(in crate::process) fn on_close(_: &impl Descriptor) {}
 
 /// There is no fork.
 #[cfg(not(unix))]

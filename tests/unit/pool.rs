@@ -1,5 +1,7 @@
 //! A pool and a connection when the server or the caller fails.
 
+#[cfg(feature = "tokio")]
+mod task_wire;
 #[cfg(feature = "tls-rustls")]
 pub(crate) mod tls;
 

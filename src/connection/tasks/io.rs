@@ -1,16 +1,24 @@
 //! What a decision waits for, as tasks do it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::connection::connection::Connection;
+use crate::connection::deadline::{self, Deadline};
 use crate::connection::endpoint::Endpoint;
-use crate::connection::handshake::OpenOptions;
+use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
-use crate::connection::tasks::wire::TaskWire;
-use crate::error::connection::ConnectionError;
+use crate::connection::login::Login;
+use crate::connection::tasks::connect::{connect, login};
+use crate::connection::tasks::wire::{TaskWire, pair};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::settings::Settings;
+use crate::sync::timer::until;
 
 /// The callers are tasks.
 #[derive(Clone, Copy, Debug)]
@@ -21,27 +29,93 @@ impl Io for Tasks {
 
     async fn pause(time: Duration) {
         if time > Duration::ZERO {
-            tokio::time::sleep(time).await;
+            let _: Option<()> = until(deadline::after(time), std::future::pending()).await;
         }
     }
 
     async fn open(
-        _endpoint: &Endpoint,
-        _settings: &Settings,
-        _options: OpenOptions,
+        endpoint: &Endpoint,
+        settings: &Settings,
+        options: OpenOptions,
     ) -> Result<Connection<TaskWire>, ConnectionError> {
-        todo!()
+        let (sender, opened) = oneshot::channel();
+        let settings = Arc::new(settings.clone());
+        let then = move |opened| {
+            let _: Result<(), _> = sender.send(opened);
+        };
+        let runtime = Handle::current();
+        let task = spawn_connection(&runtime, endpoint.clone(), settings, options, then);
+        let aborts = scopeguard::guard(task, |task| task.abort());
+        let opened = opened.await;
+        let _: AbortHandle = ScopeGuard::into_inner(aborts);
+        opened.unwrap_or_else(|_| Err(ended()))
     }
 }
 
 /// Opens a connection in a task of its own on `runtime`, which passes the result to `then` and runs on
 /// until the connection is closed.
+///
+/// `then` is called once, in any case: with an error if the task is aborted or its runtime is shut
+/// down, which may be before this function returns. The caller holds no lock that `then` takes.
 pub(crate) fn spawn_connection(
-    _runtime: &Handle,
-    _endpoint: Endpoint,
-    _settings: std::sync::Arc<Settings>,
-    _options: OpenOptions,
-    _then: impl FnOnce(Result<Connection<TaskWire>, ConnectionError>) + Send + 'static,
-) {
-    todo!()
+    runtime: &Handle,
+    endpoint: Endpoint,
+    settings: Arc<Settings>,
+    options: OpenOptions,
+    then: impl FnOnce(Result<Connection<TaskWire>, ConnectionError>) + Send + 'static,
+) -> AbortHandle {
+    let id = runtime.id();
+    let then = scopeguard::guard(then, |then| then(Err(ended())));
+    let opening = async move {
+        let socket = async {
+            // Before the timer starts: the provider's latency does not count against the server.
+            let login = login(&endpoint, &settings, options.deadline).await?;
+            let left = options
+                .deadline
+                .map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+            let limit = settings.connect_timeout.min(left);
+            let deadline = Deadline::after(limit);
+            let socket = connect(&endpoint, limit).await?;
+            Ok((login, socket, deadline))
+        };
+        let (login, socket, deadline) = match socket.await {
+            Ok(connected) => connected,
+            Err(error) => return ScopeGuard::into_inner(then)(Err(error)),
+        };
+        let peer = socket.peer_addr().ok();
+        let (wire, task) = pair(socket, id);
+        let connection = wire.task().clone();
+        let shaking = async move {
+            let opened = shake(&endpoint, &settings, options, (login, wire), deadline).await;
+            if let (Err(error), Some(peer)) = (&opened, peer)
+                && matches!(
+                    error.kind(),
+                    ConnectionErrorKind::TimedOut | ConnectionErrorKind::Closed
+                )
+            {
+                settings.resolver.failed(peer);
+            }
+            ScopeGuard::into_inner(then)(opened);
+        };
+        // The task has not ended: it has not been polled.
+        let _: Result<(), _> = connection.adopt(Box::new(shaking));
+        task.await;
+    };
+    runtime.spawn(opening).abort_handle()
+}
+
+async fn shake(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    options: OpenOptions,
+    (login, wire): (Login, TaskWire),
+    deadline: Deadline,
+) -> Result<Connection<TaskWire>, ConnectionError> {
+    let in_clear = endpoint.host_and_port().1 != 0;
+    shake_hands(endpoint, settings, options, (login, wire, in_clear), deadline).await
+}
+
+fn ended() -> ConnectionError {
+    let text = "the runtime of the connection has ended";
+    ConnectionError::new(ConnectionErrorKind::Closed, text)
 }

@@ -4,5 +4,9 @@
 //! A caller's future gives bytes to the task and waits for replies. So a future that is dropped
 //! leaves no half a message and no half a reply.
 
+mod connect;
+mod exchange;
 pub(crate) mod io;
+mod socket;
+mod socket_loop;
 pub(crate) mod wire;

@@ -1,87 +1,244 @@
 //! A caller's access to the task that owns a connection.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
 use tokio::runtime;
 
 use crate::connection::deadline::Deadline;
+use crate::connection::tasks::exchange::{Failure, Shared};
+use crate::connection::tasks::socket::{self, TaskSocket};
+use crate::connection::tasks::socket_loop::ConnectionLoop;
+use crate::connection::transport::closed;
 use crate::connection::wire::Wire;
-use crate::error::connection::ConnectionError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::protocol::resp::reply::Reply;
 
+/// Maximum number of replies for which memory is kept.
+const MAX_KEPT_REPLIES: usize = 1024;
+
 /// A caller's access to the task that owns a connection. Its drop closes the connection.
-pub(crate) struct TaskWire {}
+pub(crate) struct TaskWire {
+    task: ConnectionTask,
+    /// The replies that the caller has not taken yet.
+    replies: VecDeque<Reply>,
+    failure: Option<Failure>,
+}
 
 /// A reference to a connection's task, which does not keep the connection open.
 #[derive(Clone)]
-pub(crate) struct ConnectionTask {}
+pub(crate) struct ConnectionTask {
+    shared: Arc<Shared>,
+}
+
+/// The access to a connection, and the task that owns its socket, to be run by `runtime`.
+pub(super) fn pair(socket: TaskSocket, runtime: runtime::Id) -> (TaskWire, ConnectionLoop) {
+    let socket = Arc::new(socket);
+    let shared = Arc::new(Shared::new(&socket, runtime));
+    let task = ConnectionTask { shared: Arc::clone(&shared) };
+    let wire = TaskWire { task, replies: VecDeque::new(), failure: None };
+    (wire, ConnectionLoop::new(shared, socket))
+}
 
 impl TaskWire {
     /// The task of the connection.
     pub(crate) fn task(&self) -> &ConnectionTask {
-        todo!()
+        &self.task
+    }
+
+    fn start(
+        &mut self,
+        bytes: &[u8],
+        awaited: u64,
+        deadline: Deadline,
+    ) -> Result<(), (usize, ConnectionError)> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if deadline.at() <= Instant::now() {
+            return Err((0, ConnectionError::timed_out("no time left to send")));
+        }
+        let shared = &*self.task.shared;
+        let mut exchange = shared.lock();
+        if let Some(failure) = &exchange.failure {
+            return Err((0, failure.error.clone()));
+        }
+        // Nothing of an earlier message is left.
+        self.replies.clear();
+        exchange.replies.clear();
+        exchange.bytes.extend_from_slice(bytes);
+        exchange.message = Some(awaited + exchange.message.unwrap_or_default());
+        exchange.awaits = awaited > 0;
+        exchange.deadline = deadline.at();
+        shared.wake_after(exchange);
+        Ok(())
+    }
+
+    fn poll_fill(
+        &mut self,
+        context: &mut Context<'_>,
+        deadline: Deadline,
+    ) -> Poll<Result<(), ConnectionError>> {
+        let shared = &*self.task.shared;
+        let mut exchange = shared.lock();
+        if let Some(failure) = &exchange.failure {
+            self.failure = Some(failure.clone());
+        }
+        if !exchange.replies.is_empty() {
+            mem::swap(&mut self.replies, &mut exchange.replies);
+            return Poll::Ready(Ok(()));
+        }
+        match &self.failure {
+            // The replies are all taken; the next one is the error.
+            Some(failure) if failure.is_of_reply => return Poll::Ready(Ok(())),
+            Some(failure) => return Poll::Ready(Err(failure.error.clone())),
+            None => {}
+        }
+        if !exchange.awaits {
+            return Poll::Ready(Err(ConnectionError::unexpected("no reply is awaited")));
+        }
+        let former = match &exchange.caller {
+            Some(caller) if caller.will_wake(context.waker()) => None,
+            _ => exchange.caller.replace(context.waker().clone()),
+        };
+        let before = mem::replace(&mut exchange.deadline, deadline.at());
+        if deadline.at() < before {
+            shared.wake_after(exchange);
+        } else {
+            drop(exchange);
+        }
+        drop(former);
+        Poll::Pending
+    }
+}
+
+impl Drop for TaskWire {
+    fn drop(&mut self) {
+        self.task.shared.close();
     }
 }
 
 impl ConnectionTask {
     /// The runtime that runs the task.
     pub(crate) fn runtime(&self) -> runtime::Id {
-        todo!()
+        self.shared.runtime
     }
 
     /// Returns whether the socket is closed, or the task or its runtime has ended.
     pub(crate) fn is_closed(&self) -> bool {
-        todo!()
+        self.shared.is_closed()
     }
 
     /// Closes the socket. A call in progress fails.
     pub(crate) fn shut_down(&self) {
-        todo!()
+        self.shared.close();
+        // Now, also if the runtime polls no task.
+        if let Some(socket) = self.shared.socket.upgrade() {
+            socket::shut_down(&socket);
+        }
     }
 
-    /// Has the task run `future` beside its socket. One future at a time; if the task has ended, the
-    /// future is returned.
+    /// Has the task run `future` beside its socket. If the task has ended, the future is returned.
     pub(crate) fn adopt(
         &self,
-        _future: Box<dyn Future<Output = ()> + Send>,
+        future: Box<dyn Future<Output = ()> + Send>,
     ) -> Result<(), Box<dyn Future<Output = ()> + Send>> {
-        todo!()
+        let mut exchange = self.shared.lock();
+        if exchange.has_ended {
+            return Err(future);
+        }
+        exchange.adopted.push(Box::into_pin(future));
+        self.shared.wake_after(exchange);
+        Ok(())
     }
 }
 
 impl Wire for TaskWire {
-    fn limit_reply_size(&mut self, _bytes: usize) {
-        todo!()
+    fn limit_reply_size(&mut self, bytes: usize) {
+        self.task.shared.lock().max_reply_bytes = Some(bytes);
     }
 
+    /// Hands the message to the task, and does not wait until it is written.
     async fn send(
         &mut self,
-        _bytes: &[u8],
-        _awaited: u64,
-        _deadline: Deadline,
+        bytes: &[u8],
+        awaited: u64,
+        deadline: Deadline,
     ) -> Result<(), (usize, ConnectionError)> {
-        todo!()
+        self.start(bytes, awaited, deadline)
     }
 
-    fn next(&mut self, _most: u32) -> Result<Option<Reply>, ConnectionError> {
-        todo!()
+    fn next(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError> {
+        match self.replies.pop_front() {
+            Some(Reply::Queued(count)) if count > most => {
+                self.replies.push_front(Reply::Queued(count - most));
+                Ok(Some(Reply::Queued(most)))
+            }
+            Some(reply) => {
+                if self.replies.is_empty() && self.replies.capacity() > MAX_KEPT_REPLIES {
+                    self.replies = VecDeque::new();
+                }
+                Ok(Some(reply))
+            }
+            None => match &self.failure {
+                Some(failure) if failure.is_of_reply => Err(failure.error.clone()),
+                _ => Ok(None),
+            },
+        }
     }
 
     fn has_unread(&self) -> bool {
-        todo!()
+        !self.replies.is_empty()
     }
 
-    async fn fill(&mut self, _deadline: Deadline) -> Result<(), ConnectionError> {
-        todo!()
+    /// Waits until all replies have arrived. The task fails the call at the deadline.
+    async fn fill(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
+        poll_fn(|context| self.poll_fill(context, deadline)).await
+    }
+
+    fn unsent(&self) -> Option<usize> {
+        self.failure.as_ref().and_then(|failure| failure.unsent)
     }
 
     fn unread(&self) -> Option<usize> {
-        todo!()
+        self.failure.as_ref().and_then(|failure| failure.array)
     }
 
-    fn check_socket(&mut self, _pushes: bool) -> Result<(), ConnectionError> {
-        todo!()
+    fn check_socket(&mut self, pushes: bool) -> Result<(), ConnectionError> {
+        self.check_unexpected(pushes)?;
+        let shared = &*self.task.shared;
+        if shared.is_closed() {
+            let failure = shared.lock().failure.clone();
+            return Err(failure.map_or_else(closed, |failure| failure.error));
+        }
+        match shared.socket.upgrade().map(|socket| socket::has_come(&socket)) {
+            Some(Ok(false)) => Ok(()),
+            // The task reads them before it writes, and fails if they are no push.
+            Some(Ok(true)) if pushes => {
+                shared.lock().has_come = true;
+                Ok(())
+            }
+            Some(Ok(true)) => Err(ConnectionError::unexpected("a reply too many")),
+            Some(Err(error)) => Err(ConnectionError::of_io(&error)),
+            None => Err(closed()),
+        }
     }
 
-    fn check_unexpected(&mut self, _pushes: bool) -> Result<(), ConnectionError> {
-        todo!()
+    fn check_unexpected(&mut self, pushes: bool) -> Result<(), ConnectionError> {
+        let shared = &*self.task.shared;
+        if !self.replies.is_empty() || (shared.has_pushes() && !pushes) {
+            return Err(ConnectionError::unexpected("a reply too many"));
+        }
+        if shared.is_closed()
+            && let Some(Failure { error, .. }) = &shared.lock().failure
+            && !matches!(error.kind(), ConnectionErrorKind::Closed | ConnectionErrorKind::Io)
+        {
+            return Err(error.clone());
+        }
+        Ok(())
     }
 }
