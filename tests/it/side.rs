@@ -6,8 +6,18 @@
 //! when the call is over. So a suite has one text.
 
 use crate::source;
-use rediscope::error::ConfigError;
+use rediscope::commands::QueueCommands;
+use rediscope::error::{ConfigError, InDoubt, Resolution};
 use rediscope::{Builder, Mode, Plain};
+
+/// Whether a large transaction sends commands ahead of its commit.
+pub(crate) const SENDS_CHUNKS: bool = true;
+
+/// Items that another side may not have.
+macro_rules! threads_only {
+    ($($item:tt)*) => { $($item)* };
+}
+pub(crate) use threads_only;
 
 /// The handles of one side of the library.
 pub(crate) trait Side {
@@ -63,6 +73,28 @@ pub(crate) trait BuildSide {
 impl BuildSide for Builder {
     fn build_side(self) -> Result<SessionManager, ConfigError> {
         Threads::build(self)
+    }
+}
+
+/// The guard, where a target of commands of any kind is wanted.
+pub(crate) fn queue<M: Mode>(tx: &mut Transaction<M>) -> &mut impl QueueCommands {
+    tx
+}
+
+/// Waits until the connections of dropped scopes are idle or closed: here they are, when the drop ends.
+pub(crate) fn settled(_: &SessionManager) {}
+
+/// Sends what `tx` has queued, for the sides that keep it until the commit: here `flush_bytes` does.
+pub(crate) fn send_ahead<M: Mode>(_: &mut Transaction<M>) {}
+
+/// `doubt.resolve()` on this side.
+pub(crate) trait ResolveDoubt {
+    fn resolved(&self) -> Resolution;
+}
+
+impl ResolveDoubt for InDoubt {
+    fn resolved(&self) -> Resolution {
+        self.resolve()
     }
 }
 

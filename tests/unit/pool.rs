@@ -8,6 +8,7 @@ pub(crate) mod tls;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -66,8 +67,12 @@ impl Server {
         server
     }
 
+    pub(in crate::pool) fn socket(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
     fn url(&self) -> String {
-        format!("redis+unix://{}", self.folder.path().join("s").display())
+        format!("redis+unix://{}", self.socket().display())
     }
 
     pub(in crate::pool) fn connect(&self) -> redis::RedisResult<redis::Connection> {
@@ -114,9 +119,14 @@ pub(in crate::pool) fn config_of_one(
     server: &Server,
     max_pin_time: Duration,
 ) -> (PoolConfig, Endpoint) {
+    config_at(server.url(), max_pin_time)
+}
+
+/// The configuration of a pool with one connection to this address.
+pub(in crate::pool) fn config_at(url: String, max_pin_time: Duration) -> (PoolConfig, Endpoint) {
     let settings =
         Settings { max_size: 1, checkout_timeout: SOON, max_pin_time, ..Settings::default() };
-    let endpoint = Endpoint::new(parse(server.url()).unwrap(), &settings).unwrap();
+    let endpoint = Endpoint::new(parse(url).unwrap(), &settings).unwrap();
     let config = PoolConfig {
         name: "test",
         purpose: Purpose::Transactional,

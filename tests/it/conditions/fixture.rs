@@ -43,6 +43,7 @@ impl Fixture {
         }
         let conflicts = self.sessions.status().transactional.counts.conflicts;
         assert_eq!(self.accounts().run(|tx| Ok(tx.incr("next", 1))).unwrap(), 1);
+        crate::side::settled(&self.sessions);
         let status = self.sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting, status.counts.conflicts), (0, 0, conflicts));
         eventually(SOON, "no connection is in MULTI", || {

@@ -221,6 +221,7 @@ fn a_connection_that_died_while_idle_is_replaced_and_the_conditions_are_read_aga
     fixture.proxy.arm(Script::from((Trigger::BeforeReplyTo("UNWATCH"), Fault::Reset)).once());
     failed(failing.run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(fixture.get("n").unwrap(), "4");
+    crate::side::settled(&fixture.sessions);
     assert_eq!(fixture.sessions.status().transactional.in_use, 0);
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 5);
 }

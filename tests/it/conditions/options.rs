@@ -38,6 +38,7 @@ fn exactly_once_finds_out_although_the_condition_holds_no_more() {
     fixture.set("DEL seat");
     fixture.proxy.arm(Script::from((Trigger::InsideCommandNamed("EXEC", 3), Fault::Reset)).once());
     assert_eq!(required.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    crate::side::settled(&fixture.sessions);
     assert_eq!(fixture.sessions.status().transactional.in_use, 0);
 }
 

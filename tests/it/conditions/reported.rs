@@ -97,6 +97,7 @@ fn a_block_that_fails_or_panics_applies_nothing_and_leaves_no_watch_behind() {
     }));
     assert!(panicked.is_err());
     assert_eq!(fixture.get("n"), None);
+    crate::side::settled(&fixture.sessions);
     assert_eq!(fixture.sessions.status().transactional.in_use, 0);
 }
 

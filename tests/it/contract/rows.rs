@@ -1,7 +1,7 @@
 //! The rows of the contract.
 
 use crate::fixture::{LONG, SOON};
-use crate::side::BuildSide as _;
+use crate::side::{BuildSide as _, ResolveDoubt as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,21 +25,23 @@ macro_rules! on_every_topology {
             fn $row() { super::$row(&super::Standalone::start()); }
         )+ }
 
-        #[cfg(feature = "tls-rustls")]
-        mod tls { $(
-            #[test]
-            fn $row() { super::$row(&crate::contract::topologies::OverTls::start()); }
-        )+ }
+        crate::side::threads_only! {
+            #[cfg(feature = "tls-rustls")]
+            mod tls { $(
+                #[test]
+                fn $row() { super::$row(&crate::contract::topologies::OverTls::start()); }
+            )+ }
 
-        mod sentinel { $(
-            #[test]
-            fn $row() { super::$row(&crate::contract::topologies::BehindSentinels::start()); }
-        )+ }
+            mod sentinel { $(
+                #[test]
+                fn $row() { super::$row(&crate::contract::topologies::BehindSentinels::start()); }
+            )+ }
 
-        mod cluster { $(
-            #[test]
-            fn $row() { super::$row(&crate::contract::topologies::InCluster::start()); }
-        )+ }
+            mod cluster { $(
+                #[test]
+                fn $row() { super::$row(&crate::contract::topologies::InCluster::start()); }
+            )+ }
+        }
     };
 }
 
@@ -200,7 +202,7 @@ fn in_doubt(topology: &dyn Topology) {
         assert_outcome(&error, Applied::Unknown, false);
         let Error::Commit(CommitError::InDoubt(doubt)) = error else { panic!("{error}") };
         // It is applied later, or never: `resolve` decides it.
-        match doubt.resolve() {
+        match doubt.resolved() {
             Resolution::Committed if resolvable => {
                 assert_eq!(get(topology, &key).as_deref(), Some("1"));
             }

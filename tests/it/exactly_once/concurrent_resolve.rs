@@ -1,7 +1,7 @@
 //! Several callers resolve one doubt: the result is the same, and no connection of the pool is needed.
 
 use crate::fixture::{Fixture, SOON};
-use crate::side::BuildSide as _;
+use crate::side::{BuildSide as _, ResolveDoubt as _};
 use std::sync::Barrier;
 
 use crate::side::SessionManager;
@@ -29,7 +29,7 @@ fn asked_by_many(fixture: &Fixture, doubt: &InDoubt, meanwhile: impl FnOnce()) -
     let ask = |nth: usize| {
         begin.wait();
         match nth % 2 {
-            0 => doubt.clone().resolve(),
+            0 => doubt.clone().resolved(),
             _ => another.resolve(doubt.token().unwrap(), None),
         }
     };
@@ -81,7 +81,7 @@ fn a_doubt_is_resolved_while_another_scope_has_the_only_connection() {
         busy.incr("busy", 1);
         let status = fixture.sessions.status().transactional;
         assert_eq!((status.in_use, status.idle), (1, 0));
-        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth());
         busy.commit().unwrap();
         assert_eq!((fixture.number("n"), fixture.number("busy")), (fate.count(), 1));
     }
@@ -95,8 +95,8 @@ fn a_doubt_outlives_the_session_it_came_from() {
         let Fixture { server, proxy, sessions, .. } = fixture;
         drop(sessions);
         eventually(SOON, "its connections are closed", || server.clients() == 0);
-        assert_eq!(doubt.resolve(), fate.truth());
-        assert_eq!(doubt.resolve(), fate.truth(), "and again");
+        assert_eq!(doubt.resolved(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth(), "and again");
         eventually(SOON, "the resolving connections are closed", || server.clients() == 0);
         drop((doubt, proxy));
     }

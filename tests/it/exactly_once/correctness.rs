@@ -1,7 +1,7 @@
 //! The marker proves the outcome whatever happened on the connection before the transaction or inside it.
 
 use crate::fixture::{Fixture, SOON};
-use crate::side::Transactional;
+use crate::side::{ResolveDoubt as _, Transactional};
 use rediscope::error::{Applied, InDoubt, Resolution};
 use rediscope::prelude::*;
 use rediscope::{Begin, CommitError, Error, Outcome, TransactionOptions};
@@ -86,7 +86,7 @@ fn whatever_happened_earlier_on_the_connection_a_doubt_is_resolved_as_what_is_tr
             let handle = fixture.armed();
             operation(&fixture, &handle);
             let doubt = fixture.doubted(&handle, fate);
-            assert_eq!(doubt.resolve(), fate.truth(), "after {name}");
+            assert_eq!(doubt.resolved(), fate.truth(), "after {name}");
             assert_eq!(fixture.number("n"), fate.count(), "after {name}");
         }
     }
@@ -98,7 +98,7 @@ fn a_resolver_is_not_refused_if_the_server_is_out_of_memory() {
         let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.config_set("maxmemory", "1");
-        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth());
     }
 }
 
@@ -114,7 +114,7 @@ fn a_flush_inside_the_transaction_removes_everything_but_its_outcome() {
             tx.incr("n", 1);
             fixture.lose(fate);
             let doubt = doubt(tx.commit());
-            assert_eq!(doubt.resolve(), fate.truth(), "{flush}");
+            assert_eq!(doubt.resolved(), fate.truth(), "{flush}");
             let kept = (fixture.number("n"), fixture.number("old"));
             assert_eq!(kept, (fate.count(), 1 - fate.count()), "{flush}");
             // And the next one on a new connection, and on the connection of a flush that returned.
@@ -130,7 +130,7 @@ fn a_doubt_behind_multi_that_was_awaited_is_resolved_as_what_is_true() {
         let fixture = start();
         let handle = immediate(&fixture.exactly_once());
         let doubt = fixture.doubted(&handle, fate);
-        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth());
         assert_eq!(fixture.number("n"), fate.count());
     }
 }
@@ -149,7 +149,7 @@ fn chunked(fixture: &Fixture, fate: Fate) -> InDoubt {
 fn a_doubt_about_a_transaction_sent_in_chunks_is_resolved_as_what_is_true() {
     for fate in Fate::BOTH {
         let fixture = start_with(&[], |builder| builder.flush_bytes(64));
-        assert_eq!(chunked(&fixture, fate).resolve(), fate.truth());
+        assert_eq!(chunked(&fixture, fate).resolved(), fate.truth());
         assert_eq!(fixture.number("n"), 20 * fate.count());
     }
 }
@@ -218,7 +218,7 @@ fn each_doubt_of_a_session_has_a_token_of_its_own() {
             fixture.doubted(&handle, fate)
         })
         .collect();
-    let resolved: Vec<Resolution> = doubts.iter().rev().map(InDoubt::resolve).collect();
+    let resolved: Vec<Resolution> = doubts.iter().rev().map(InDoubt::resolved).collect();
     let truth: Vec<Resolution> = fates.iter().rev().map(|fate| fate.truth()).collect();
     assert_eq!(resolved, truth);
     assert_eq!(fixture.number("n"), 2);

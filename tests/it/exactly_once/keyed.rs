@@ -1,7 +1,7 @@
 //! An idempotency key: the first caller commits, and all others return `AlreadyCommitted`.
 
 use crate::fixture::{Fixture, SOON};
-use crate::side::BuildSide as _;
+use crate::side::{BuildSide as _, ResolveDoubt as _};
 use std::time::Duration;
 
 use crate::side::{SessionManager, Transactional, Watching};
@@ -207,7 +207,7 @@ fn a_guard_in_doubt_resolves_and_its_key_agrees() {
             fixture.armed();
             let handle = keyed(&fixture, "k").with(TransactionOptions::new().begin(begin));
             let doubt = fixture.doubted(&handle, fate);
-            assert_eq!(doubt.resolve(), fate.truth());
+            assert_eq!(doubt.resolved(), fate.truth());
             let again = handle.run(|tx| Ok(tx.incr("n", 1)));
             match fate {
                 Fate::Applied => already(again),
@@ -335,7 +335,7 @@ fn the_key_is_in_no_report() {
     show(&refused);
     fixture.armed();
     let in_doubt = fixture.doubted(&handle, Fate::Applied);
-    assert_eq!(in_doubt.resolve(), Resolution::Committed);
+    assert_eq!(in_doubt.resolved(), Resolution::Committed);
     show(&Error::Commit(CommitError::InDoubt(in_doubt.clone())));
     show(&handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err());
     let mut tx = handle.begin().unwrap();

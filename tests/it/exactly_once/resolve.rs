@@ -1,7 +1,7 @@
 //! A doubt that a test makes, and its resolution.
 
 use crate::fixture::SOON;
-use crate::side::BuildSide as _;
+use crate::side::{BuildSide as _, ResolveDoubt as _};
 use std::net::TcpListener;
 use std::time::Duration;
 use std::time::Instant;
@@ -21,8 +21,8 @@ fn a_lost_reply_to_an_applied_transaction_is_resolved_as_committed() {
     let fixture = start();
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::Applied);
-    assert_eq!(doubt.resolve(), Resolution::Committed);
-    assert_eq!(doubt.resolve(), Resolution::Committed, "and again");
+    assert_eq!(doubt.resolved(), Resolution::Committed);
+    assert_eq!(doubt.resolved(), Resolution::Committed, "and again");
     assert_eq!(fixture.number("n"), 1);
     let counts = fixture.sessions.status().transactional.counts;
     assert_eq!((counts.in_doubt, counts.resolved_committed), (1, 2));
@@ -33,7 +33,7 @@ fn a_transaction_that_never_arrived_is_resolved_as_not_committed() {
     let fixture = start();
     let handle = fixture.armed();
     let doubt = fixture.doubted(&handle, Fate::NotApplied);
-    assert_eq!(doubt.resolve(), Resolution::NotCommitted);
+    assert_eq!(doubt.resolved(), Resolution::NotCommitted);
     assert_eq!(fixture.number("n"), 0);
 }
 
@@ -46,11 +46,11 @@ fn an_exec_that_arrives_after_the_resolution_applies_nothing() {
     fixture.arm(Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests);
     let doubt = doubt(tx.commit());
     let executed = fixture.server.calls("exec");
-    assert_eq!(doubt.resolve(), Resolution::NotCommitted);
+    assert_eq!(doubt.resolved(), Resolution::NotCommitted);
     fixture.proxy.release();
     eventually(SOON, "the late EXEC has arrived", || fixture.server.calls("exec") > executed);
     assert_eq!(fixture.number("n"), 0, "it was refused");
-    assert_eq!(doubt.resolve(), Resolution::NotCommitted, "and still");
+    assert_eq!(doubt.resolved(), Resolution::NotCommitted, "and still");
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_doubt_without_a_marker_fails_to_resolve() {
     let doubt = doubt(tx.commit());
     assert!(doubt.token().is_none());
     let unknown = Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce };
-    assert_eq!(doubt.resolve(), unknown);
+    assert_eq!(doubt.resolved(), unknown);
 }
 
 #[test]

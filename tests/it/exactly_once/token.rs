@@ -1,6 +1,6 @@
 //! The token of a doubt, stored and resolved by a process that has nothing else.
 
-use crate::side::BuildSide as _;
+use crate::side::{BuildSide as _, ResolveDoubt as _};
 use std::process::Command;
 
 use crate::side::SessionManager;
@@ -38,7 +38,7 @@ fn a_token_that_was_written_down_is_resolved_by_another_process() {
         let output = String::from_utf8(other.stdout).unwrap();
         assert!(output.contains(&format!("resolved: {:?}", fate.truth())), "{fate:?}: {output}");
         // What it settled stands here too.
-        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth());
     }
     assert_eq!(fixture.number("n"), 1);
 }
@@ -157,7 +157,7 @@ fn a_token_that_names_any_other_key_is_refused_before_anything_is_sent() {
     }
     assert_eq!(fixture.proxy.connections(), connections, "nothing was connected");
     assert_eq!(["pexpire", "get", "hello", "ping"].map(asked), before, "nothing was sent");
-    assert_eq!(doubt.resolve(), Resolution::Committed);
+    assert_eq!(doubt.resolved(), Resolution::Committed);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
-use crate::side::SessionManager;
+use crate::side::{ResolveDoubt as _, SessionManager};
 use rediscope::error::{ConnectionErrorKind, InDoubt, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
 
@@ -64,18 +64,18 @@ fn a_register_that_was_deleted_flushed_or_evicted_proves_nothing() {
             let fixture = start();
             let doubt = fixture.doubted(&fixture.armed(), fate);
             lose(&fixture);
-            assert_eq!(doubt.resolve(), gone(), "{how}, {fate:?}");
-            assert_eq!(doubt.resolve(), gone(), "asking makes no register");
+            assert_eq!(doubt.resolved(), gone(), "{how}, {fate:?}");
+            assert_eq!(doubt.resolved(), gone(), "asking makes no register");
             assert!(fixture.registers().is_empty());
         }
         let fixture = start();
         let doubt = late(&fixture);
         lose(&fixture);
-        assert_eq!(doubt.resolve(), gone(), "{how}, on its way");
+        assert_eq!(doubt.resolved(), gone(), "{how}, on its way");
         let executed = fixture.server.calls("exec");
         fixture.proxy.release();
         eventually(SOON, "the late EXEC has arrived", || fixture.server.calls("exec") > executed);
-        assert_eq!(doubt.resolve(), gone(), "{how}, arrived");
+        assert_eq!(doubt.resolved(), gone(), "{how}, arrived");
         assert_eq!(fixture.number("n"), 0, "a watched key was {how}");
     }
 }
@@ -88,7 +88,7 @@ fn a_register_that_is_lost_while_the_connection_lives_is_created_again_and_prove
             let handle = fixture.armed();
             lose(&fixture);
             assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-            assert_eq!(fixture.doubted(&handle, fate).resolve(), fate.truth());
+            assert_eq!(fixture.doubted(&handle, fate).resolved(), fate.truth());
             assert_eq!(fixture.number("n"), 1 + fate.count());
         }
     }
@@ -100,7 +100,7 @@ fn a_register_that_expired_proves_nothing() {
         let fixture = start_with(&[], |builder| builder.register_ttl(Duration::from_secs(1)));
         let doubt = fixture.doubted(&fixture.armed(), fate);
         eventually(SOON, "the register has expired", || fixture.registers().is_empty());
-        assert_eq!(doubt.resolve(), gone());
+        assert_eq!(doubt.resolved(), gone());
         assert_eq!(fixture.number("n"), fate.count());
     }
 }
@@ -112,7 +112,7 @@ fn asking_keeps_a_register_alive() {
     let register = &doubt.token().unwrap().register;
     let left = || fixture.server.ask::<i64>(&["PTTL", register]);
     eventually(SOON, "half of its life is over", || left() < 1000);
-    assert_eq!(doubt.resolve(), Resolution::NotCommitted);
+    assert_eq!(doubt.resolved(), Resolution::NotCommitted);
     assert!(left() > 1000);
 }
 
@@ -125,11 +125,11 @@ fn a_register_that_holds_something_else_proves_nothing() {
     let foreign = Resolution::StillUnknown { why: UnresolvedReason::RegisterForeign };
     for value in [&later, "-1", "", "one", "1 ", "99999999999999999999"] {
         fixture.server.ask::<()>(&["SET", &token.register, value]);
-        assert_eq!(doubt.resolve(), foreign, "{value:?}");
+        assert_eq!(doubt.resolved(), foreign, "{value:?}");
     }
     fixture.server.ask::<i64>(&["DEL", &token.register]);
     fixture.server.ask::<i64>(&["RPUSH", &token.register, &token.number.to_string()]);
-    refused_with("WRONGTYPE", &doubt.resolve());
+    refused_with("WRONGTYPE", &doubt.resolved());
     assert_eq!(fixture.number("n"), 1);
 }
 
@@ -139,9 +139,9 @@ fn a_server_without_enough_replicas_leaves_the_doubt_and_resolves_it_when_it_has
         let fixture = start();
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.config_set("min-replicas-to-write", "1");
-        refused_with("NOREPLICAS", &doubt.resolve());
+        refused_with("NOREPLICAS", &doubt.resolved());
         fixture.server.config_set("min-replicas-to-write", "0");
-        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth());
         assert_eq!(fixture.number("n"), fate.count());
     }
 }
@@ -153,9 +153,9 @@ fn a_server_that_became_a_replica_leaves_the_doubt_and_resolves_it_as_a_master()
         let doubt = fixture.doubted(&fixture.armed(), fate);
         // Of no server: what it has, it keeps.
         fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
-        refused_with("READONLY", &doubt.resolve());
+        refused_with("READONLY", &doubt.resolved());
         fixture.server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
-        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth());
         assert_eq!(fixture.number("n"), fate.count());
     }
 }
@@ -169,7 +169,7 @@ fn a_user_without_the_right_to_touch_registers_keeps_the_doubt() {
     refused_with("NOPERM", &guest.resolve(doubt.token().unwrap(), None));
     fixture.server.acl(&["SETUSER", "guest", "allkeys", "-pexpire"]);
     refused_with("NOPERM", &guest.resolve(doubt.token().unwrap(), None));
-    assert_eq!(doubt.resolve(), Resolution::NotCommitted);
+    assert_eq!(doubt.resolved(), Resolution::NotCommitted);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn after_a_failover_the_promoted_replica_resolves_what_it_has() {
     assert_eq!(fixture.number("n"), 1, "and lost with the master");
     fixture.server.sigkill();
     fixture.proxy.set_upstream(replica.address());
-    assert_eq!(doubt.resolve(), Resolution::NotCommitted);
+    assert_eq!(doubt.resolved(), Resolution::NotCommitted);
     let there = SessionManager::connect(replica.url()).unwrap();
     assert_eq!(there.resolve(doubt.token().unwrap(), None), Resolution::NotCommitted);
     assert_eq!(has("n"), None);
@@ -201,7 +201,7 @@ fn a_promoted_replica_without_the_register_leaves_the_doubt() {
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     fixture.server.sigkill();
     fixture.proxy.set_upstream(replica.address());
-    assert_eq!(doubt.resolve(), gone());
+    assert_eq!(doubt.resolved(), gone());
 }
 
 #[test]
@@ -213,9 +213,9 @@ fn a_promoted_replica_that_has_the_write_resolves_as_committed() {
     eventually(SOON, "the replica has the write", || has() == Some(1));
     fixture.server.sigkill();
     fixture.proxy.set_upstream(replica.address());
-    refused_with("READONLY", &doubt.resolve());
+    refused_with("READONLY", &doubt.resolved());
     replica.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
-    assert_eq!(doubt.resolve(), Resolution::Committed);
+    assert_eq!(doubt.resolved(), Resolution::Committed);
     assert_eq!(has(), Some(1));
 }
 
@@ -226,7 +226,7 @@ fn a_server_that_forgot_everything_leaves_the_doubt() {
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.sigkill();
         fixture.server.restart_on_same_port();
-        assert_eq!(doubt.resolve(), gone());
+        assert_eq!(doubt.resolved(), gone());
         assert_eq!(fixture.number("n"), 0);
     }
 }
@@ -241,7 +241,7 @@ fn a_server_that_kept_its_data_resolves_the_doubt_after_it_was_killed() {
         let doubt = fixture.doubted(&fixture.armed(), fate);
         fixture.server.sigkill();
         fixture.server.restart_on_same_port();
-        assert_eq!(doubt.resolve(), fate.truth());
+        assert_eq!(doubt.resolved(), fate.truth());
         assert_eq!(fixture.number("n"), fate.count());
     }
 }
@@ -252,7 +252,7 @@ fn a_closed_session_sends_no_query() {
     let doubt = fixture.doubted(&fixture.armed(), Fate::Applied);
     fixture.sessions.close(Duration::ZERO);
     let connections = fixture.proxy.accepted();
-    let Resolution::StillUnknown { why: UnresolvedReason::Unreachable(error) } = doubt.resolve()
+    let Resolution::StillUnknown { why: UnresolvedReason::Unreachable(error) } = doubt.resolved()
     else {
         panic!("it asked");
     };
@@ -277,5 +277,5 @@ fn a_block_that_run_cannot_resolve_stays_in_doubt() {
     let doubt = doubt(Err::<(), _>(lost));
     assert_eq!((fixture.number("n"), runs), (1, 1), "and it was not run again");
     fixture.server.acl(&["SETUSER", "default", "+pexpire"]);
-    assert_eq!(doubt.resolve(), Resolution::Committed);
+    assert_eq!(doubt.resolved(), Resolution::Committed);
 }

@@ -102,6 +102,7 @@ fn dies_around_commits(rounds: usize, how: &str, kill: fn(&Server, &Proxy)) {
             reported.commit(&accounts);
         });
     }
+    crate::side::settled(&sessions);
     assert_eq!(sessions.status().transactional.in_use, 0);
     drop((accounts, sessions));
     eventually(SOON, "nothing is under way", || server.clients() == 0);

@@ -1,6 +1,6 @@
 //! The calls under test, one for each form, with a hook at each point at which the caller's code runs.
 
-use crate::side::Transactional;
+use crate::side::{self, Transactional};
 use redis::{Value, cmd};
 use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
@@ -34,9 +34,9 @@ pub(crate) struct Attempt<'s> {
     pub(crate) form: &'s Form,
     pub(crate) keys: &'s Keys,
     /// Called in front of each flight that has the user's time before it.
-    pub(crate) gap: &'s mut dyn FnMut(usize),
+    pub(crate) gap: &'s mut (dyn FnMut(usize) + Send),
     /// Changes the watched key from outside.
-    pub(crate) touch: &'s dyn Fn(),
+    pub(crate) touch: &'s (dyn Fn() + Sync),
 }
 
 impl Attempt<'_> {
@@ -62,7 +62,7 @@ impl Attempt<'_> {
             Call::Discard => {
                 let mut tx = immediate.begin().map_err(|error| format!("begin: {error}"))?;
                 (self.gap)(1);
-                queue(&mut tx, self.form.block, self.keys);
+                queue(side::queue(&mut tx), self.form.block, self.keys);
                 given_up(tx.discard())
             }
             Call::Abandon => {
@@ -79,8 +79,9 @@ impl Attempt<'_> {
         if self.form.call == Call::ImmediateGuard {
             (self.gap)(1);
         }
-        queue(&mut tx, self.form.block, self.keys);
+        queue(side::queue(&mut tx), self.form.block, self.keys);
         if self.form.call == Call::ChunkedGuard {
+            side::send_ahead(&mut tx);
             (self.gap)(2);
             tx.rpush(&self.keys.list, 1);
         }
@@ -98,7 +99,7 @@ impl Attempt<'_> {
         let _: Result<i64, Error> = watching.get(&self.keys.watched);
         (self.gap)(2);
         let mut tx = watching.multi();
-        queue(&mut tx, self.form.block, self.keys);
+        queue(side::queue(&mut tx), self.form.block, self.keys);
         match tx.commit() {
             Ok(Outcome::Committed(_)) => Ok(Reported::Committed),
             Ok(Outcome::Conflict) => Ok(Reported::Conflict),

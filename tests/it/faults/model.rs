@@ -15,6 +15,7 @@
 //!
 //! So the model does not call the crate, and it permits exactly one outcome.
 
+use crate::side;
 use rediscope_testing::proxy::{Fault, Trigger};
 
 /// One write of the client's and the replies it then waits for.
@@ -230,6 +231,11 @@ fn reply_length(form: &Form, command: &str) -> u64 {
 }
 
 impl Form {
+    /// Whether this side sends the form's flights: a block in chunks is one of threads.
+    pub(crate) fn is_written(&self) -> bool {
+        side::SENDS_CHUNKS || self.call != Call::ChunkedRun
+    }
+
     /// Every boundary of the form. Not among them, because they are one with another:
     /// after a command, where the next one begins; after a reply, where the next one begins; and
     /// after a flight's last reply, which is the gap before the next.

@@ -70,6 +70,7 @@ fn dies_in_handshake(server: &Server, pool: Pool, trigger: Trigger, kind: Fault)
         proxy.cut_all();
         use_it(&sessions, pool)
     });
+    crate::side::settled(&sessions);
     let status = sessions.status();
     let status = [status.pooled, status.transactional].map(|pool| (pool.in_use, pool.waiting));
     match outcome {
@@ -159,6 +160,7 @@ fn dies_again_and_again(min_idle: u32, tear: fn(&Proxy)) {
     let scopes: Vec<_> = (0..3).map(|_| accounts.begin().unwrap()).collect();
     assert_eq!(sessions.status().transactional.in_use, 3);
     drop(scopes);
+    crate::side::settled(&sessions);
     assert_eq!(sessions.status().transactional.in_use, 0);
 }
 

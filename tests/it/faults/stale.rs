@@ -54,6 +54,7 @@ fn with_idle_connections() -> Fixture {
     let accounts = fixture.sessions.transactional();
     let scopes: Vec<_> = (0..CONNECTIONS).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
+    crate::side::settled(&fixture.sessions);
     // As many commands at a time as connections: each one blocks its own for a while.
     eventually(SOON, "every pooled connection is open", || {
         together(CONNECTIONS, |_| {
@@ -177,6 +178,7 @@ fn absorbs(death: Death, how: Use, order: Order) {
     });
     let applied: (u32, u32) = server.ask(&["MGET", "scopes", "commands"]);
     assert_eq!(applied, (CONNECTIONS, CONNECTIONS / 2), "{death:?}, {how:?}");
+    crate::side::settled(&sessions);
     let status = sessions.status();
     assert_eq!((status.pooled.in_use, status.transactional.in_use), (0, 0), "{status}");
     assert_eq!(status.transactional.counts.in_doubt, 0, "{status}");

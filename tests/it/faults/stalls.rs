@@ -74,6 +74,7 @@ fn a_write_that_stops_in_the_middle_was_not_sent_and_is_never_applied() {
     let error = tx.commit().unwrap_err();
     assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    crate::side::settled(&sessions);
     assert_eq!(sessions.status().transactional.in_use, 0);
     // What came half-way arrives after all, and so does its end.
     proxy.disarm();

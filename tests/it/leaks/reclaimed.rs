@@ -165,6 +165,7 @@ fn a_known_outcome_is_returned_however_long_it_took() {
     let replies = tx.commit().unwrap();
     proxy.set_delays(Duration::ZERO, Duration::ZERO);
     assert_eq!(replies.get(n).unwrap(), 2);
+    crate::side::settled(&sessions);
     assert_eq!(sessions.status().transactional.in_use, 0);
     // The reaper had run in vain; its request is done now, without an effect.
     assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 3);

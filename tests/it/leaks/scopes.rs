@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::side::{SessionManager, Transaction, Transactional, Watching};
+use crate::side::{self, SessionManager, Transaction, Transactional, Watching};
 use redis::{Cmd, RedisWrite, ToRedisArgs, ToSingleRedisArg, Value, cmd};
 use rediscope::prelude::*;
 use rediscope::{Begin, CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
@@ -81,6 +81,7 @@ impl ScopeUser {
     fn chunked(&self) -> Transaction {
         let mut tx = self.guard();
         tx.set("big", "x".repeat(FLUSH));
+        side::send_ahead(&mut tx);
         tx.check().unwrap();
         tx
     }
@@ -116,6 +117,7 @@ impl ScopeUser {
         for fact in [&format!("db={DB}"), "user=app", "resp=2", "multi=3", "flags=x"] {
             assert!(info.split_whitespace().any(|found| found == fact), "{end}: {fact}: {info}");
         }
+        crate::side::settled(&self.sessions);
         let status = self.sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting, status.size), (0, 0, 1), "{end}: {status}");
         assert!(status.scopes.is_empty(), "{end}: {status}");

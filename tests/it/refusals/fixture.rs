@@ -39,6 +39,7 @@ impl Quiet {
     #[track_caller]
     pub(crate) fn nothing_was_sent(&self) {
         assert_eq!(stats(&self.server), self.stats);
+        crate::side::settled(&self.sessions);
         let status = self.sessions.status();
         for pool in [&status.pooled, &status.transactional] {
             assert_eq!((pool.in_use, pool.waiting, pool.scopes.len()), (0, 0, 0), "{pool}");

@@ -2,6 +2,8 @@
 //!
 //! A case that is left out has a reason why it cannot be written.
 
+use crate::side;
+
 /// How a scope sends what it queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {
@@ -116,7 +118,7 @@ impl Form {
 
     /// MULTI was sent and its reply read before the scope ends.
     pub(crate) fn is_in_multi(self) -> bool {
-        self == Self::Immediate || self.is_large()
+        self == Self::Immediate || (self.is_large() && side::SENDS_CHUNKS)
     }
 }
 
@@ -147,6 +149,11 @@ impl Cell {
     /// Whether the server applies what the scope queued.
     pub(crate) fn is_applied(self) -> bool {
         matches!(self.exit, Exit::Commit | Exit::WrongType) && self.form != Form::Reading
+    }
+
+    /// Whether the scope ends by a call, which returns after the permit is back.
+    pub(crate) fn has_call_at_its_end(self) -> bool {
+        self.form.is_closure() || matches!(self.exit, Exit::Commit | Exit::Conflict | Exit::Discard)
     }
 
     /// Whether the reaper ends it.

@@ -110,6 +110,7 @@ fn dropping_swallows_the_same_refusal_and_replaces_the_connection_too() {
         works_again(&sessions, &server);
         server.acl(&["SETUSER", "app", "-discard", "-unwatch"]);
         drop();
+        crate::side::settled(&sessions);
         server.acl(&["SETUSER", "app", "+discard", "+unwatch"]);
         let status = sessions.status().transactional;
         assert_eq!(status.in_use, 0, "{status}");

@@ -113,6 +113,9 @@ impl<'s> ScopeFixture<'s> {
         if self.cell.is_reclaimed() {
             self.wait_until_reclaimed();
         }
+        if !self.cell.has_call_at_its_end() {
+            crate::side::settled(&self.sessions);
+        }
         let status = self.sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting), (0, 0), "the slot is back: {status}");
         assert!(status.scopes.is_empty(), "a scope is still known: {status}");

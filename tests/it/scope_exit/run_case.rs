@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::num::ParseIntError;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::side::{Transaction, Watching};
+use crate::side::{self, Transaction, Watching};
 use rediscope::commands::QueueCommands;
 use rediscope::{Block, CommitError, Error, Outcome, Replies, RetryPolicy, Watched, prelude::*};
 
@@ -102,12 +102,17 @@ fn is_right(cell: Cell, fault: &Fault) -> bool {
 }
 
 /// The two kinds of transaction differ in how they commit.
-trait Guard: QueueCommands + Sized {
+trait Guard: Sized {
+    fn queue(&mut self) -> &mut impl QueueCommands;
     fn committed(self) -> Result<Reported, Error>;
     fn discarded(self) -> Result<Reported, Error>;
 }
 
 impl Guard for Transaction {
+    fn queue(&mut self) -> &mut impl QueueCommands {
+        side::queue(self)
+    }
+
     fn committed(self) -> Result<Reported, Error> {
         let _: Replies = self.commit()?;
         Ok(Reported::Committed)
@@ -119,6 +124,10 @@ impl Guard for Transaction {
 }
 
 impl Guard for Transaction<Watched> {
+    fn queue(&mut self) -> &mut impl QueueCommands {
+        side::queue(self)
+    }
+
     fn committed(self) -> Result<Reported, Error> {
         Ok(match self.commit()? {
             Outcome::Committed(_) => Reported::Committed,
@@ -140,13 +149,13 @@ fn guard<G: Guard>(
         Exit::QuestionMark => leave_by_question_mark(fixture, cell, begin).into(),
         Exit::Panic => panicking(|| {
             let mut tx = begin().unwrap();
-            fill(fixture, cell, &mut tx);
-            let _part = (cell.part == Part::Open).then(|| open_savepoint(fixture, &mut tx));
+            fill(fixture, cell, tx.queue());
+            let _part = (cell.part == Part::Open).then(|| open_savepoint(fixture, tx.queue()));
             resume_unwind(Box::new("the caller's own"))
         }),
         _ => {
             let mut tx = begin().unwrap();
-            fill(fixture, cell, &mut tx);
+            fill(fixture, cell, tx.queue());
             match cell.exit {
                 Exit::Discard => return tx.discarded().into(),
                 Exit::Drop => drop(tx),
@@ -172,9 +181,9 @@ fn leave_by_question_mark<G: Guard>(
     begin: impl FnOnce() -> Result<G, Error>,
 ) -> Result<Reported, Fault> {
     let mut tx = begin()?;
-    fill(fixture, cell, &mut tx);
+    fill(fixture, cell, tx.queue());
     if cell.part == Part::Open {
-        let part = open_savepoint(fixture, &mut tx);
+        let part = open_savepoint(fixture, tx.queue());
         not_a_number()?;
         part.release();
     } else {

@@ -69,6 +69,7 @@ fn refused(sessions: &SessionManager, wait: Duration, retryable: bool) -> Connec
             error => panic!("{error:?}"),
         }
     });
+    crate::side::settled(sessions);
     let pools = [sessions.status().pooled, sessions.status().transactional];
     assert!(pools.iter().all(|pool| (pool.in_use, pool.waiting) == (0, 0)), "{pools:?}");
     // Both connect on the same few threads: where each try takes its time, one may be late.

@@ -219,6 +219,8 @@ fn every_call_ends(silence: fn(&Server, &Proxy), end: fn(&Server, &Proxy)) -> Op
         running.into_iter().filter_map(|call| call.join().unwrap()).collect()
     });
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+    crate::side::settled(&trusting);
+    crate::side::settled(&asking);
     for status in [&trusting, &asking].map(SessionManager::status) {
         assert_eq!((status.transactional.in_use, status.pooled.in_use), (0, 0), "{status}");
     }

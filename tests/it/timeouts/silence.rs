@@ -138,6 +138,7 @@ fn silence(sessions: &SessionManager) {
         let sessions = sessions.clone();
         assert!(within(what, CHECKOUT + RESPONSE, move || call(&sessions)), "{what}");
     }
+    crate::side::settled(sessions);
     let asked = sessions.clone();
     let status = within("status", Duration::ZERO, move || asked.status());
     assert_eq!((status.pooled.in_use, status.transactional.in_use), (0, 0), "{status}");
