@@ -1,18 +1,20 @@
 //! Blocks without a connection of their own. Each borrows one for its commit, or joins a batch, as
 //! isolated as alone. Each gets its own outcome, from its own replies.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::commit::commit::commit;
+use crate::commit::commit::{MAX_ATTEMPTS, always_changed, commit};
 use crate::commit::outcome::{Committed, classify, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::InDoubt;
-use crate::pool::batch_response::{BatchResponse, Interrupted};
+use crate::pool::batch_request::BatchRequest;
+use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::cleanup::{self, clean_or_log};
 use crate::pool::router::{Joined, Router};
 use crate::pool::server_pool::ServerPool;
-use crate::protocol::batch::{BatchRequest, RequestKind};
+use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::route::Route;
 use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
@@ -26,10 +28,20 @@ pub(crate) async fn commit_block<P: ServerPool>(
     plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    let mut line = if queue.is_batchable() {
-        match join(router, route, queue, checkout_deadline).await? {
-            Joined::Alone(line) => line,
-            Joined::Response(response) => return batched_outcome(response, queue, plan),
+    let mut line = if queue.is_batchable() && plan.is_batchable::<P>() {
+        let mut attempts = 0;
+        loop {
+            let response = match join(router, route, queue, plan, checkout_deadline).await? {
+                Joined::Alone(line) => break line,
+                Joined::Response(response) => response,
+            };
+            attempts += 1;
+            match batched_outcome(response, queue, plan)? {
+                // The changed key is the register, so nothing was applied.
+                Committed::Conflict if attempts < MAX_ATTEMPTS => {}
+                Committed::Conflict => return Err(always_changed()),
+                committed => return Ok(committed),
+            }
         }
     } else {
         match router.only_pool()? {
@@ -49,10 +61,15 @@ async fn join<P: ServerPool>(
     router: &Router<P>,
     route: &Route,
     queue: &CommandQueue,
+    plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Joined<P::Line>, CommitError> {
     let commands = queue.commands();
-    let request = || BatchRequest { bytes: queue.block(), kind: RequestKind::Block { commands } };
+    let request = || BatchRequest {
+        exactly_once: plan.resolver.is_some(),
+        token: plan.token.clone(),
+        ..BatchRequest::new(queue.block(), RequestKind::Block { commands })
+    };
     router.join(route, checkout_deadline, request).await.map_err(CommitError::not_sent)
 }
 
@@ -64,6 +81,7 @@ fn batched_outcome(
 ) -> Result<Committed, CommitError> {
     let verdict = match response {
         BatchResponse::Block(verdict) => verdict,
+        BatchResponse::InDoubt(in_doubt) => return Err(doubt(*in_doubt, plan)),
         BatchResponse::Read(_) | BatchResponse::Calls(_) => Verdict::Unknown(Unproven::default()),
         BatchResponse::Interrupted(Interrupted { left: true, cause }) => {
             return Err(CommitError::InDoubt(InDoubt::new(cause)));
@@ -73,4 +91,16 @@ fn batched_outcome(
         }
     };
     classify(queue, plan, verdict, None, |doubt| InDoubt::new(unproven(doubt)))
+}
+
+/// The error of an exactly-once block whose replies prove nothing.
+#[cold]
+fn doubt(BatchDoubt { doubt, lost, token }: BatchDoubt, plan: &CommitPlan) -> CommitError {
+    let cause = lost.unwrap_or_else(|| unproven(&doubt));
+    // The register is written last. It proves nothing about commands that ran one by one.
+    let in_doubt = match plan.resolver.as_ref().filter(|_| !doubt.bare) {
+        Some(resolver) => InDoubt::resolvable(cause, (*token).clone(), Arc::clone(resolver)),
+        None => InDoubt::new(cause),
+    };
+    CommitError::InDoubt(in_doubt.incomplete(doubt.incomplete))
 }

@@ -11,6 +11,7 @@ use crate::commit::outcome::{Committed, classify, refused, replies, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare;
 use crate::connection::connection::Interruption;
+use crate::connection::endpoint::Endpoint;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
@@ -24,7 +25,7 @@ use crate::sync::boxed::boxed;
 /// Maximum number of times that a transaction is sent if a watched key of its own changed. This is
 /// a register or a lock. A register lives for an hour, and no other client writes it. Renewals and
 /// other holders change a lock from time to time.
-const MAX_ATTEMPTS: u32 = 4;
+pub(crate) const MAX_ATTEMPTS: u32 = 4;
 
 /// Commits the commands of `queue`. Dropped before its end, it may have sent EXEC, and the connection
 /// awaits replies.
@@ -45,11 +46,20 @@ pub(crate) async fn commit<L: Line>(
             boxed(preparing.finish(line)).await?;
         }
         let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
+        let endpoint = plan.token.as_ref().map(|_| line.context().endpoint().clone());
+        let mut token = None;
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
         let sent = plan.resolver.as_ref().map(|_| Instant::now());
         let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
             Ok(last) => {
                 let mut replies = LastReplies::new(&last, queue, plan);
+                if let (Some(cell), Some(endpoint)) = (&plan.token, &endpoint)
+                    && let Some((register, number)) = &last.named
+                {
+                    let slot = queue.binding().slot();
+                    let given = token.insert(new_token(register, *number, endpoint, slot));
+                    cell.fill(given, || true);
+                }
                 let FinalWrite { bytes, with_exec } =
                     queue.finish(last.start, &last.internal, &last.after_exec);
                 let mut take = |expect, reply| replies.take(expect, reply);
@@ -60,7 +70,7 @@ pub(crate) async fn commit<L: Line>(
             }
             Err(cause) => Err(cause),
         };
-        match outcome_of(line, queue, plan, exchanged, sent)? {
+        match outcome_of(line, queue, plan, exchanged, (sent, token))? {
             // The changed key is one that the connection watches for itself.
             Committed::Conflict if !plan.watched => {
                 if queue.is_flushed() {
@@ -70,9 +80,15 @@ pub(crate) async fn commit<L: Line>(
             committed => return Ok(committed),
         }
     }
-    Err(CommitError::lost_before_exec(ConnectionError::unexpected(
+    Err(always_changed())
+}
+
+/// The error after [`MAX_ATTEMPTS`].
+#[cold]
+pub(crate) fn always_changed() -> CommitError {
+    CommitError::lost_before_exec(ConnectionError::unexpected(
         "its own register, or the lock it is fenced by, was changed every time",
-    )))
+    ))
 }
 
 /// Records what the last write's replies show, and returns the outcome that they mean.
@@ -81,7 +97,7 @@ fn outcome_of<L: Line>(
     queue: &mut CommandQueue,
     plan: &CommitPlan,
     exchanged: Result<Exchanged, ConnectionError>,
-    sent: Option<Instant>,
+    (sent, token): (Option<Instant>, Option<CommitToken>),
 ) -> Result<Committed, CommitError> {
     let Exchanged { verdict, acks, lost } = exchanged.map_err(|cause| {
         line.on_lost(&cause);
@@ -93,7 +109,7 @@ fn outcome_of<L: Line>(
     let slot = queue.binding().slot();
     let committed = classify(queue, plan, verdict, acks, |doubt| {
         let cause = lost.clone().unwrap_or_else(|| unproven(doubt));
-        in_doubt(line, plan, slot, cause, doubt)
+        in_doubt(line, plan, (slot, token), cause, doubt)
     });
     if let Some(cause) = &lost {
         line.on_lost(cause);
@@ -140,19 +156,29 @@ fn record_verdict<L: Line>(
 fn in_doubt<L: Line>(
     line: &mut L,
     plan: &CommitPlan,
-    slot: Option<u16>,
+    (slot, given): (Option<u16>, Option<CommitToken>),
     cause: ConnectionError,
     doubt: &Unproven,
 ) -> InDoubt {
     let endpoint = line.context().endpoint().clone();
     // The register is written last. It proves nothing about commands that ran one by one.
-    let resolver = plan.resolver.as_ref().filter(|_| !doubt.bare);
+    let Some(resolver) = plan.resolver.as_ref().filter(|_| !doubt.bare) else {
+        return InDoubt::new(cause);
+    };
     let marker = line.current().and_then(|connection| connection.known_marker());
-    let (Some(resolver), Some(marker)) = (resolver, marker) else { return InDoubt::new(cause) };
-    let (register, number) = (marker.register(), marker.number());
+    let token = given.or_else(|| {
+        marker.map(|marker| new_token(marker.register(), marker.number(), &endpoint, slot))
+    });
+    match token {
+        Some(token) => InDoubt::resolvable(cause, token, Arc::clone(resolver)),
+        None => InDoubt::new(cause),
+    }
+}
+
+fn new_token(register: &str, number: u64, endpoint: &Endpoint, slot: Option<u16>) -> CommitToken {
     let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
     token.slot = slot;
-    InDoubt::resolvable(cause, token, Arc::clone(resolver))
+    token
 }
 
 /// Sends the queued commands of a large transaction and reads that they were queued. Dropped before

@@ -31,6 +31,9 @@ pub(crate) struct LastWrite {
     pub(crate) after_exec: Vec<u8>,
     pub(crate) expected: [(Expect, u32); 7],
     pub(crate) deadline: Deadline,
+    /// The register and the number of a transaction whose token is given out. No other transaction
+    /// uses that register.
+    pub(crate) named: Option<(String, u64)>,
     /// Number of commands that are queued after the user's.
     internal_commands: u32,
 }
@@ -55,6 +58,7 @@ impl LastWrite {
     ) -> Result<Self, ConnectionError> {
         // Commands that are queued after the user's, and commands after EXEC.
         let (mut internal, mut internal_commands, mut after_exec) = (Vec::new(), 0, Vec::new());
+        let mut named = None;
         if let Some(exists) = &plan.exists {
             internal.extend_from_slice(exists);
             internal_commands += 1;
@@ -72,7 +76,21 @@ impl LastWrite {
             if needs_asking {
                 after_exec.extend_from_slice(ASKING);
             }
-            marker.watch(&mut after_exec);
+            match plan.token {
+                None => marker.watch(&mut after_exec),
+                Some(_) => {
+                    named = Some((marker.register().to_owned(), marker.number()));
+                    let tag = marker.tag();
+                    let marker = connection.new_marker(&settings.prefix)?;
+                    marker.set_tag(tag);
+                    marker.advance();
+                    marker.set(&mut after_exec, settings.register_ttl);
+                    if needs_asking {
+                        after_exec.extend_from_slice(ASKING);
+                    }
+                    marker.watch(&mut after_exec);
+                }
+            }
         }
         if let Some(durability) = &plan.durability {
             durability.write(&mut after_exec);
@@ -85,19 +103,20 @@ impl LastWrite {
             (false, _) => Prefix::Multi,
         };
         let unsent = queue.unsent();
+        let asking_behind = u32::from(exactly_once && needs_asking);
         let expected = [
             (Expect::Unwatch, u32::from(start == Prefix::Unwatch)),
             (Expect::Multi, u32::from(start != Prefix::Commands)),
             (Expect::Queued, unsent + internal_commands),
             (Expect::Exec, 1),
-            (Expect::Plain, u32::from(exactly_once && needs_asking)),
+            (Expect::Plain, asking_behind + u32::from(named.is_some()) * (1 + asking_behind)),
             (Expect::WatchMarker, u32::from(exactly_once)),
             (Expect::Plain, u32::from(plan.durability.is_some())),
         ];
         let replication_wait =
             plan.durability.map(|durability| durability.timeout()).unwrap_or_default();
         let deadline = Deadline::after(settings.response_timeout + replication_wait);
-        Ok(Self { start, internal, after_exec, expected, deadline, internal_commands })
+        Ok(Self { start, internal, after_exec, expected, deadline, named, internal_commands })
     }
 }
 

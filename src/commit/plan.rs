@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::commit::lock_check::LockCheck;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::ResolveCommit;
+use crate::error::token_cell::TokenCell;
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;
 use crate::protocol::cluster::slot::SlotBinding;
@@ -24,6 +25,8 @@ pub(crate) struct CommitPlan {
     /// The lock that must be held for the transaction to be applied.
     pub(crate) lock_check: Option<LockCheck>,
     pub(crate) durability: Option<Durability>,
+    /// Set when the number of an exactly-once transaction is drawn.
+    pub(crate) token: Option<TokenCell>,
     /// Whether the transaction may join a batch.
     pub(crate) grouped: bool,
     /// Whether the connection must still have its watch: a fresh connection would protect nothing.
@@ -55,10 +58,19 @@ impl CommitPlan {
         self.resolver.is_some() || self.lock_check.is_some()
     }
 
-    /// Returns whether the plan does not concern the connection itself.
-    pub(crate) fn is_batchable(&self) -> bool {
-        let plain = !self.watches_internal_key() && self.durability.is_none();
-        self.grouped && !self.immediate && !self.watched && plain
+    /// Returns whether the transaction may be sent with others on one connection. Lanes carry also
+    /// exactly-once transactions, and do so unasked.
+    pub(crate) fn is_batchable<P: ServerPool>(&self) -> bool {
+        let own_connection = self.immediate
+            || self.watched
+            || self.lock_check.is_some()
+            || self.idempotency_key.is_some()
+            || self.durability.is_some()
+            || self.exists.is_some();
+        match P::HAS_LANES {
+            true => !own_connection,
+            false => !own_connection && self.grouped && self.resolver.is_none(),
+        }
     }
 }
 

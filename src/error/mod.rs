@@ -15,6 +15,7 @@ pub(crate) mod in_doubt;
 pub(crate) mod lock;
 pub(crate) mod open_scope;
 pub(crate) mod pin_expired;
+pub(crate) mod token_cell;
 
 #[doc(no_inline)]
 pub use crate::error::any::{CommitError, Error};
@@ -27,6 +28,7 @@ pub use crate::error::in_doubt::{
 };
 pub use crate::error::lock::LockError;
 pub use crate::error::pin_expired::PinExpired;
+pub use crate::error::token_cell::TokenCell;
 pub use crate::protocol::replication::ReplicaAcks;
 pub use crate::protocol::server_error::ServerError;
 pub use crate::reply::error::{DecodeError, ReplyError};

@@ -24,6 +24,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::LockError;
 use crate::logging::deferred::LogThread;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
@@ -31,7 +32,7 @@ use crate::pool::redirect_pause;
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::Router;
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
-use crate::protocol::batch::{BatchRequest, RequestKind};
+use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::lock::lease::{Timing, was_held};
@@ -356,7 +357,7 @@ impl<P: ServerPool> ScriptClient<P> {
         let least = MIN_OWN_EXCHANGE.min(self.own.settings().response_timeout);
         let grace = if strict { Duration::ZERO } else { least };
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
-        let job = || BatchRequest { bytes: bytes.clone(), kind: RequestKind::Calls { count } };
+        let job = || BatchRequest::new(bytes.clone(), RequestKind::Calls { count });
         let mut at = Instant::now();
         // The response to a call is not awaited past the deadline.
         let wait = Duration::ZERO;
@@ -422,7 +423,7 @@ fn calls_of(response: BatchResponse) -> Result<Vec<Value>, ConnectionError> {
     match response {
         BatchResponse::Calls(values) => Ok(values),
         BatchResponse::Interrupted(Interrupted { cause, .. }) => Err(cause),
-        BatchResponse::Block(_) | BatchResponse::Read(_) => {
+        BatchResponse::Block(_) | BatchResponse::Read(_) | BatchResponse::InDoubt(_) => {
             Err(ConnectionError::unexpected("another request's replies for a call"))
         }
     }

@@ -1,9 +1,12 @@
 //! The outcome of a request that another caller sent.
 
+use std::sync::Arc;
+
 use redis::Value;
 
 use crate::error::connection::ConnectionError;
-use crate::protocol::exec::Verdict;
+use crate::error::in_doubt::CommitToken;
+use crate::protocol::exec::{Unproven, Verdict};
 
 /// The outcome of a request that another caller sent.
 #[derive(Debug, PartialEq)]
@@ -13,6 +16,18 @@ pub(crate) enum BatchResponse {
     Calls(Vec<Value>),
     /// Some replies did not arrive, and those that did prove nothing.
     Interrupted(Interrupted),
+    /// An exactly-once block was sent, and the replies prove nothing.
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only lanes carry such blocks"))]
+    InDoubt(Box<BatchDoubt>),
+}
+
+/// An exactly-once block in doubt. All blocks of its group have the same token.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct BatchDoubt {
+    pub(crate) doubt: Unproven,
+    /// `None`: all replies arrived.
+    pub(crate) lost: Option<ConnectionError>,
+    pub(crate) token: Arc<CommitToken>,
 }
 
 /// The connection failed.

@@ -6,13 +6,13 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::connection::endpoint::Endpoint;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::blocking::BlockingCommands;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::idle::IdleConnections;
 use crate::pool::semaphore::{BatchMember, FairSemaphore};
-use crate::protocol::batch::BatchRequest;
 use crate::protocol::connection_state::CloseReason;
 
 /// What the checkouts of one pool share.

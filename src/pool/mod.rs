@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod batch;
+pub(crate) mod batch_request;
 pub(crate) mod batch_response;
 pub(crate) mod blocking;
 pub(crate) mod checkout;

@@ -17,6 +17,7 @@ use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::DeferredEvents;
 use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::batch::send_batch;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::checkout::{Checkout, Permit};
 use crate::pool::config::PoolConfig;
@@ -27,7 +28,6 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlock};
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
-use crate::protocol::batch::BatchRequest;
 use crate::status::node::NodeStatus;
 
 /// Time in addition to its timeout that a closing pool waits for connections that are being opened.

@@ -11,12 +11,12 @@ use crate::connection::io::Io;
 use crate::error::checkout::CheckoutError;
 use crate::error::open_scope::OpenScope;
 use crate::error::pin_expired::PinExpired;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
-use crate::protocol::batch::BatchRequest;
 use crate::status::node::NodeStatus;
 
 /// The pool of one server. Clones are the same pool.
@@ -26,6 +26,9 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     type Pin: PinnedLine<Line = Self::Line>;
     /// A reference that does not keep the pool alive.
     type Weak: Send + Sync + 'static;
+
+    /// Whether lanes carry the small requests of all callers, also exactly-once blocks.
+    const HAS_LANES: bool = false;
 
     fn new(config: PoolConfig, endpoint: Endpoint) -> Self;
 

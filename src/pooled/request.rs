@@ -10,6 +10,7 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
 use crate::pool::ask::{Question, ask};
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::line::Line;
@@ -18,7 +19,7 @@ use crate::pool::router::{Joined, Router};
 use crate::pool::server_pool::ServerPool;
 use crate::pooled::error_tag;
 use crate::protocol::batch;
-use crate::protocol::batch::{BatchRequest, RequestKind};
+use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::route::Route;
 use crate::protocol::command::blocking::Blocking;
 use crate::protocol::command::blocking::blocking;
@@ -129,7 +130,7 @@ impl Request {
         let mut budget = RetryBudget::new(router.settings().max_size, checkout_deadline);
         let mut line = None;
         while self.batchable && line.is_none() {
-            let job = || BatchRequest { bytes: bytes.to_vec(), kind: RequestKind::Read };
+            let job = || BatchRequest::new(bytes.to_vec(), RequestKind::Read);
             let settled = match router.join(route, checkout_deadline, job).await? {
                 Joined::Alone(alone) => {
                     line = Some(alone);
@@ -140,7 +141,7 @@ impl Request {
             let cause = match settled {
                 BatchResponse::Read(value) => return Ok(vec![value]),
                 BatchResponse::Interrupted(Interrupted { cause, .. }) => cause,
-                BatchResponse::Block(_) | BatchResponse::Calls(_) => {
+                BatchResponse::Block(_) | BatchResponse::Calls(_) | BatchResponse::InDoubt(_) => {
                     ConnectionError::unexpected("another request's replies for a read")
                 }
             };

@@ -5,12 +5,6 @@
 use crate::protocol::command::table;
 use crate::protocol::connection_state::Expect;
 
-/// A request that another caller may send on its connection.
-pub(crate) struct BatchRequest {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) kind: RequestKind,
-}
-
 /// The kind of a batched request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestKind {
@@ -43,13 +37,6 @@ impl RequestKind {
                 [(Expect::Plain, count), (Expect::Queued, 0), (Expect::Exec, 0)]
             }
         }
-    }
-}
-
-/// Shows the size, not the content.
-impl std::fmt::Debug for BatchRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BatchRequest").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 

@@ -138,11 +138,6 @@ impl CommandQueue {
         self.has_unknown_keys && self.binding == SlotBinding::Pending
     }
 
-    /// Keeps the transaction out of batches.
-    pub(crate) fn disable_batching(&mut self) {
-        self.unbatchable = true;
-    }
-
     /// Whether errors of its commands show the server's texts unredacted.
     pub(crate) fn show_full_text(&mut self, full_text: bool) {
         self.full_text = full_text;

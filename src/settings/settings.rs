@@ -70,6 +70,7 @@ impl Settings {
         for (setting, value) in [
             ("max_size", self.max_size as usize),
             ("max_group", self.max_group as usize),
+            ("max_in_flight", self.max_in_flight as usize),
             ("flush_bytes", self.flush_bytes),
             ("max_commands", self.max_commands as usize),
             ("max_bytes", self.max_bytes),
@@ -83,6 +84,16 @@ impl Settings {
             format!(
                 "must not be more than {MOST_CONNECTIONS}, which is as many as there are ports"
             ),
+        )?;
+        ensure(
+            self.max_in_flight <= MOST_CONNECTIONS,
+            "max_in_flight",
+            format!("must not be more than {MOST_CONNECTIONS}"),
+        )?;
+        ensure(
+            self.lanes <= MOST_LANES,
+            "lanes",
+            format!("must not be more than {MOST_LANES}: more lanes only make smaller writes"),
         )?;
         ensure(
             self.min_idle <= self.max_size,
@@ -141,6 +152,9 @@ fn ensure(
 /// Maximum of a pool's size: a client has no more ports to one address. The pool allocates its
 /// memory at once, so the maximum keeps a mistake from ending the process.
 pub(crate) const MOST_CONNECTIONS: u32 = 65_535;
+
+/// Maximum number of lanes of a pool.
+const MOST_LANES: u32 = 64;
 
 /// Maximum of a timeout, a day: longer than any useful wait, and short enough for every clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);

@@ -82,6 +82,16 @@ macro_rules! settings {
             /// in one write. One dead connection puts that many blocks in doubt at once. Default
             /// 16, at least 1, which groups none.
             max_group: u32 = 16;
+            /// Number of lanes of each pool, on tokio. A lane is a connection that carries the small
+            /// blocks and commands of many tasks, each as isolated as alone. Lanes are opened when
+            /// first used, in addition to `max_size`. More lanes make smaller writes. 0: each block
+            /// takes a connection of the pool. Default 2, at most 64.
+            lanes: u32 = 2;
+            /// Maximum number of requests in each lane: those that wait for the next write, and
+            /// those whose replies are awaited. At the maximum a call waits in line for
+            /// `checkout_timeout`. One dead connection puts at most that many blocks in doubt at
+            /// once. Default 256, at least 1, at most 65,535.
+            max_in_flight: u32 = 256;
             /// Time for which the register of an exactly-once connection stays on the server after
             /// its last use. A commit in doubt can be resolved for that time. Each connection that
             /// commits exactly once has one register, which stays behind when the connection

@@ -11,6 +11,8 @@ macro_rules! counters {
         #[derive(Debug, Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)+
+            pub(crate) withdrawn: Counter,
+            pub(crate) abandoned: Counter,
             replaced: [Counter; CloseReason::ALL.len()],
         }
 
@@ -19,6 +21,10 @@ macro_rules! counters {
         #[non_exhaustive]
         pub struct PoolCounters {
             $($(#[$doc])* pub $name: u64,)+
+            /// Requests whose future was dropped before any byte was sent. Only tasks have them.
+            pub withdrawn: u64,
+            /// Requests whose future was dropped after they may have been sent. Only tasks have them.
+            pub abandoned: u64,
             /// Connections that were closed and replaced, by reason.
             pub replaced: Vec<(CloseReason, u64)>,
         }
@@ -27,6 +33,8 @@ macro_rules! counters {
             pub(crate) fn counts(&self) -> PoolCounters {
                 PoolCounters {
                     $($name: self.$name.get(),)+
+                    withdrawn: self.withdrawn.get(),
+                    abandoned: self.abandoned.get(),
                     replaced: CloseReason::ALL
                         .into_iter()
                         .zip(self.replaced.iter().map(Counter::get))
@@ -44,7 +52,16 @@ macro_rules! counters {
                     let before = if nth == 0 { " (" } else { ", " };
                     write!(f, "{before}{count} {reason}")?;
                 }
-                if self.replaced.is_empty() { Ok(()) } else { f.write_str(")") }
+                if !self.replaced.is_empty() {
+                    f.write_str(")")?;
+                }
+                // Threads drop no future, so their report does not mention it.
+                for (count, label) in [(self.withdrawn, "withdrawn"), (self.abandoned, "abandoned")] {
+                    if count > 0 {
+                        write!(f, ", {count} {label}")?;
+                    }
+                }
+                Ok(())
             }
         }
     };

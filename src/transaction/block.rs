@@ -38,7 +38,7 @@ impl Block {
     #[inline]
     pub(crate) fn new(router: &Router, owner: ScopeOrigin, plan: CommitPlan) -> Self {
         Self {
-            pending: Pending::new(router.settings(), &plan, plan.binding(router)),
+            pending: Pending::new(router.settings(), plan.binding(router)),
             pinned: Some(Pinned::new(router, owner, plan)),
         }
     }

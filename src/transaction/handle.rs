@@ -167,7 +167,7 @@ impl Transactional {
             return Err(Error::CrossSlot { command: "begin_at".to_owned(), bound, other });
         }
         let mut pinned = Pinned::new(&self.router, owner, plan);
-        let mut pending = Pending::new(pinned.settings(), pinned.plan(), binding);
+        let mut pending = Pending::new(pinned.settings(), binding);
         let begun = scope_calls::begin(&mut pending, &mut pinned);
         begun.inspect_err(|error| pinned.record_failure(error))?;
         Ok(Transaction::new(pending, pinned))

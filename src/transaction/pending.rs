@@ -11,7 +11,6 @@ use std::time::Instant;
 use crate::commit::batch;
 use crate::commit::commit;
 use crate::commit::outcome::{Committed, count};
-use crate::commit::plan::CommitPlan;
 use crate::commit::prepare;
 use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
@@ -48,14 +47,11 @@ pub(crate) struct Pending {
 
 impl Pending {
     #[inline]
-    pub(crate) fn new(settings: &Settings, plan: &CommitPlan, binding: SlotBinding) -> Self {
+    pub(crate) fn new(settings: &Settings, binding: SlotBinding) -> Self {
         let transaction = TRANSACTIONS.fetch_add(1, Ordering::Relaxed);
         let mut queue = CommandQueue::new(transaction, settings.limits(), buffer_pool::take());
         queue.bind(binding);
         queue.show_full_text(settings.server_messages);
-        if !plan.is_batchable() {
-            queue.disable_batching();
-        }
         Self { queue, failed: None }
     }
 

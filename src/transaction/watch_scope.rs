@@ -165,6 +165,6 @@ impl Watching {
 
     fn pending(&self) -> Pending {
         let Reading { pinned, binding, .. } = &self.reading;
-        Pending::new(pinned.settings(), pinned.plan(), *binding)
+        Pending::new(pinned.settings(), *binding)
     }
 }

@@ -1,6 +1,7 @@
 //! The pool of one server, for callers that are tasks of tokio: lanes, which carry the requests of
 //! many callers, and connections that one caller has alone.
 
+pub(crate) mod lanes;
 pub(crate) mod line;
 pub(crate) mod pin;
 pub(crate) mod pool;

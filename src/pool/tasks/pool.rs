@@ -9,14 +9,15 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::tasks::io::Tasks;
 use crate::error::checkout::CheckoutError;
 use crate::error::open_scope::OpenScope;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
+use crate::pool::tasks::lanes::Lanes;
 use crate::pool::tasks::line::TaskLine;
 use crate::pool::tasks::pin::TaskPin;
-use crate::protocol::batch::BatchRequest;
 use crate::status::node::NodeStatus;
 
 /// The pool of one server, for callers that are tasks. Clones are the same pool.
@@ -26,7 +27,8 @@ pub(crate) struct TaskPool {
 }
 
 pub(crate) struct TaskPoolShared {
-    context: PoolContext,
+    context: Arc<PoolContext>,
+    lanes: Lanes,
 }
 
 impl TaskPool {
@@ -43,8 +45,12 @@ impl ServerPool for TaskPool {
     type Pin = TaskPin;
     type Weak = Weak<TaskPoolShared>;
 
+    const HAS_LANES: bool = true;
+
     fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
-        Self { shared: Arc::new(TaskPoolShared { context: PoolContext::new(config, endpoint) }) }
+        let context = Arc::new(PoolContext::new(config, endpoint));
+        let lanes = Lanes::new(Arc::clone(&context));
+        Self { shared: Arc::new(TaskPoolShared { context, lanes }) }
     }
 
     fn weak(&self) -> Self::Weak {
@@ -69,11 +75,14 @@ impl ServerPool for TaskPool {
 
     async fn checkout_batched(
         &self,
-        _deadline: Instant,
+        deadline: Instant,
         _response_wait: Duration,
-        _request: &(impl Fn() -> BatchRequest + Sync),
+        request: &(impl Fn() -> BatchRequest + Sync),
     ) -> Result<BatchCheckout<TaskLine>, CheckoutError> {
-        todo!()
+        if self.shared.context.settings().lanes == 0 {
+            return self.checkout(deadline).await.map(BatchCheckout::Alone);
+        }
+        self.shared.lanes.submit(deadline, request).await.map(BatchCheckout::Response)
     }
 
     async fn send_batch(

@@ -126,7 +126,7 @@ async fn requests<P: Side>(router: &Router<P>, cluster: &Cluster) -> Found {
     cluster.move_slot_of("block");
     let plan = CommitPlan::default();
     let mut pinned = Pinned::new(router, origin(), plan.clone());
-    let mut pending = Pending::new(router.settings(), &plan, router.binding());
+    let mut pending = Pending::new(router.settings(), router.binding());
     pending.queue().push_cmd(0, cmd("INCR").arg("block"));
     let policy = RetryPolicy::default();
     let replies = commit_block(router, policy, &mut pending, &mut pinned).await;

@@ -299,8 +299,8 @@ pub(super) fn origin() -> ScopeOrigin {
     ScopeOrigin { name: None, place: Location::caller(), is_closure: false }
 }
 
-fn pending_both<P: ServerPool>(router: &Router<P>, plan: &CommitPlan) -> Pending {
-    let mut pending = Pending::new(router.settings(), plan, router.binding());
+fn pending_both<P: ServerPool>(router: &Router<P>) -> Pending {
+    let mut pending = Pending::new(router.settings(), router.binding());
     push(pending.queue(), BOTH);
     pending
 }
@@ -311,14 +311,14 @@ pub(super) async fn runs<P: Side>(router: &Router<P>, server: &Server) -> Found 
     let policy = RetryPolicy::default();
     for plan in [CommitPlan::default(), exactly_once()] {
         let mut pinned = Pinned::new(router, origin(), plan.clone());
-        let mut pending = pending_both(router, &plan);
+        let mut pending = pending_both(router);
         let replies = retry_loop::commit_block(router, policy, &mut pending, &mut pinned).await;
         found.push(outcome(replies.map(Committed::Applied).map_err(not_sent)));
         found.extend(on_server(server, READ_BOTH));
     }
     let plan = CommitPlan { immediate: true, ..CommitPlan::default() };
     let mut pinned = Pinned::new(router, origin(), plan.clone());
-    let mut pending = pending_both(router, &plan);
+    let mut pending = pending_both(router);
     found.push(format!("{:?}", pending.begin(&mut pinned).await));
     found.push(format!("in MULTI: {}", is_in_multi(server)));
     found.push(format!("{:?}", pinned.discard().await));
@@ -351,7 +351,7 @@ pub(super) async fn a_watching_run<P: Side>(router: &Router<P>, server: &Server)
         if matches!(seen, Ok(Value::Nil)) {
             on_server(server, &["SET seen changed"]);
         }
-        let mut pending = pending_both(router, &plan);
+        let mut pending = pending_both(router);
         let committed = attempts.commit(reading, &mut pending).await.map_err(not_sent);
         match committed.transpose() {
             None => found.extend(on_server(server, READ_BOTH)),

@@ -192,7 +192,7 @@ fn a_closure_that_goes_on_after_a_dropped_read_commits_nothing_or_reads_right() 
                 continue;
             }
         }
-        let mut pending = Pending::new(router.settings(), &plan, router.binding());
+        let mut pending = Pending::new(router.settings(), router.binding());
         pending.queue().push_cmd(0, redis::cmd("GET").arg("b"));
         let replies = run(attempts.commit(reading, &mut pending)).unwrap();
         assert!(replies.is_some(), "{polls}");

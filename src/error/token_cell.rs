@@ -1,0 +1,52 @@
+//! The token of a submitted block, which exists only once the block is about to be sent.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use crate::error::in_doubt::CommitToken;
+use crate::sync::lock;
+
+/// The token of a block that a task has submitted. Clones are the same cell.
+///
+/// The cell is empty at first. It is filled when the block's number is drawn, before a byte of the
+/// block is sent, and filled anew each time the block is sent again. So a cell that is empty after
+/// the block's future is gone proves that nothing was sent: nothing was applied, and nothing will be.
+///
+/// Dropping the cell changes nothing.
+///
+/// ```
+/// use rediscope::error::TokenCell;
+///
+/// fn write_down(cell: &TokenCell) -> Option<String> {
+///     cell.get().map(|token| token.to_string())
+/// }
+/// ```
+#[derive(Clone, Default)]
+pub struct TokenCell {
+    token: Arc<Mutex<Option<CommitToken>>>,
+}
+
+impl TokenCell {
+    /// Returns the token with which the block was last sent, or is about to be sent. `None`: it was
+    /// not sent.
+    pub fn get(&self) -> Option<CommitToken> {
+        lock(&self.token).clone()
+    }
+
+    /// Sets the token if `take` returns true, in one step: a reader of the cell waits until the block
+    /// is taken or withdrawn.
+    pub(crate) fn fill(&self, token: &CommitToken, take: impl FnOnce() -> bool) -> bool {
+        let mut cell = lock(&self.token);
+        let taken = take();
+        if taken {
+            *cell = Some(token.clone());
+        }
+        taken
+    }
+}
+
+impl fmt::Debug for TokenCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TokenCell").field(&self.get()).finish()
+    }
+}

@@ -1,0 +1,33 @@
+//! A request that is sent in one write with other callers' requests.
+
+use std::fmt;
+
+use crate::error::token_cell::TokenCell;
+use crate::protocol::batch::RequestKind;
+
+/// A request that another caller, or a lane, may send on its connection.
+pub(crate) struct BatchRequest {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) kind: RequestKind,
+    /// Whether a block is to be committed exactly once. Only lanes do so.
+    pub(crate) exactly_once: bool,
+    /// Set when the number of an exactly-once block is drawn.
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only lanes read it"))]
+    pub(crate) token: Option<TokenCell>,
+}
+
+impl BatchRequest {
+    pub(crate) fn new(bytes: Vec<u8>, kind: RequestKind) -> Self {
+        Self { bytes, kind, exactly_once: false, token: None }
+    }
+}
+
+/// Shows the kind, not the content.
+impl fmt::Debug for BatchRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchRequest")
+            .field("kind", &self.kind)
+            .field("exactly_once", &self.exactly_once)
+            .finish_non_exhaustive()
+    }
+}
