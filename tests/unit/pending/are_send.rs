@@ -9,7 +9,7 @@ use std::time::Instant;
 use redis::Value;
 
 use crate::commit::batch::commit_block;
-use crate::commit::cleanup::{clean, clean_or_log, end_scope};
+use crate::commit::cleanup::end_scope;
 use crate::commit::commit::{commit, flush};
 use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::{self, Preparing};
@@ -30,6 +30,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::in_doubt::CommitToken;
 use crate::pool::ask::{Question, ask};
 use crate::pool::batch_request::BatchRequest;
+use crate::pool::cleanup::{clean, clean_or_log};
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pending::stub::StubPool;
 use crate::pool::pool::Pool;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use redis::{Value, cmd};
 
 use crate::commit::batch::commit_block;
-use crate::commit::cleanup::clean;
 use crate::commit::commit::{commit, flush};
 use crate::commit::outcome::Committed;
 use crate::commit::plan::CommitPlan;
@@ -20,6 +19,7 @@ use crate::error::applied::Applied;
 use crate::error::connection::ConnectionErrorKind;
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit};
 use crate::pool::ask::{Question, ask};
+use crate::pool::cleanup::clean;
 use crate::pool::line::Line;
 use crate::pool::pending::run;
 use crate::pool::pending::stub::{Cut, StubPool, set_cut};
