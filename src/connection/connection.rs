@@ -3,7 +3,8 @@
 //! It is not reused after an unexpected reply, and every wait has a deadline.
 //!
 //! A future that is dropped before its end may have sent any part of its bytes. The connection then
-//! awaits replies, and is closed when it is returned.
+//! awaits replies, and is closed when it is returned, unless its wire
+//! [finishes the call](Wire::FINISHES_DROPPED).
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
+use crate::sync::boxed::boxed;
 
 /// Minimum delay between AUTH attempts after a refusal.
 const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -277,6 +279,24 @@ impl<W: Wire> Connection<W> {
         }
     }
 
+    /// Reads the replies to a call that was dropped, and throws them away.
+    ///
+    /// # Errors
+    /// The connection is lost, or the call may have sent a part of its message.
+    pub(crate) async fn receive_left(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
+        while W::FINISHES_DROPPED && self.state.awaited() > 0 {
+            if self.arrived(u32::MAX)?.is_none() {
+                self.wire.fill(deadline).await.map_err(|error| self.broken(error))?;
+            }
+        }
+        if self.state.has_all_replies() {
+            self.mark_alive();
+            return Ok(());
+        }
+        self.state.taint(CloseReason::LeftDirty);
+        Err(ConnectionError::unexpected("an earlier call was left before its replies"))
+    }
+
     /// Returns the next reply, or up to `most` of them if each is QUEUED. `None`: more bytes must
     /// arrive first.
     #[inline(always)]
@@ -302,6 +322,11 @@ impl<W: Wire> Connection<W> {
         deadline: Deadline,
         take: &mut (dyn FnMut(Expect, Reply) + Send),
     ) -> Result<(), Interruption> {
+        // Of other replies only the caller that awaited them knows what they mean.
+        if W::FINISHES_DROPPED && self.state.awaits_only_plain() {
+            let received = boxed(self.receive_left(deadline)).await;
+            received.map_err(|cause| Interruption { left: Some(0), cause })?;
+        }
         self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
         let replies = self.state.awaited();
         if let Err((left, error)) = self.wire.send(bytes, replies, deadline).await {

@@ -6,12 +6,16 @@ use crate::protocol::resp::reply::Reply;
 
 /// The bytes of one connection. Every wait has a deadline.
 pub(crate) trait Wire: Send {
+    /// Whether a message is sent completely, and its replies are kept, if its call is dropped.
+    const FINISHES_DROPPED: bool = false;
+
     /// Sets the maximum bytes of one reply.
     fn limit_reply_size(&mut self, bytes: usize);
 
     /// Writes the whole message, or has it written: see [`unsent`](Self::unsent). An error has the number of bytes that may have been sent; the last
     /// byte was not sent. During a long message, up to `awaited` replies that arrive are kept.
-    /// Dropped before its end, it may have sent any part.
+    /// Dropped before its end, it may have sent any part; see
+    /// [`FINISHES_DROPPED`](Self::FINISHES_DROPPED).
     ///
     /// Bytes of a TLS record count as sent when the socket has accepted the whole record: the peer
     /// cannot decrypt a part of it.

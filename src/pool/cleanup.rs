@@ -8,6 +8,7 @@ use tracing::Level;
 
 use crate::connection::connection::Interruption;
 use crate::connection::deadline::Deadline;
+use crate::connection::wire::Wire;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::pool::line::Line;
@@ -15,6 +16,7 @@ use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
+use crate::sync::boxed::boxed;
 
 /// Returns whether the connection has state of the scope.
 pub(crate) fn is_needed<L: Line>(line: &mut L) -> bool {
@@ -22,7 +24,8 @@ pub(crate) fn is_needed<L: Line>(line: &mut L) -> bool {
 }
 
 /// Removes the scope's state from its connection: DISCARD, UNWATCH, or the connection is closed.
-/// Dropped before its end, it leaves a connection that awaits replies.
+/// Replies to a dropped call are read first, if its message was sent completely. Dropped before its
+/// end, it leaves a connection that awaits replies.
 ///
 /// # Errors
 /// The error of the cleanup. The connection is then closed.
@@ -30,17 +33,31 @@ pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
     let (limit, unwinding) = (line.context().settings().cleanup_timeout, line.is_unwinding());
     let Some(connection) = line.current() else { return Ok(()) };
     let state = connection.state();
-    let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
+    if state.is_clean() || state.tainted().is_some() {
         return Ok(());
-    } else if !state.has_all_replies() || unwinding {
+    }
+    let deadline = Deadline::after(limit);
+    let reads_on = <L::Wire as Wire>::FINISHES_DROPPED;
+    if unwinding || (!state.has_all_replies() && !reads_on) {
         connection.taint(CloseReason::LeftDirty);
+        return Ok(());
+    }
+    if reads_on && !state.has_all_replies() {
+        let received = boxed(connection.receive_left(deadline)).await;
+        received.map_err(|source| Error::Lost {
+            during: "reading the replies to a dropped call".to_owned(),
+            applied: Applied::Unknown,
+            source,
+        })?;
+    }
+    let state = connection.state();
+    let (during, bytes, expect) = if state.is_clean() || state.tainted().is_some() {
         return Ok(());
     } else if state.is_in_multi() {
         ("DISCARD", DISCARD, Expect::Discard)
     } else {
         ("UNWATCH", UNWATCH, Expect::Unwatch)
     };
-    let deadline = Deadline::after(limit);
     // DISCARD and UNWATCH also end the watch on the connection's own register, which is then armed
     // again.
     let marker = connection.known_marker().filter(|_| state.watches_marker());

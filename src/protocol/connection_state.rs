@@ -121,6 +121,11 @@ impl ConnectionState {
         self.awaited.iter().map(|(_, count)| u64::from(*count)).sum()
     }
 
+    /// Whether replies are awaited, all of them to single commands.
+    pub(crate) fn awaits_only_plain(&self) -> bool {
+        !self.awaited.is_empty() && self.awaited.iter().all(|(expect, _)| *expect == Expect::Plain)
+    }
+
     /// Maximum number of QUEUED replies in a row that the parser may merge.
     pub(crate) fn max_queued(&self) -> u32 {
         match self.awaited.front() {

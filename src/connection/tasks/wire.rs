@@ -158,6 +158,8 @@ impl ConnectionTask {
 }
 
 impl Wire for TaskWire {
+    const FINISHES_DROPPED: bool = true;
+
     fn limit_reply_size(&mut self, bytes: usize) {
         self.task.shared.lock().max_reply_bytes = Some(bytes);
     }
