@@ -5,6 +5,8 @@ use std::sync::Arc;
 pub(crate) mod binary_semaphore;
 pub(crate) mod boxed;
 pub(crate) mod caught;
+#[cfg(feature = "tokio")]
+pub(crate) mod in_span;
 pub(crate) mod now;
 pub(crate) mod shim;
 #[cfg(feature = "tokio")]

@@ -269,6 +269,10 @@ pub enum UnresolvedReason {
         /// The part that does not fit.
         reason: &'static str,
     },
+    /// The block was not sent yet, and may still be: its [`Submitted`](crate::aio::Submitted) future is
+    /// alive. (Feature `tokio`.)
+    #[cfg(feature = "tokio")]
+    NotSentYet,
     /// The session manager was made in another process, and this one is a fork of it. Make a new
     /// one, and resolve the token with it.
     OtherProcess,
@@ -308,6 +312,8 @@ impl UnresolvedReason {
                 f,
                 "the token is not one of this session manager's, so nothing was sent: {reason}"
             ),
+            #[cfg(feature = "tokio")]
+            Self::NotSentYet => f.write_str("the block was not sent yet, and may still be"),
             Self::OtherProcess => f.write_str(
                 "the session manager was made in another process, of which this one is a fork: \
                  resolve the token with a new one",

@@ -1,7 +1,7 @@
 //! The token of a submitted block, which exists only once the block is about to be sent.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use crate::error::in_doubt::CommitToken;
 use crate::sync::lock;
@@ -11,6 +11,9 @@ use crate::sync::lock;
 /// The cell is empty at first. It is filled when the block's number is drawn, before a byte of the
 /// block is sent, and filled anew each time the block is sent again. So a cell that is empty after
 /// the block's future is gone proves that nothing was sent: nothing was applied, and nothing will be.
+/// `resolve` of the session manager takes a cell and knows this.
+///
+/// The cell of a block that is not exactly once stays empty.
 ///
 /// Dropping the cell changes nothing.
 ///
@@ -24,9 +27,45 @@ use crate::sync::lock;
 #[derive(Clone, Default)]
 pub struct TokenCell {
     token: Arc<Mutex<Option<CommitToken>>>,
+    /// Lives as long as the block may be sent.
+    future: Weak<()>,
+    exactly_once: bool,
+}
+
+/// What a cell proves.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+pub(crate) enum TokenState {
+    /// The block's bytes may have left.
+    Drawn(CommitToken),
+    /// Nothing was sent, and nothing will be.
+    NeverSent,
+    /// The block may still be sent.
+    Waiting,
+    /// The block has no token.
+    NotExactlyOnce,
 }
 
 impl TokenCell {
+    /// The cell of a block that is sent only while `future` lives.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn new(future: &Arc<()>, exactly_once: bool) -> Self {
+        Self { token: Arc::default(), future: Arc::downgrade(future), exactly_once }
+    }
+
+    /// Returns what is proven now.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn state(&self) -> TokenState {
+        // The order matters: the token is set while the future lives.
+        let is_waiting = self.future.strong_count() > 0;
+        match self.get() {
+            Some(token) => TokenState::Drawn(token),
+            None if !self.exactly_once => TokenState::NotExactlyOnce,
+            None if is_waiting => TokenState::Waiting,
+            None => TokenState::NeverSent,
+        }
+    }
+
     /// Returns the token with which the block was last sent, or is about to be sent. `None`: it was
     /// not sent.
     pub fn get(&self) -> Option<CommitToken> {

@@ -192,6 +192,36 @@ impl Builder {
     /// [`ConfigError`] names the setting that cannot work. [`ConfigError::Threads`]: the system did
     /// not start the three threads that the manager needs.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
+        let Checked { address, settings, kinds } = self.checked()?;
+        // The locks' pool has one connection to each master, which many callers share.
+        let own = PoolConfig {
+            settings: Arc::new(Settings {
+                max_size: 1,
+                min_idle: 0,
+                max_group: MOST_CALLS,
+                ..(*settings).clone()
+            }),
+            name: "locks",
+            counters: Arc::default(),
+            ..kinds.pooled.clone()
+        };
+        let kinds = [kinds.transactional, kinds.pooled, own];
+        let [transactional, pooled, own] = routers(address, &settings, kinds)?;
+        let resolver = Arc::new(CommitResolver::new(transactional.clone()));
+        let limiter = Arc::new(ContentionLimiter::new());
+        let locks = Arc::new(LockManager::new(pooled.clone(), own));
+        Ok(SessionManager {
+            pooled,
+            transactional,
+            resolver,
+            limiter,
+            locks,
+            replicas: Arc::default(),
+        })
+    }
+
+    /// Checks the settings, and starts the threads that the pools share.
+    pub(crate) fn checked(self) -> Result<Checked, ConfigError> {
         let address = self.address?;
         url::check(&address)?;
         self.settings.check()?;
@@ -218,31 +248,25 @@ impl Builder {
             logging: Arc::clone(&logging),
             fail_fast: false,
         };
-        // The locks' pool has one connection to each master, which many callers share.
-        let own = PoolConfig {
-            settings: Arc::new(Settings {
-                max_size: 1,
-                min_idle: 0,
-                max_group: MOST_CALLS,
-                ..(*settings).clone()
-            }),
-            ..kind("locks", Purpose::Pooled)
+        let kinds = PoolKinds {
+            transactional: kind("transactional", Purpose::Transactional),
+            pooled: kind("pooled", Purpose::Pooled),
         };
-        let kinds =
-            [kind("transactional", Purpose::Transactional), kind("pooled", Purpose::Pooled), own];
-        let [transactional, pooled, own] = routers(address, &settings, kinds)?;
-        let resolver = Arc::new(CommitResolver::new(transactional.clone()));
-        let limiter = Arc::new(ContentionLimiter::new());
-        let locks = Arc::new(LockManager::new(pooled.clone(), own));
-        Ok(SessionManager {
-            pooled,
-            transactional,
-            resolver,
-            limiter,
-            locks,
-            replicas: Arc::default(),
-        })
+        Ok(Checked { address, settings, kinds })
     }
+}
+
+/// Settings that can work together.
+pub(crate) struct Checked {
+    pub(crate) address: Address,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) kinds: PoolKinds,
+}
+
+/// The pools of a session manager.
+pub(crate) struct PoolKinds {
+    pub(crate) transactional: PoolConfig,
+    pub(crate) pooled: PoolConfig,
 }
 
 fn routers(

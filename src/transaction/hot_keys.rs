@@ -5,18 +5,18 @@
 //! attempts. The blocks of one process that watch the same key are therefore admitted a few at a
 //! time. The limit grows while nearly every attempt commits, and shrinks while most end in a
 //! conflict. The data is protected by WATCH; this limit only saves attempts. A block waits at most
-//! until its policy's deadline. A block inside another block on the same thread does not wait, because
-//! it might wait for the outer one.
+//! until its policy's deadline. A block inside another block on the same thread, or in the same task,
+//! does not wait, because it might wait for the outer one.
 
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::pool::semaphore::FairSemaphore;
 use crate::process::current::Process;
-use crate::text::opaque_debug;
 
 /// Number of buckets. Keys with the same hash share one, which costs some of them a wait, and
 /// nothing else.
@@ -37,19 +37,43 @@ const ATTEMPTS_BEFORE_EXCLUSION: u32 = 4;
 /// Number of commits after which the limit is adapted.
 const WINDOW: u32 = 32;
 
+/// Permits that are granted in the order of arrival. Each side waits for one in its own way.
+pub(crate) trait TurnSemaphore: Send + Sync + 'static {
+    fn new(permits: usize) -> Self;
+
+    /// Returns a permit, or adds one.
+    fn give(&self, permit: usize);
+}
+
+/// The permits for which threads wait.
+pub(crate) type ThreadTurns = FairSemaphore<(), ()>;
+
+impl TurnSemaphore for ThreadTurns {
+    fn new(permits: usize) -> Self {
+        Self::new(permits)
+    }
+
+    fn give(&self, permit: usize) {
+        self.release(permit);
+    }
+}
+
 /// The limits of all keys.
-pub(crate) struct ContentionLimiter {
-    buckets: Box<[OnceLock<Box<Bucket>>]>,
+pub(crate) struct ContentionLimiter<S = ThreadTurns> {
+    buckets: Box<[OnceLock<Box<Bucket<S>>>]>,
     process: Process,
 }
 
-// Shows no buckets, because there are many.
-opaque_debug!(ContentionLimiter);
+/// Shows no buckets, because there are many.
+impl<S> fmt::Debug for ContentionLimiter<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ContentionLimiter").finish_non_exhaustive()
+    }
+}
 
 /// The keys with the same hash.
-#[derive(Debug)]
-struct Bucket {
-    semaphore: FairSemaphore<(), ()>,
+struct Bucket<S> {
+    semaphore: S,
     limit: AtomicU32,
     /// Number of permits to withdraw when they are returned.
     excess: AtomicU32,
@@ -82,51 +106,70 @@ impl Drop for OuterBlock {
     }
 }
 
-impl ContentionLimiter {
+/// Returns the buckets of these keys, in the order in which every block enters them.
+pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
+    let mut buckets: Vec<_> = hashes.map(|hash| (hash % BUCKETS as u64) as u16).collect();
+    buckets.sort_unstable();
+    buckets.dedup();
+    buckets
+}
+
+impl<S: TurnSemaphore> ContentionLimiter<S> {
     pub(crate) fn new() -> Self {
         Self { buckets: (0..BUCKETS).map(|_| OnceLock::new()).collect(), process: Process::here() }
     }
 
-    /// Returns the buckets of these keys, in the order in which every block enters them.
-    pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
-        let mut buckets: Vec<_> = hashes.map(|hash| (hash % BUCKETS as u64) as u16).collect();
-        buckets.sort_unstable();
-        buckets.dedup();
-        buckets
+    /// Returns the semaphore of a bucket.
+    pub(crate) fn semaphore(&self, bucket: u16) -> Option<&S> {
+        self.bucket(bucket).map(|bucket| &bucket.semaphore)
     }
 
+    fn bucket(&self, bucket: u16) -> Option<&Bucket<S>> {
+        let bucket = self.buckets.get(usize::from(bucket))?;
+        Some(bucket.get_or_init(|| Box::new(Bucket::new())))
+    }
+
+    /// Returns a turn without a permit yet, and the buckets whose permits it needs. `is_nested`: the
+    /// caller is inside another block, so it waits for none.
+    pub(crate) fn turn<'b>(
+        self: &Arc<Self>,
+        buckets: &'b [u16],
+        is_nested: bool,
+    ) -> (Turn<S>, &'b [u16]) {
+        let turn = Turn { limiter: Arc::clone(self), buckets: Vec::new(), tries: 0 };
+        let waits = !is_nested && buckets.len() <= MAX_KEYS;
+        (turn, if waits { buckets } else { &[] })
+    }
+}
+
+impl ContentionLimiter {
     /// Waits for a permit until `deadline`; then the caller attempts without one. `outer` is the
     /// thread's [`OuterBlock`], if the caller is not inside another block.
     pub(crate) fn enter(
-        &self,
+        self: &Arc<Self>,
         buckets: &[u16],
         outer: Option<&OuterBlock>,
         deadline: Instant,
-    ) -> Turn<'_> {
-        let process = &self.process;
-        let mut turn = Turn { buckets: Vec::new(), tries: 0, process };
-        if outer.is_none() || buckets.len() > MAX_KEYS {
-            return turn;
-        }
+    ) -> Turn {
+        let (mut turn, buckets) = self.turn(buckets, outer.is_none());
         for bucket in buckets {
-            let Some(bucket) = self.buckets.get(usize::from(*bucket)) else { continue };
-            let bucket = bucket.get_or_init(|| Box::new(Bucket::new()));
-            let permit = match bucket.semaphore.try_acquire() {
+            let Some(semaphore) = self.semaphore(*bucket) else { continue };
+            let permit = match semaphore.try_acquire() {
                 Some(permit) => Ok(permit),
-                None => bucket.semaphore.acquire(deadline, |_| Ok::<(), ()>(())),
+                None => semaphore.acquire(deadline, |_| Ok::<(), ()>(())),
             };
             if let Ok(permit) = permit {
-                turn.buckets.push(BucketTurn { bucket, permit, excluded: 0 });
+                turn.entered(*bucket, permit);
             }
         }
         turn
     }
 }
 
-impl Bucket {
+impl<S: TurnSemaphore> Bucket<S> {
     fn new() -> Self {
         Self {
-            semaphore: FairSemaphore::new(INITIAL_LIMIT as usize),
+            semaphore: S::new(INITIAL_LIMIT as usize),
             limit: AtomicU32::new(INITIAL_LIMIT),
             excess: AtomicU32::new(0),
             tries: AtomicU32::new(0),
@@ -162,27 +205,30 @@ impl Bucket {
         let less = |excess: u32| excess.checked_sub(1);
         let gone = self.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         if gone.is_err() {
-            self.semaphore.release(permit);
+            self.semaphore.give(permit);
         }
     }
 }
 
 /// The permit to attempt, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Turn<'a> {
-    buckets: Vec<BucketTurn<'a>>,
+pub(crate) struct Turn<S: TurnSemaphore = ThreadTurns> {
+    limiter: Arc<ContentionLimiter<S>>,
+    buckets: Vec<BucketTurn>,
     tries: u32,
-    process: &'a Process,
 }
 
-#[derive(Debug)]
-struct BucketTurn<'a> {
-    bucket: &'a Bucket,
+struct BucketTurn {
+    bucket: u16,
     permit: usize,
     excluded: u32,
 }
 
-impl Turn<'_> {
+impl<S: TurnSemaphore> Turn<S> {
+    /// Takes over a permit of the bucket.
+    pub(crate) fn entered(&mut self, bucket: u16, permit: usize) {
+        self.buckets.push(BucketTurn { bucket, permit, excluded: 0 });
+    }
+
     /// Returns whether other blocks wait meanwhile.
     pub(crate) fn queued(&self) -> bool {
         !self.buckets.is_empty()
@@ -192,27 +238,34 @@ impl Turn<'_> {
     pub(crate) fn attempted(&mut self) {
         self.tries += 1;
         for entered in &mut self.buckets {
-            entered.bucket.tries.fetch_add(1, Ordering::Relaxed);
+            let Some(bucket) = self.limiter.bucket(entered.bucket) else { continue };
+            bucket.tries.fetch_add(1, Ordering::Relaxed);
             if self.tries == ATTEMPTS_BEFORE_EXCLUSION {
-                entered.excluded = entered.bucket.exclude_others();
+                entered.excluded = bucket.exclude_others();
             }
         }
     }
 
     /// Counts a commit.
     pub(crate) fn committed(&self) {
-        self.buckets.iter().for_each(|entered| entered.bucket.committed());
+        for entered in &self.buckets {
+            if let Some(bucket) = self.limiter.bucket(entered.bucket) {
+                bucket.committed();
+            }
+        }
     }
 }
 
-impl Drop for Turn<'_> {
+impl<S: TurnSemaphore> Drop for Turn<S> {
     fn drop(&mut self) {
-        if self.process.is_forked_child() {
+        if self.limiter.process.is_forked_child() {
             self.buckets.clear();
         }
         for BucketTurn { bucket, permit, excluded } in self.buckets.drain(..) {
-            // Each of them may be admitted again; the permit's number has no meaning here.
-            (0..=excluded).for_each(|_| bucket.leave(permit));
+            if let Some(bucket) = self.limiter.bucket(bucket) {
+                // Each of them may be admitted again; the permit's number has no meaning here.
+                (0..=excluded).for_each(|_| bucket.leave(permit));
+            }
         }
     }
 }
@@ -228,12 +281,12 @@ mod tests {
     }
 
     #[expect(clippy::unwrap_used, reason = "test code, which clippy sees in #[test] only")]
-    fn bucket(limiter: &ContentionLimiter) -> &Bucket {
+    fn bucket(limiter: &ContentionLimiter) -> &Bucket<ThreadTurns> {
         limiter.buckets.get(7).and_then(|bucket| bucket.get()).unwrap()
     }
 
     /// Enters as a block that is not inside another one.
-    fn enter(limiter: &ContentionLimiter, deadline: Instant) -> Turn<'_> {
+    fn enter(limiter: &Arc<ContentionLimiter>, deadline: Instant) -> Turn {
         let outer = OuterBlock { of_thread: PhantomData };
         limiter.enter(&[7], Some(&outer), deadline)
     }
@@ -244,7 +297,7 @@ mod tests {
 
     #[test]
     fn tries_that_are_undone_let_fewer_in_and_tries_that_commit_let_more_in() {
-        let limiter = ContentionLimiter::new();
+        let limiter = Arc::new(ContentionLimiter::new());
         let run = |tries| {
             let mut turn = enter(&limiter, soon());
             (0..tries).for_each(|_| turn.attempted());
@@ -262,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_block_that_tries_in_vain_runs_alone_and_then_all_are_admitted_again() {
-        let limiter = ContentionLimiter::new();
+        let limiter = Arc::new(ContentionLimiter::new());
         let other = || enter(&limiter, Instant::now());
         let (mut unlucky, lucky) = (other(), other());
         (0..ATTEMPTS_BEFORE_EXCLUSION).for_each(|_| unlucky.attempted());
@@ -277,7 +330,7 @@ mod tests {
 
     #[test]
     fn no_caller_waits_past_its_deadline_or_for_itself() {
-        let limiter = ContentionLimiter::new();
+        let limiter = Arc::new(ContentionLimiter::new());
         let outer = OuterBlock::enter();
         let _inside = limiter.enter(&[7], outer.as_ref(), soon());
         let begun = Instant::now();
@@ -296,6 +349,6 @@ mod tests {
 
     #[test]
     fn lanes_are_entered_in_one_order_and_once_each() {
-        assert_eq!(ContentionLimiter::buckets([5, 3, 5, 3 + BUCKETS as u64].into_iter()), [3, 5]);
+        assert_eq!(buckets([5, 3, 5, 3 + BUCKETS as u64].into_iter()), [3, 5]);
     }
 }

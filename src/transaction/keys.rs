@@ -7,7 +7,7 @@ use redis::ToSingleRedisArg;
 
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode;
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys;
 
 /// The keys of a watch, encoded.
 #[derive(Clone, Default)]
@@ -28,7 +28,7 @@ impl Keys {
             }
         });
         let mut keys = Self { bytes, count, buckets: Vec::new() };
-        keys.buckets = ContentionLimiter::buckets(keys.list().into_iter().map(hash));
+        keys.buckets = hot_keys::buckets(keys.list().into_iter().map(hash));
         keys
     }
 

@@ -19,6 +19,8 @@ pub(crate) mod resolve;
 pub(crate) mod retry_loop;
 pub(crate) mod savepoint;
 pub(crate) mod scope_calls;
+#[cfg(feature = "tokio")]
+pub(crate) mod tasks;
 pub(crate) mod threads;
 pub(crate) mod watch;
 pub(crate) mod watch_scope;

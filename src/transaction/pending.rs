@@ -104,6 +104,16 @@ impl Pending {
         due && !self.queue.has_open_savepoint() && self.queue.error().is_none()
     }
 
+    /// Returns whether commands are queued that can be sent ahead of the commit.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_flush_due<P: Side>(&mut self, pinned: &Pinned<P>) -> bool {
+        pinned.touch();
+        self.queue.rollback_deeper(0);
+        self.failure().is_none()
+            && self.queue.unsent() > 0
+            && self.queue.binding() != SlotBinding::Pending
+    }
+
     /// Keeps a failure to the end.
     pub(crate) fn fail(&mut self, error: CommitError) {
         self.failed.get_or_insert(error);

@@ -16,11 +16,12 @@ use crate::error::in_doubt::Resolution;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::replies::Replies;
 use crate::sync::boxed::boxed;
-use crate::transaction::hot_keys::{ContentionLimiter, Turn};
+use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore};
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
 use crate::transaction::reading::{self, Reading, WatchTarget};
@@ -31,18 +32,17 @@ use crate::transaction::redirects::{CheckoutBudget, RedirectCause};
 const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
 /// The limits of one run: its attempts, and its time for connections.
-struct RunLimits<'r, P: Side> {
-    router: &'r Router<P>,
+struct RunLimits {
     policy: RetryPolicy,
     /// `None` before the first attempt that counts.
     attempts: Option<Attempts>,
     checkout: CheckoutBudget,
 }
 
-impl<'r, P: Side> RunLimits<'r, P> {
-    fn new(router: &'r Router<P>, policy: RetryPolicy) -> Self {
+impl RunLimits {
+    fn new<P: Side>(router: &Router<P>, policy: RetryPolicy) -> Self {
         let checkout = CheckoutBudget::new(router.settings());
-        RunLimits { router, policy, attempts: None, checkout }
+        RunLimits { policy, attempts: None, checkout }
     }
 
     fn attempts(&mut self) -> &mut Attempts {
@@ -50,11 +50,11 @@ impl<'r, P: Side> RunLimits<'r, P> {
     }
 
     /// Waits until the next attempt. Returns false if the policy allows none.
-    async fn retry(&mut self, why: &str, immediately: bool) -> bool {
+    async fn retry<P: Side>(&mut self, router: &Router<P>, why: &str, immediately: bool) -> bool {
         let attempts = self.attempts();
         let Some(wait) = attempts.next(Instant::now()) else { return false };
         let (wait, attempt) = (if immediately { Duration::ZERO } else { wait }, attempts.number());
-        self.router.counters().retries.add();
+        router.counters().retries.add();
         tracing::debug!(attempt, ?wait, why, "retry");
         P::Io::pause(wait).await;
         self.checkout.restart();
@@ -86,7 +86,7 @@ pub(crate) async fn commit_block<P: Side>(
                 pinned.set_route(route);
                 continue;
             }
-            if is_repeatable(error, router) && limits.retry("not sent", false).await {
+            if is_repeatable(error, router) && limits.retry(router, "not sent", false).await {
                 continue;
             }
         }
@@ -104,37 +104,41 @@ fn replies(committed: Result<Committed, CommitError>, attempts: u32) -> Result<R
 }
 
 /// The parts of a watching run.
-pub(crate) struct WatchRun<'w> {
+pub(crate) struct WatchRun {
     pub(crate) owner: ScopeOrigin,
     pub(crate) plan: CommitPlan,
     pub(crate) policy: RetryPolicy,
-    pub(crate) target: WatchTarget<'w>,
-    /// `None`: all blocks attempt at once.
-    pub(crate) limiter: Option<&'w ContentionLimiter>,
+    /// The slot of the keys.
+    pub(crate) binding: SlotBinding,
 }
 
 /// The attempts of one watching run. The caller loops: [`next`](Self::next), then its closure, then
 /// [`failed`](Self::failed) or [`commit`](Self::commit).
-pub(crate) struct WatchAttempts<'w, P: Side> {
-    router: &'w Router<P>,
-    run: &'w WatchRun<'w>,
+pub(crate) struct WatchAttempts<S: TurnSemaphore = ThreadTurns> {
+    run: WatchRun,
     span: Span,
-    limits: RunLimits<'w, P>,
+    limits: RunLimits,
     route: Route,
-    turn: Option<Turn<'w>>,
+    turn: Option<Turn<S>>,
 }
 
-impl<'w, P: Side> WatchAttempts<'w, P> {
-    pub(crate) fn new(router: &'w Router<P>, run: &'w WatchRun<'w>) -> Self {
+impl<S: TurnSemaphore> WatchAttempts<S> {
+    pub(crate) fn new<P: Side>(router: &Router<P>, run: WatchRun) -> Self {
         let span = transaction_span(router, &run.owner);
         let limits = RunLimits::new(router, run.policy);
-        let route = Route::to(run.target.binding.slot());
-        Self { router, run, span, limits, route, turn: None }
+        let route = Route::to(run.binding.slot());
+        Self { run, span, limits, route, turn: None }
     }
 
     /// The span of all attempts.
     pub(crate) fn span(&self) -> &Span {
         &self.span
+    }
+
+    /// The slot of the keys.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn binding(&self) -> SlotBinding {
+        self.run.binding
     }
 
     /// Returns the instant until which the run may wait for its turn.
@@ -144,29 +148,32 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
 
     /// Sets the turn of a run on hot keys. The turn comes before the connection, so that a waiting
     /// block holds no connection.
-    pub(crate) fn set_turn(&mut self, turn: Option<Turn<'w>>) {
+    pub(crate) fn set_turn(&mut self, turn: Option<Turn<S>>) {
         self.turn = turn;
     }
 
     /// Takes a connection and waits for the reply to WATCH. Dropped before its end, it has applied
     /// nothing.
-    pub(crate) async fn next(&mut self) -> Result<Reading<P>, Error> {
-        let WatchRun { owner, plan, target, .. } = self.run;
+    pub(crate) async fn next<P: Side>(
+        &mut self,
+        router: &Router<P>,
+        target: WatchTarget<'_>,
+    ) -> Result<Reading<P>, Error> {
         loop {
             let (attempt, deadline) =
                 (self.limits.attempts().number(), self.limits.checkout.deadline);
-            let mut pinned =
-                Pinned::within(self.span.clone(), self.router, owner.clone(), plan.clone());
+            let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
+            let mut pinned = Pinned::within(self.span.clone(), router, owner, plan);
             pinned.set_route(self.route.clone());
-            match reading::arm(&mut pinned, *target, attempt, deadline).await {
+            match reading::arm(&mut pinned, target, attempt, deadline).await {
                 Ok(declared) => {
                     // A failed condition is no conflict with another block.
                     if let Some(turn) = &mut self.turn {
                         turn.attempted();
                     }
-                    return Ok(Reading::new(pinned, *target, attempt, declared));
+                    return Ok(Reading::new(pinned, target, attempt, declared));
                 }
-                Err(error) => boxed(self.not_armed(pinned, error, deadline)).await?,
+                Err(error) => boxed(self.not_armed(router, pinned, error, deadline)).await?,
             }
         }
     }
@@ -175,15 +182,16 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
     ///
     /// # Errors
     /// There is no further attempt.
-    async fn not_armed(
+    async fn not_armed<P: Side>(
         &mut self,
+        router: &Router<P>,
         mut pinned: Pinned<P>,
         error: Error,
         deadline: Instant,
     ) -> Result<(), Error> {
         reading::stop(&mut pinned, &error).await;
         let next = match RedirectCause::of(&error) {
-            Some(cause) => cause.redirect(self.router, &self.route, deadline).await,
+            Some(cause) => cause.redirect(router, &self.route, deadline).await,
             None => None,
         };
         self.route = self.limits.checkout.follow::<P::Io>(next).await.ok_or(error)?;
@@ -191,8 +199,8 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
     }
 
     /// Returns when the closure begins, if its time matters: in a cluster.
-    pub(crate) fn closure_begins(&self) -> Option<Instant> {
-        self.router.is_cluster().then(Instant::now)
+    pub(crate) fn closure_begins<P: Side>(&self, router: &Router<P>) -> Option<Instant> {
+        router.is_cluster().then(Instant::now)
     }
 
     /// Adds the time that the closure ran.
@@ -200,9 +208,29 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
         self.limits.checkout.extend(begun.map(|begun| begun.elapsed()));
     }
 
+    /// Waits before an attempt after one that ended without a commit.
+    ///
+    /// # Errors
+    /// The policy allows no further attempt.
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn after_abandoned<P: Side>(
+        &mut self,
+        router: &Router<P>,
+    ) -> Result<(), Error> {
+        let attempts = self.limits.attempts().number();
+        match self.limits.retry(router, "abandoned", false).await {
+            true => Ok(()),
+            false => Err(Error::RetriesExhausted { attempts }),
+        }
+    }
+
     /// Ends an attempt whose closure has failed. Returns true if there is another attempt, because
     /// the closure's error only follows from the server or the connection.
-    pub(crate) async fn failed(&mut self, mut reading: Reading<P>) -> bool {
+    pub(crate) async fn failed<P: Side>(
+        &mut self,
+        router: &Router<P>,
+        mut reading: Reading<P>,
+    ) -> bool {
         let connection_lost = reading.is_connection_lost();
         let redirect = reading.take_redirect();
         reading.pinned.discard_or_log().await;
@@ -210,13 +238,14 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
             self.route = next;
             return true;
         }
-        connection_lost && self.limits.retry("connection lost", false).await
+        connection_lost && self.limits.retry(router, "connection lost", false).await
     }
 
     /// Commits the commands that the closure queued. `None`: there is another attempt. Dropped
     /// before its end, it may have sent EXEC.
-    pub(crate) async fn commit(
+    pub(crate) async fn commit<P: Side>(
         &mut self,
+        router: &Router<P>,
         mut reading: Reading<P>,
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
@@ -242,7 +271,7 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
         }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
-            Err(error) if is_repeatable(error, self.router) => Some("not sent"),
+            Err(error) if is_repeatable(error, router) => Some("not sent"),
             _ => None,
         };
         // If few blocks are admitted at a time, a backoff would only delay the next one.
@@ -250,7 +279,7 @@ impl<'w, P: Side> WatchAttempts<'w, P> {
             && matches!(committed, Ok(Committed::Conflict))
             && attempt <= MAX_IMMEDIATE_RETRIES;
         if let Some(why) = why
-            && self.limits.retry(why, queued).await
+            && self.limits.retry(router, why, queued).await
         {
             return Ok(None);
         }

@@ -2,19 +2,20 @@
 //! keep the protocol's code out of the user's crate.
 
 use std::pin::pin;
+use std::sync::Arc;
 
 use crate::commit::plan::CommitPlan;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
-use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::retry::RetryPolicy;
 use crate::reply::replies::Replies;
 use crate::sync::now::now_in;
 use crate::transaction::block::Block;
-use crate::transaction::hot_keys::OuterBlock;
+use crate::transaction::hot_keys::{ContentionLimiter, OuterBlock};
 use crate::transaction::pending::Pending;
+use crate::transaction::reading::WatchTarget;
 use crate::transaction::resolve::Resolve;
 use crate::transaction::retry_loop::{self, WatchAttempts, WatchRun};
 use crate::transaction::watch_scope::Watching;
@@ -44,32 +45,35 @@ fn commit_block(router: &Router, policy: RetryPolicy, block: &mut Block) -> Resu
     now_in(&span, pin!(retry_loop::commit_block(router, policy, pending, pinned)))
 }
 
-/// Runs a watching block until it commits, or until the policy ends it.
+/// Runs a watching block until it commits, or until the policy ends it. `limiter`: the block waits
+/// for its turn on its keys.
 pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     router: &Router,
-    run: &WatchRun<'_>,
+    run: WatchRun,
+    target: WatchTarget<'_>,
+    limiter: Option<&Arc<ContentionLimiter>>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let outer = run.limiter.zip(run.target.keys).and_then(|_| OuterBlock::enter());
-    let mut attempts = attempts(router, run, outer.as_ref());
+    let outer = limiter.zip(target.keys).and_then(|_| OuterBlock::enter());
+    let mut attempts = attempts(router, run, target, limiter, outer.as_ref());
     loop {
-        let mut watching = next(&mut attempts)?;
+        let mut watching = next(&mut attempts, router, target)?;
         let mut block = watching.block();
-        let begun = attempts.closure_begins();
+        let begun = attempts.closure_begins(router);
         let result = closure(&mut watching, &mut block);
         attempts.closure_ran(begun);
         // The closure may have forked.
         router.here().map_err(Error::from)?;
         match result {
             Ok(handles) => {
-                if let Some(replies) = commit_watched(&mut attempts, watching, &mut block.pending)?
-                {
+                let pending = &mut block.pending;
+                if let Some(replies) = commit_watched(&mut attempts, router, watching, pending)? {
                     let resolved = handles.resolve(&replies);
                     return Ok(resolved.map_err(|error| block.pending.named(error))?);
                 }
             }
             Err(error) => {
-                if !failed(&mut attempts, watching) {
+                if !failed(&mut attempts, router, watching) {
                     return Err(error);
                 }
             }
@@ -77,33 +81,40 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     }
 }
 
-fn attempts<'w>(
-    router: &'w Router,
-    run: &'w WatchRun<'w>,
+fn attempts(
+    router: &Router,
+    run: WatchRun,
+    target: WatchTarget<'_>,
+    limiter: Option<&Arc<ContentionLimiter>>,
     outer: Option<&OuterBlock>,
-) -> WatchAttempts<'w, Pool> {
+) -> WatchAttempts {
     let mut attempts = WatchAttempts::new(router, run);
     let deadline = attempts.turn_deadline();
-    let hot = run.limiter.zip(run.target.keys);
+    let hot = limiter.zip(target.keys);
     attempts.set_turn(hot.map(|(limiter, keys)| limiter.enter(keys.buckets(), outer, deadline)));
     attempts
 }
 
-fn next(attempts: &mut WatchAttempts<'_, Pool>) -> Result<Watching, Error> {
+fn next(
+    attempts: &mut WatchAttempts,
+    router: &Router,
+    target: WatchTarget<'_>,
+) -> Result<Watching, Error> {
     let span = attempts.span().clone();
-    now_in(&span, pin!(attempts.next())).map(Watching::new)
+    now_in(&span, pin!(attempts.next(router, target))).map(Watching::new)
 }
 
-fn failed(attempts: &mut WatchAttempts<'_, Pool>, watching: Watching) -> bool {
+fn failed(attempts: &mut WatchAttempts, router: &Router, watching: Watching) -> bool {
     let span = attempts.span().clone();
-    now_in(&span, pin!(attempts.failed(watching.into_reading())))
+    now_in(&span, pin!(attempts.failed(router, watching.into_reading())))
 }
 
 fn commit_watched(
-    attempts: &mut WatchAttempts<'_, Pool>,
+    attempts: &mut WatchAttempts,
+    router: &Router,
     watching: Watching,
     pending: &mut Pending,
 ) -> Result<Option<Replies>, Error> {
     let span = attempts.span().clone();
-    now_in(&span, pin!(attempts.commit(watching.into_reading(), pending)))
+    now_in(&span, pin!(attempts.commit(router, watching.into_reading(), pending)))
 }

@@ -12,6 +12,7 @@ use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::retry::RetryPolicy;
 use crate::sync::now::now_in;
@@ -121,8 +122,8 @@ impl Watch {
     /// [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Watching, Error> {
-        let WatchRun { owner, plan, target, .. } = self.run_of(Location::caller(), false)?;
-        let pinned = Pinned::new(&self.router, owner, plan);
+        let WatchRun { owner, plan, binding, .. } = self.run_of(Location::caller(), false)?;
+        let (pinned, target) = (Pinned::new(&self.router, owner, plan), self.target(binding));
         let deadline = pinned.checkout_deadline();
         let span = pinned.span().clone();
         now_in(&span, pin!(Reading::begin(pinned, target, 1, deadline))).map(Watching::new)
@@ -166,7 +167,14 @@ impl Watch {
         &self,
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
-        threads::run_watch(&self.router, &self.run_of(Location::caller(), true)?, closure)
+        let run = self.run_of(Location::caller(), true)?;
+        let limiter = self.options.takes_turns().then_some(&self.limiter);
+        let target = self.target(run.binding);
+        threads::run_watch(&self.router, run, target, limiter, closure)
+    }
+
+    fn target(&self, binding: SlotBinding) -> WatchTarget<'_> {
+        WatchTarget { keys: self.keys.as_ref(), binding, reads: &self.reads }
     }
 
     /// Returns the parts of one run.
@@ -174,7 +182,7 @@ impl Watch {
         &self,
         place: &'static Location<'static>,
         is_closure: bool,
-    ) -> Result<WatchRun<'_>, Error> {
+    ) -> Result<WatchRun, Error> {
         self.router.here()?;
         let keys = self.keys.as_ref();
         if keys.is_some_and(Keys::is_empty) {
@@ -190,8 +198,7 @@ impl Watch {
             owner: ScopeOrigin { name: self.options.scope_name(), place, is_closure },
             plan,
             policy: self.options.policy(),
-            target: WatchTarget { keys, binding, reads: &self.reads },
-            limiter: self.options.takes_turns().then_some(&*self.limiter),
+            binding,
         })
     }
 }

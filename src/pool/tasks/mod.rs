@@ -5,3 +5,4 @@ pub(crate) mod lanes;
 pub(crate) mod line;
 pub(crate) mod pin;
 pub(crate) mod pool;
+pub(crate) mod router;

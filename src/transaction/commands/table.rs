@@ -3,7 +3,7 @@
 
 /// Generates a family of commands: a trait that queues each of them. For reads it also generates
 /// the method of the same name on [`Watching`](crate::transaction::watch_scope::Watching), which
-/// sends the command at once.
+/// sends the command at once, and on the two types of tasks, which return a future.
 ///
 /// An entry describes its command completely:
 ///
@@ -34,6 +34,16 @@ macro_rules! command_table {
 
         impl $crate::transaction::watch_scope::Watching {
             command_table! { @read $($reads)* }
+        }
+
+        #[cfg(feature = "tokio")]
+        impl $crate::transaction::tasks::watching::Watching {
+            command_table! { @read_by_task $($reads)* }
+        }
+
+        #[cfg(feature = "tokio")]
+        impl $crate::transaction::tasks::attempt::Attempt<'_> {
+            command_table! { @read_by_task $($reads)* }
         }
 
         #[cfg(test)]
@@ -85,6 +95,31 @@ macro_rules! command_table {
             &mut self $(, $arg: $type)*
         ) -> Result<$reply, $crate::error::any::Error> {
             self.read(&[$word $(, $more)*], |args| { let _ = args $(.arg($value))*; })
+        }
+    )*};
+
+    (@read_by_task $(
+        $(#[$doc:meta])*
+        fn $name:ident $(<$($generic:ident: $bound:ident $(<$of:ident>)?),+>)? (
+            $($arg:ident: $type:ty),*
+        ) -> $reply:ty
+            => $word:literal $($more:literal)*
+                ($($value:expr),*), page $page:literal, replies $says:literal;
+    )*) => {$(
+        $(#[$doc])*
+        #[doc = concat!(
+            "\n\n[`", $word, $(" ", $more,)* "`](https://redis.io/docs/latest/commands/", $page,
+            "/) returns ", $says, ", decoded as `", stringify!($reply), "`. Sent at once, on the ",
+            "pinned connection. If the future is dropped, the reply is thrown away.\n\n# Errors\n\n",
+            "The errors of [`query`](Self::query).",
+        )]
+        pub fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
+            &mut self $(, $arg: $type)*
+        ) -> impl Future<Output = Result<$reply, $crate::error::any::Error>> + Send {
+            self.fetch($crate::transaction::tasks::watching::EncodedRead::new(
+                &[$word $(, $more)*],
+                |args| { let _ = args $(.arg($value))*; },
+            ))
         }
     )*};
 

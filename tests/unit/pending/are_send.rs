@@ -136,10 +136,10 @@ fn a_transaction<P: Side>(router: &Router<P>, mut pinned: Pinned<P>, deadline: I
     is_send(Reading::begin(pinned, any(), 1, deadline));
     let mut reading: Reading<P> = any();
     is_send(reading.reply_to("GET", b""));
-    let mut attempts: WatchAttempts<'_, P> = any();
-    is_send(attempts.next());
-    is_send(attempts.failed(any()));
-    is_send(attempts.commit(any(), &mut pending));
+    let mut attempts: WatchAttempts = any();
+    is_send(attempts.next(router, any()));
+    is_send(attempts.failed(router, any()));
+    is_send(attempts.commit(router, any(), &mut pending));
 }
 
 #[test]

@@ -341,18 +341,19 @@ pub(super) async fn a_watching_run<P: Side>(router: &Router<P>, server: &Server)
     let target = WatchTarget { keys: Some(&keys), binding: router.binding(), reads: &reads };
     let plan = CommitPlan { watched: true, ..CommitPlan::default() };
     let policy = RetryPolicy::default();
-    let run = WatchRun { owner: origin(), plan: plan.clone(), policy, target, limiter: None };
-    let mut attempts = WatchAttempts::new(router, &run);
+    let binding = router.binding();
+    let run = WatchRun { owner: origin(), plan: plan.clone(), policy, binding };
+    let mut attempts: WatchAttempts = WatchAttempts::new(router, run);
     let mut found = Found::new();
     loop {
-        let mut reading = attempts.next().await.unwrap();
+        let mut reading = attempts.next(router, target).await.unwrap();
         let seen = reading.reply_to("GET", &packed(&["GET", "seen"])).await;
         found.push(format!("{seen:?}"));
         if matches!(seen, Ok(Value::Nil)) {
             on_server(server, &["SET seen changed"]);
         }
         let mut pending = pending_both(router);
-        let committed = attempts.commit(reading, &mut pending).await.map_err(not_sent);
+        let committed = attempts.commit(router, reading, &mut pending).await.map_err(not_sent);
         match committed.transpose() {
             None => found.extend(on_server(server, READ_BOTH)),
             Some(replies) => {

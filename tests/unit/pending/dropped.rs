@@ -177,9 +177,10 @@ fn a_closure_that_goes_on_after_a_dropped_read_commits_nothing_or_reads_right() 
         let target = WatchTarget { keys: Some(&keys), binding: router.binding(), reads: &reads };
         let plan = CommitPlan { watched: true, ..CommitPlan::default() };
         let (owner, policy) = (conversations::origin(), RetryPolicy::default());
-        let watch_run = WatchRun { owner, plan: plan.clone(), policy, target, limiter: None };
-        let mut attempts = WatchAttempts::new(&router, &watch_run);
-        let mut reading = run(attempts.next()).unwrap();
+        let binding = router.binding();
+        let watch_run = WatchRun { owner, plan: plan.clone(), policy, binding };
+        let mut attempts: WatchAttempts = WatchAttempts::new(&router, watch_run);
+        let mut reading = run(attempts.next(&router, target)).unwrap();
         let get = |key| conversations::packed(&["GET", key]);
         let ended = poll_at_most(polls, reading.reply_to("GET", &get("a"))).is_some();
         let second = poll_at_most(usize::MAX, reading.reply_to("GET", &get("b"))).unwrap().0;
@@ -187,14 +188,14 @@ fn a_closure_that_goes_on_after_a_dropped_read_commits_nothing_or_reads_right() 
             Ok(value) => assert_eq!(value, Value::BulkString(b"second".into()), "{polls}"),
             Err(error) => {
                 assert!(!ended && matches!(error, Error::Lost { .. }), "{polls}: {error:?}");
-                assert!(run(attempts.failed(reading)), "{polls}");
+                assert!(run(attempts.failed(&router, reading)), "{polls}");
                 lost += 1;
                 continue;
             }
         }
         let mut pending = Pending::new(router.settings(), router.binding());
         pending.queue().push_cmd(0, redis::cmd("GET").arg("b"));
-        let replies = run(attempts.commit(reading, &mut pending)).unwrap();
+        let replies = run(attempts.commit(&router, reading, &mut pending)).unwrap();
         assert!(replies.is_some(), "{polls}");
         if ended {
             break;

@@ -1,0 +1,23 @@
+//! The bound of an asynchronous closure that is run again after a conflict, inside a spawned task.
+//!
+//! The trait is public in a private module, so that other crates cannot implement it.
+
+/// An `async` closure of two arguments, with the type of its future, which a bound can require to be
+/// `Send`.
+///
+/// With `AsyncFnMut` alone, the future of a call inside `tokio::spawn` is "not general enough" for the
+/// compiler.
+pub trait WatchClosure<A, B, O>:
+    AsyncFnOnce(A, B) -> O + FnOnce(A, B) -> <Self as WatchClosure<A, B, O>>::Fut
+{
+    /// The future of one call.
+    type Fut: Future<Output = O>;
+}
+
+impl<F, A, B, Fut, O> WatchClosure<A, B, O> for F
+where
+    F: AsyncFnOnce(A, B) -> O + FnOnce(A, B) -> Fut,
+    Fut: Future<Output = O>,
+{
+    type Fut = Fut;
+}

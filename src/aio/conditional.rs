@@ -1,0 +1,131 @@
+//! A block of a task that is applied only while its conditions hold. Its closure does not read; for that
+//! there is [`Watch`].
+
+use std::panic::Location;
+
+use crate::aio::guard::Transaction;
+use crate::aio::watch::Watch;
+use crate::error::any::Error;
+use crate::error::hint::WithError;
+use crate::protocol::retry::RetryPolicy;
+use crate::transaction::block::Block;
+use crate::transaction::condition::Condition;
+use crate::transaction::guard::Watched;
+use crate::transaction::resolve::Resolve;
+
+/// A block of a task that is applied only while conditions hold.
+///
+/// [`Transactional::require`](crate::aio::Transactional::require) returns it. The keys of all conditions
+/// are watched and read in one packet; then the block is run and committed. That is two round
+/// trips. A `Conditional` holds no connection until then, can be used any number of times, and its
+/// drop does nothing.
+///
+/// ```no_run
+/// use rediscope::aio::SessionManager;
+/// use rediscope::{Condition, prelude::*};
+///
+/// # async fn example() -> Result<(), rediscope::Error> {
+/// let seats = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+/// let booked = seats
+///     .require(Condition::set_not_contains("seats:taken", "12A"))
+///     .require(Condition::set_len_at_most("seats:taken", 179))
+///     .run(|tx| Ok(tx.sadd("seats:taken", "12A")))
+///     .await?;
+/// # let _ = booked; Ok(()) }
+/// ```
+///
+/// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/), and the read that each
+/// [`Condition`] names.
+#[derive(Clone, Debug)]
+#[must_use = "nothing is sent before run() or begin()"]
+pub struct Conditional {
+    watch: Watch,
+}
+
+impl Conditional {
+    pub(crate) fn new(watch: Watch) -> Self {
+        Self { watch }
+    }
+
+    /// Adds a condition. All conditions are checked. If several do not hold, the error names the
+    /// first of them, in the order of `require`.
+    pub fn require(self, condition: Condition) -> Self {
+        Self { watch: self.watch.require(condition) }
+    }
+
+    /// Sets the retry policy of `run`, in place of the handle's own.
+    pub fn retry(self, policy: RetryPolicy) -> Self {
+        Self { watch: self.watch.retry(policy) }
+    }
+
+    /// Takes a connection, watches the keys and checks the conditions. If they hold, the queued
+    /// commands are applied only if none of the keys changes before the commit. If a key changed,
+    /// `commit` returns [`Conflict`](crate::Outcome::Conflict).
+    ///
+    /// If the future is dropped, the connection's own task reads what is due and sends UNWATCH.
+    ///
+    /// ```no_run
+    /// # use rediscope::{Condition, Outcome, aio::SessionManager, prelude::*};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// # let shop = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let mut tx = shop.require(Condition::at_least("stock", 1)).begin().await?;
+    /// tx.decr("stock", 1);
+    /// match tx.commit().await? {
+    ///     Outcome::Committed(_) => println!("sold"),
+    ///     Outcome::Conflict => println!("the stock changed: ask again"),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::ConditionFailed`]; [`Error::Command`] if the server refused a condition's read,
+    /// such as with `WRONGTYPE`, or WATCH; [`Error::Checkout`], [`Error::Lost`]. Nothing was
+    /// applied, and no key is watched any more.
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<Transaction<Watched>, Error>> + Send {
+        let begun = self.watch.begin();
+        async move { Ok(begun.await?.multi()) }
+    }
+
+    /// Runs `closure` if all conditions hold, and commits the commands that it queued.
+    ///
+    /// If a condition's key changes, or the connection is lost before EXEC was sent, there is
+    /// another attempt. It follows after a backoff, within the [`RetryPolicy`], and checks the
+    /// conditions anew. If a condition does not hold, `run` ends without running the closure again.
+    /// If the closure returns `Err` or panics, nothing is applied and it does not run again.
+    ///
+    /// If the future is dropped before EXEC was sent, nothing is applied, and the connection's own task
+    /// sends UNWATCH. If it is dropped later, the block may be applied.
+    ///
+    /// # Errors
+    /// [`Error::ConditionFailed`], after UNWATCH; [`Error::Command`] if the server refused a
+    /// condition's read, such as with `WRONGTYPE`, or WATCH; [`Error::RetriesExhausted`] if the
+    /// policy allowed no further attempt; else as
+    /// [`Transactional::run`](crate::aio::Transactional::run).
+    #[track_caller]
+    pub fn run<R, E>(
+        &self,
+        mut closure: impl FnMut(&mut Block) -> Result<R, E> + Send,
+    ) -> impl Future<Output = Result<R::Output, Error>> + Send
+    where
+        R: Resolve + WithError<E> + Send,
+    {
+        self.run_with(move |tx| closure(tx).map_err(R::own))
+    }
+
+    /// Like [`run`](Self::run), for a closure with an error type of its own.
+    ///
+    /// # Errors
+    /// The closure's own error, or this crate's, converted.
+    #[track_caller]
+    pub fn run_with<R, E>(
+        &self,
+        closure: impl FnMut(&mut Block) -> Result<R, E> + Send,
+    ) -> impl Future<Output = Result<R::Output, E>> + Send
+    where
+        R: Resolve + Send,
+        E: From<Error> + Send,
+    {
+        self.watch.run_blocks(Location::caller(), closure)
+    }
+}

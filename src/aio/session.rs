@@ -1,0 +1,296 @@
+//! The session manager of tasks: two pools, and the handles to them.
+//!
+//! A connection is opened when it is first needed. A server that is down is no error here.
+
+use std::fmt;
+use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::aio::handle::Transactional;
+use crate::aio::pooled::Pooled;
+use crate::commit::tasks::TaskResolver;
+use crate::connection::deadline;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::url::{self, Address, IntoAddress};
+use crate::error::config::ConfigError;
+use crate::error::in_doubt::{CommitToken, Resolution, UnresolvedReason};
+use crate::error::open_scope::OpenScope;
+use crate::error::token_cell::{TokenCell, TokenState};
+use crate::pool::router::Router;
+use crate::pool::tasks::pool::TaskPool;
+use crate::session::builder::{Builder, Checked};
+use crate::status::locks::LockStatus;
+use crate::status::report::{Closed, PoolStatus, Status};
+use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::tasks::turns::TaskTurns;
+
+/// Two pools to one server, one for single commands and one for transactions, for tasks of tokio.
+///
+/// A session manager is cheap to clone, and tasks can share it. It may be made outside of a runtime, also
+/// in a `static`. When the last clone and the last handle, guard and future are dropped, the connections
+/// are closed and their tasks end.
+///
+/// A session manager belongs to the process that made it, as
+/// [that of threads](crate::SessionManager) does.
+///
+/// ```no_run
+/// use rediscope::aio::SessionManager;
+/// use rediscope::prelude::*;
+/// use rediscope::redis::AsyncCommands;
+///
+/// # async fn example() -> Result<(), rediscope::Error> {
+/// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+/// let mut db = sessions.pooled();
+/// let _: () = db.set("greeting", "hello").await?;
+/// let accounts = sessions.transactional();
+/// accounts.run(|tx| Ok(tx.incr("hits", 1))).await?;
+/// println!("{}", sessions.status());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct SessionManager {
+    pooled: Router<TaskPool>,
+    transactional: Router<TaskPool>,
+    resolver: Arc<TaskResolver>,
+    limiter: Arc<ContentionLimiter<TaskTurns>>,
+}
+
+/// One line: the server, and the number of connections of each pool. See
+/// [`SessionManager::status`].
+impl fmt::Debug for SessionManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Status { server, pooled, transactional, .. } = self.status();
+        let pool = |pool: &PoolStatus| format!("{} of {} in use", pool.in_use, pool.max_size);
+        write!(
+            f,
+            "SessionManager {{ server: {server:?}, transactional: {}, pooled: {} }}",
+            pool(&transactional),
+            pool(&pooled)
+        )
+    }
+}
+
+impl UnwindSafe for SessionManager {}
+impl RefUnwindSafe for SessionManager {}
+
+impl Builder {
+    /// Checks the settings and makes the two pools of a session manager for tasks. This opens no
+    /// connection and needs no runtime. (Feature `tokio`.)
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), rediscope::error::ConfigError> {
+    /// let sessions = rediscope::SessionManager::builder("redis://127.0.0.1/")
+    ///     .max_size(16)
+    ///     .build_async()?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`build`](Self::build). An address of a cluster, of sentinels or with TLS is refused: the side
+    /// of tasks reaches one server, over TCP or a unix socket.
+    pub fn build_async(self) -> Result<SessionManager, ConfigError> {
+        let Checked { address, settings, kinds } = self.checked()?;
+        let refused = |reason: &str| ConfigError::Address { reason: reason.to_owned() };
+        let endpoint = match address {
+            Address::One(info) if url::is_tls(&info) => {
+                return Err(refused("TLS is not available for tasks yet; use build()"));
+            }
+            Address::One(info) => Endpoint::new(*info, &settings)?,
+            Address::Cluster(_) => {
+                return Err(refused("a cluster is not available for tasks yet; use build()"));
+            }
+            Address::Sentinel(_) => {
+                return Err(refused("sentinels are not available for tasks yet; use build()"));
+            }
+        };
+        let transactional = Router::one(kinds.transactional, endpoint.clone());
+        let resolver = Arc::new(TaskResolver::new(transactional.clone()));
+        let limiter = Arc::new(ContentionLimiter::new());
+        let pooled = Router::one(kinds.pooled, endpoint);
+        Ok(SessionManager { pooled, transactional, resolver, limiter })
+    }
+}
+
+impl SessionManager {
+    /// Creates a session manager for tasks with every setting at its default. This opens no connection
+    /// and needs no runtime.
+    ///
+    /// For other settings see [`Builder::build_async`](crate::Builder::build_async).
+    ///
+    /// # Errors
+    /// As [`Builder::build_async`](crate::Builder::build_async).
+    pub fn connect(to: impl IntoAddress) -> Result<Self, ConfigError> {
+        Builder::new(to.into_address()).build_async()
+    }
+
+    /// Returns the handle for single commands. A blocking command that occupies a connection is
+    /// reported with the place of this call.
+    #[track_caller]
+    pub fn pooled(&self) -> Pooled {
+        Pooled::new(self.pooled.clone(), Location::caller())
+    }
+
+    /// Returns the handle for transactions.
+    pub fn transactional(&self) -> Transactional {
+        let resolver = Arc::<TaskResolver>::clone(&self.resolver);
+        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.limiter))
+    }
+
+    /// Finds out whether an exactly-once transaction of this or another process was applied. `token` is a
+    /// [`CommitToken`], or the [`TokenCell`] of a [submitted](Transactional::submit) block. `within` is a
+    /// `Duration`, or `None` for `checkout_timeout`.
+    ///
+    /// If the future is dropped, the query may have been sent. It may be asked again at any time.
+    ///
+    /// A cell is read when this is called. If it is empty and the block's future is gone, nothing was sent:
+    /// the output is [`NotCommitted`](Resolution::NotCommitted), without a query. While the future is
+    /// alive, the block may still be sent, and an empty cell proves nothing
+    /// ([`NotSentYet`](UnresolvedReason::NotSentYet)).
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::{TransactionOptions, aio::SessionManager, error::Resolution, prelude::*};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let transfers = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    /// let sent = transfers.submit(|tx| Ok(tx.incr("n", 1)))?;
+    /// let token = sent.token();
+    /// match tokio::time::timeout(Duration::from_millis(50), sent).await {
+    ///     Ok(done) => println!("{}", done?),
+    ///     Err(_) => match sessions.resolve(&token, None).await {
+    ///         Resolution::Committed => println!("applied"),
+    ///         Resolution::NotCommitted => println!("not applied, now or later"),
+    ///         other => println!("{other:?}"),
+    ///     },
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// Behind it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
+    /// [`GET`](https://redis.io/docs/latest/commands/get/) on the connection's register.
+    pub fn resolve<T: ResolveToken, D: Into<Option<Duration>>>(
+        &self,
+        token: &T,
+        within: D,
+    ) -> impl Future<Output = Resolution> + Send + use<T, D> {
+        let (token, within) = (token.proven(), within.into());
+        let resolver = Arc::clone(&self.resolver);
+        async move {
+            let why = match token {
+                Proven(TokenState::Drawn(token)) => return resolver.resolve(&token, within).await,
+                Proven(TokenState::NeverSent) => return Resolution::NotCommitted,
+                Proven(TokenState::Waiting) => UnresolvedReason::NotSentYet,
+                Proven(TokenState::NotExactlyOnce) => UnresolvedReason::NotExactlyOnce,
+            };
+            Resolution::StillUnknown { why }
+        }
+    }
+
+    /// Returns the open scopes of both pools and the blocking commands of pooled handles, oldest
+    /// first: age, place, name, task.
+    pub fn open_scopes(&self) -> Vec<OpenScope> {
+        if self.pooled.here().is_err() {
+            return Vec::new();
+        }
+        let mut scopes = self.transactional.scopes();
+        scopes.extend(self.pooled.scopes());
+        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        scopes
+    }
+
+    /// Closes the session. From now on every new use fails with
+    /// [`CheckoutError::Closed`](crate::error::CheckoutError::Closed), also if the future is not polled or
+    /// is dropped.
+    ///
+    /// Open scopes have `timeout` to end. Then their connections are closed and reclaimed: a call in
+    /// progress fails, and later calls fail with [`PinExpired`](crate::error::PinExpired). A command that
+    /// waits on the server (`BLPOP` and similar) ends at once, with [`Error::Lost`](crate::Error::Lost).
+    /// The output counts what was still open after `timeout`. When the future is ready, no task of the
+    /// manager's connections is alive.
+    ///
+    /// If the future is dropped before its end, scopes stay open until they end; then their connections
+    /// are closed.
+    ///
+    /// `timeout` may be zero, which waits for no scope, or `Duration::MAX`, which waits for all of them.
+    /// This also closes all clones and handles of the manager.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::aio::SessionManager;
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let left = sessions.close(Duration::from_secs(5)).await;
+    /// if left.scopes > 0 {
+    ///     eprintln!("closed with work in hand: {left}");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn close(&self, timeout: Duration) -> impl Future<Output = Closed> + Send + use<> {
+        let (pooled, transactional) = (self.pooled.clone(), self.transactional.clone());
+        let is_here = pooled.here().is_ok();
+        let deadline = deadline::after(timeout);
+        if is_here {
+            pooled.close();
+            transactional.close();
+            self.resolver.close();
+        }
+        async move {
+            if !is_here {
+                return Closed::default();
+            }
+            let scopes = pooled.drain(deadline).await + transactional.drain(deadline).await;
+            Closed::of_scopes(scopes)
+        }
+    }
+
+    /// Returns the connections of both pools, their open scopes and their counters. This call sends
+    /// nothing and waits for no scope.
+    pub fn status(&self) -> Status {
+        let is_here = self.pooled.here().is_ok();
+        let pool = |router: &Router<TaskPool>, name| match is_here {
+            true => router.status(),
+            false => PoolStatus::none(name),
+        };
+        Status {
+            server: match is_here {
+                true => self.transactional.address(),
+                false => "of another process".to_owned(),
+            },
+            pooled: pool(&self.pooled, "pooled"),
+            transactional: pool(&self.transactional, "transactional"),
+            replicas: None,
+            locks: LockStatus::default(),
+        }
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// The argument of [`SessionManager::resolve`]: a [`CommitToken`], or a [`TokenCell`].
+pub trait ResolveToken: sealed::Sealed {
+    #[doc(hidden)]
+    fn proven(&self) -> Proven;
+}
+
+/// What a token or a cell proves without a query.
+#[derive(Debug)]
+#[doc(hidden)]
+pub struct Proven(TokenState);
+
+impl sealed::Sealed for CommitToken {}
+impl sealed::Sealed for TokenCell {}
+
+impl ResolveToken for CommitToken {
+    fn proven(&self) -> Proven {
+        Proven(TokenState::Drawn(self.clone()))
+    }
+}
+
+impl ResolveToken for TokenCell {
+    fn proven(&self) -> Proven {
+        Proven(self.state())
+    }
+}

@@ -1,0 +1,98 @@
+//! The loop of a watching run, for a caller that writes it.
+
+use std::fmt;
+use std::panic::Location;
+use std::pin::pin;
+
+use crate::aio::watch::Watch;
+use crate::error::any::Error;
+use crate::sync::in_span::in_span;
+use crate::transaction::outcome::Outcome;
+use crate::transaction::retry_loop::WatchAttempts;
+use crate::transaction::tasks::attempt::Attempt;
+use crate::transaction::tasks::turns::TaskTurns;
+
+/// The attempts of one watching run, as [`Watch::tries`] returns them.
+///
+/// It holds no connection between two attempts. If it is dropped, no attempt follows.
+#[must_use = "nothing is sent before next()"]
+pub struct Tries {
+    watch: Watch,
+    place: &'static Location<'static>,
+    /// `None` before the first attempt.
+    attempts: Option<WatchAttempts<TaskTurns>>,
+    /// Whether the end of the last attempt was counted.
+    counted: bool,
+}
+
+impl fmt::Debug for Tries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tries").field("watch", &self.watch).finish_non_exhaustive()
+    }
+}
+
+impl Tries {
+    pub(crate) fn new(watch: Watch, place: &'static Location<'static>) -> Self {
+        Self { watch, place, attempts: None, counted: true }
+    }
+
+    /// Waits for the next attempt: for its turn on hot keys, for a connection and for the reply to WATCH.
+    ///
+    /// An attempt that ended without a [`commit`](Attempt::commit) counts as one of the
+    /// [`RetryPolicy`](crate::RetryPolicy)'s attempts, and this call waits for its backoff.
+    ///
+    /// If the future is dropped, nothing was applied, and the connection's own task sends UNWATCH. A
+    /// later call begins the attempt anew.
+    ///
+    /// # Errors
+    /// [`Error::RetriesExhausted`] if the policy allows no further attempt; [`Error::ConditionFailed`];
+    /// else as [`Watch::begin`].
+    pub fn next(&mut self) -> impl Future<Output = Result<Attempt<'_>, Error>> + Send {
+        async move {
+            let Self { watch, place, attempts, counted } = self;
+            let attempts = match attempts {
+                Some(attempts) => attempts,
+                None => attempts.insert(watch.attempts(place).await?),
+            };
+            let router = watch.router();
+            if !*counted {
+                let span = attempts.span().clone();
+                in_span(&span, pin!(attempts.after_abandoned(router))).await?;
+                *counted = true;
+            }
+            let watching = watch.next(attempts).await?;
+            *counted = false;
+            let pending = watching.pending();
+            Ok(Attempt { router, attempts, counted, watching, pending })
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// Commits the commands that were queued on this attempt.
+    ///
+    /// [`Conflict`](Outcome::Conflict) means that nothing was applied and another attempt is allowed: a
+    /// watched key changed, or the connection was lost before EXEC was sent. The backoff before the next
+    /// attempt is then over. Call [`Tries::next`] again.
+    ///
+    /// If the future is dropped before EXEC was sent, nothing is applied. If it is dropped later, the
+    /// block may be applied.
+    ///
+    /// # Errors
+    /// [`Error::RetriesExhausted`] if the policy allows no further attempt; else as
+    /// [`Transactional::run`](crate::aio::Transactional::run).
+    pub fn commit(self) -> impl Future<Output = Result<Outcome, Error>> + Send {
+        async move {
+            let Self { router, attempts, counted, watching, mut pending } = self;
+            router.here()?;
+            let span = attempts.span().clone();
+            let committed = attempts.commit(router, watching.reading, &mut pending);
+            let replies = in_span(&span, pin!(committed)).await?;
+            *counted = replies.is_none();
+            Ok(match replies {
+                Some(replies) => Outcome::Committed(pending.keep(replies)),
+                None => Outcome::Conflict,
+            })
+        }
+    }
+}

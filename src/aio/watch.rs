@@ -1,0 +1,394 @@
+//! The builder of a watching scope of tasks. A list of keys must not be empty.
+
+use std::panic::Location;
+use std::pin::pin;
+use std::sync::Arc;
+
+use redis::{Cmd, FromRedisValue};
+
+use crate::aio::closure::WatchClosure;
+use crate::aio::tries::Tries;
+use crate::commit::plan::CommitPlan;
+use crate::error::any::Error;
+use crate::error::hint::WithError;
+use crate::error::in_doubt::ResolveCommit;
+use crate::pool::router::Router;
+use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::tasks::pool::TaskPool;
+use crate::protocol::cluster::slot::SlotBinding;
+use crate::protocol::command::keys;
+use crate::protocol::retry::RetryPolicy;
+use crate::reply::replies::Replies;
+use crate::sync::in_span::in_span;
+use crate::transaction::block::Block;
+use crate::transaction::condition::Condition;
+use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::keys::Keys;
+use crate::transaction::options::TransactionOptions;
+use crate::transaction::pending::Pending;
+use crate::transaction::pinned::Pinned;
+use crate::transaction::reading::{Reading, WatchTarget};
+use crate::transaction::resolve::Resolve;
+use crate::transaction::retry_loop::{WatchAttempts, WatchRun};
+use crate::transaction::tasks::turns::{self, TaskTurns};
+use crate::transaction::tasks::watching::Watching;
+use crate::transaction::watched_reads::{WatchReads, WatchedRead};
+
+/// Read, decide, write, for tasks: the writes are applied only if none of the watched keys changed.
+///
+/// [`Transactional::watch`](crate::aio::Transactional::watch) returns it, and so does
+/// [`reading`](crate::aio::Transactional::reading), which watches nothing. A `Watch` holds no connection
+/// and can be used any number of times. Its drop does nothing.
+///
+/// Behind it: [`WATCH`](https://redis.io/docs/latest/commands/watch/).
+#[derive(Clone, Debug)]
+#[must_use = "nothing is watched before run(), begin() or tries()"]
+pub struct Watch {
+    router: Router<TaskPool>,
+    options: TransactionOptions,
+    resolver: Arc<dyn ResolveCommit>,
+    limiter: Arc<ContentionLimiter<TaskTurns>>,
+    /// `None`: the scope reads on one connection and watches nothing.
+    keys: Option<Keys>,
+    reads: Arc<WatchReads>,
+}
+
+impl Watch {
+    pub(crate) fn new(
+        router: Router<TaskPool>,
+        options: TransactionOptions,
+        resolver: Arc<dyn ResolveCommit>,
+        limiter: Arc<ContentionLimiter<TaskTurns>>,
+        keys: Option<Keys>,
+    ) -> Self {
+        Self { router, options, resolver, limiter, keys, reads: Arc::default() }
+    }
+
+    /// Sets the retry policy of `run` and [`tries`](Self::tries), in place of the handle's own.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.options = self.options.retry(policy);
+        self
+    }
+
+    /// Declares a read that is sent in the same write as WATCH, so that it costs no round trip of
+    /// its own. Each attempt reads the value anew; the closure gets it from
+    /// [`Watching::declared`](crate::aio::Watching::declared).
+    ///
+    /// ```no_run
+    /// # use rediscope::{aio::SessionManager, prelude::*, redis};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let mut watch = accounts.watch(["stock"]);
+    /// let stock = watch.declare::<i64>(redis::cmd("GET").arg("stock").take())?;
+    /// let left = watch
+    ///     .run(async |read, tx| {
+    ///         let stock = read.declared(stock)?;
+    ///         Ok(tx.decr("stock", stock.min(1)))
+    ///     })
+    ///     .await?;
+    /// # let _ = left; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the command blocks, or is not known to be read-only.
+    pub fn declare<T: FromRedisValue>(&mut self, read: Cmd) -> Result<WatchedRead<T>, Error> {
+        Arc::make_mut(&mut self.reads).declare(&read)
+    }
+
+    /// Watches the condition's key too, and reads it in the same write as WATCH. Each attempt
+    /// checks the condition anew; the closure runs only if all conditions hold.
+    ///
+    /// On [`reading()`](crate::aio::Transactional::reading) only the conditions' keys are watched. `run`
+    /// and [`begin`](Self::begin) then fail with [`Error::ConditionFailed`] if a condition does not
+    /// hold.
+    pub fn require(mut self, condition: Condition) -> Self {
+        condition.key(|key| self.keys.get_or_insert_default().add(key));
+        Arc::make_mut(&mut self.reads).require(condition);
+        self
+    }
+
+    /// Takes a connection and sends WATCH, for a caller that commits once, without retries.
+    ///
+    /// If the future is dropped, the connection's own task reads what is due and sends UNWATCH. Nothing
+    /// was applied.
+    ///
+    /// # Errors
+    /// [`Error::NoKeys`]; [`Error::Checkout`]; [`Error::Command`] if the server refused WATCH;
+    /// [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<Watching, Error>> + Send {
+        let place = Location::caller();
+        async move {
+            let WatchRun { owner, plan, binding, .. } = self.run_of(place, false)?;
+            let pinned = Pinned::new(&self.router, owner, plan);
+            let (deadline, span) = (pinned.checkout_deadline(), pinned.span().clone());
+            let begun = Reading::begin(pinned, self.target(binding), 1, deadline);
+            in_span(&span, pin!(begun)).await.map(|reading| Watching { reading })
+        }
+    }
+
+    /// Runs `closure` and commits the commands that it queued.
+    ///
+    /// If a watched key changes, or the connection is lost before EXEC was sent, a clone of the closure
+    /// runs again. This happens after a backoff, within the [`RetryPolicy`]. Each attempt runs the
+    /// closure with the reads of that attempt. If the closure returns `Err` or panics, nothing is
+    /// applied and it does not run again.
+    ///
+    /// The closure may borrow, and the future may be spawned. A closure that has to change what it
+    /// captures cannot be cloned; [`tries`](Self::tries) is the loop for it.
+    ///
+    /// If the future is dropped before EXEC was sent, nothing is applied, and the connection's own task
+    /// sends UNWATCH. If it is dropped later, the block may be applied.
+    ///
+    /// ```no_run
+    /// # use rediscope::{aio::SessionManager, prelude::*};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let left = accounts
+    ///     .watch(["stock"])
+    ///     .run(async |read, tx| {
+    ///         let stock: i64 = read.get("stock").await?;
+    ///         Ok(tx.decr("stock", stock.min(1)))
+    ///     })
+    ///     .await?;
+    /// # let _ = left; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RetriesExhausted`] if the policy allowed no further attempt,
+    /// [`Error::ConditionFailed`], else as
+    /// [`Transactional::run`](crate::aio::Transactional::run).
+    #[track_caller]
+    pub fn run<'s, R, E, F>(
+        &'s self,
+        closure: F,
+    ) -> impl Future<Output = Result<R::Output, Error>> + Send + use<'s, R, E, F>
+    where
+        R: Resolve + WithError<E> + Send + 's,
+        E: Send + 's,
+        for<'r, 'b> F: AsyncFnOnce(&'r mut Watching, &'b mut Block) -> Result<R, E>
+            + WatchClosure<&'r mut Watching, &'b mut Block, Result<R, E>, Fut: Send>
+            + Clone
+            + Send
+            + 's,
+    {
+        self.run_attempts(Location::caller(), closure, R::own)
+    }
+
+    /// Like [`run`](Self::run), for a closure with an error type of its own.
+    ///
+    /// ```no_run
+    /// # use rediscope::{aio::SessionManager, prelude::*};
+    /// #[derive(Debug, thiserror::Error)]
+    /// enum ShopError {
+    ///     #[error("sold out")]
+    ///     SoldOut,
+    ///     #[error(transparent)]
+    ///     Redis(#[from] rediscope::Error),
+    /// }
+    ///
+    /// async fn buy(shop: &rediscope::aio::Transactional, item: &str) -> Result<i64, ShopError> {
+    ///     shop.watch([item])
+    ///         .run_with(async |read, tx| {
+    ///             let stock: i64 = read.get(item).await?;
+    ///             if stock == 0 {
+    ///                 return Err(ShopError::SoldOut);
+    ///             }
+    ///             Ok(tx.decr(item, 1))
+    ///         })
+    ///         .await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// The closure's own error, or this crate's, converted.
+    #[track_caller]
+    pub fn run_with<'s, R, E, F>(
+        &'s self,
+        closure: F,
+    ) -> impl Future<Output = Result<R::Output, E>> + Send + use<'s, R, E, F>
+    where
+        R: Resolve + Send + 's,
+        E: From<Error> + Send + 's,
+        for<'r, 'b> F: AsyncFnOnce(&'r mut Watching, &'b mut Block) -> Result<R, E>
+            + WatchClosure<&'r mut Watching, &'b mut Block, Result<R, E>, Fut: Send>
+            + Clone
+            + Send
+            + 's,
+    {
+        self.run_attempts(Location::caller(), closure, |error| error)
+    }
+
+    /// `own` converts the closure's error.
+    fn run_attempts<'s, R, C, E, F>(
+        &'s self,
+        place: &'static Location<'static>,
+        closure: F,
+        own: fn(C) -> E,
+    ) -> impl Future<Output = Result<R::Output, E>> + Send + use<'s, R, C, E, F>
+    where
+        R: Resolve + Send + 's,
+        C: Send + 's,
+        E: From<Error> + 's,
+        for<'r, 'b> F: AsyncFnOnce(&'r mut Watching, &'b mut Block) -> Result<R, C>
+            + WatchClosure<&'r mut Watching, &'b mut Block, Result<R, C>, Fut: Send>
+            + Clone
+            + Send
+            + 's,
+    {
+        async move {
+            let mut attempts = self.attempts(place).await?;
+            let has_turn = self.limited_keys().is_some();
+            loop {
+                let mut watching = self.next(&mut attempts).await?;
+                let mut block = watching.block();
+                let begun = attempts.closure_begins(&self.router);
+                let running = (closure.clone())(&mut watching, &mut block);
+                let result = turns::run_closure(has_turn, pin!(running)).await;
+                attempts.closure_ran(begun);
+                match result {
+                    Ok(handles) => {
+                        let pending = &mut block.pending;
+                        if let Some(replies) = self.commit(&mut attempts, watching, pending).await?
+                        {
+                            let resolved = handles.resolve(&replies);
+                            return Ok(resolved.map_err(|error| block.pending.named(error))?);
+                        }
+                    }
+                    Err(error) => {
+                        if !self.failed(&mut attempts, watching).await {
+                            return Err(own(error));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// As [`run_attempts`](Self::run_attempts), for a closure that does not read.
+    pub(crate) async fn run_blocks<R: Resolve + Send, E: From<Error> + Send>(
+        &self,
+        place: &'static Location<'static>,
+        mut closure: impl FnMut(&mut Block) -> Result<R, E> + Send,
+    ) -> Result<R::Output, E> {
+        let mut attempts = self.attempts(place).await?;
+        loop {
+            let watching = self.next(&mut attempts).await?;
+            let mut block = watching.block();
+            match closure(&mut block) {
+                Ok(handles) => {
+                    let pending = &mut block.pending;
+                    if let Some(replies) = self.commit(&mut attempts, watching, pending).await? {
+                        let resolved = handles.resolve(&replies);
+                        return Ok(resolved.map_err(|error| block.pending.named(error))?);
+                    }
+                }
+                Err(error) => {
+                    if !self.failed(&mut attempts, watching).await {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the loop of `run` for a caller that writes it: for code that a closure cannot hold.
+    ///
+    /// The returned value owns all it needs. Nothing is sent before its first
+    /// [`next`](Tries::next).
+    ///
+    /// ```no_run
+    /// # use rediscope::{Outcome, aio::SessionManager, prelude::*};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let mut tries = accounts.watch(["stock"]).tries();
+    /// let left: i64 = loop {
+    ///     let mut at = tries.next().await?;
+    ///     let stock: i64 = at.get("stock").await?;
+    ///     let left = at.decr("stock", stock.min(1));
+    ///     if let Outcome::Committed(replies) = at.commit().await? {
+    ///         break replies.get(left)?;
+    ///     }
+    /// };
+    /// # let _ = left; Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn tries(&self) -> Tries {
+        Tries::new(self.clone(), Location::caller())
+    }
+
+    pub(crate) fn router(&self) -> &Router<TaskPool> {
+        &self.router
+    }
+
+    /// Begins a run, after its turn on hot keys has come.
+    pub(crate) async fn attempts(
+        &self,
+        place: &'static Location<'static>,
+    ) -> Result<WatchAttempts<TaskTurns>, Error> {
+        let run = self.run_of(place, true)?;
+        let mut attempts = WatchAttempts::new(&self.router, run);
+        if let Some(keys) = self.limited_keys() {
+            let deadline = attempts.turn_deadline();
+            let turn = turns::enter(&self.limiter, keys.buckets(), deadline).await;
+            attempts.set_turn(Some(turn));
+        }
+        Ok(attempts)
+    }
+
+    /// The keys on which a run waits for its turn.
+    fn limited_keys(&self) -> Option<&Keys> {
+        self.keys.as_ref().filter(|_| self.options.takes_turns())
+    }
+
+    pub(crate) async fn next(
+        &self,
+        attempts: &mut WatchAttempts<TaskTurns>,
+    ) -> Result<Watching, Error> {
+        let (span, target) = (attempts.span().clone(), self.target(attempts.binding()));
+        let next = attempts.next(&self.router, target);
+        in_span(&span, pin!(next)).await.map(|reading| Watching { reading })
+    }
+
+    async fn failed(&self, attempts: &mut WatchAttempts<TaskTurns>, watching: Watching) -> bool {
+        let span = attempts.span().clone();
+        in_span(&span, pin!(attempts.failed(&self.router, watching.reading))).await
+    }
+
+    async fn commit(
+        &self,
+        attempts: &mut WatchAttempts<TaskTurns>,
+        watching: Watching,
+        pending: &mut Pending,
+    ) -> Result<Option<Replies>, Error> {
+        // The closure may have forked.
+        self.router.here()?;
+        let span = attempts.span().clone();
+        in_span(&span, pin!(attempts.commit(&self.router, watching.reading, pending))).await
+    }
+
+    fn target(&self, binding: SlotBinding) -> WatchTarget<'_> {
+        WatchTarget { keys: self.keys.as_ref(), binding, reads: &self.reads }
+    }
+
+    /// Returns the parts of one run.
+    fn run_of(
+        &self,
+        place: &'static Location<'static>,
+        is_closure: bool,
+    ) -> Result<WatchRun, Error> {
+        self.router.here()?;
+        let keys = self.keys.as_ref();
+        if keys.is_some_and(Keys::is_empty) {
+            return Err(Error::NoKeys);
+        }
+        let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
+        let exists = keys.filter(|_| self.router.is_cluster()).map(Keys::exists);
+        let plan = CommitPlan { watched: keys.is_some(), exists, ..plan };
+        let mut binding = plan.binding(&self.router);
+        keys::bind(&mut binding, keys.map(Keys::watch).unwrap_or_default())?;
+        keys::bind(&mut binding, self.reads.bytes())?;
+        let owner = ScopeOrigin { name: self.options.scope_name(), place, is_closure };
+        Ok(WatchRun { owner, plan, policy: self.options.policy(), binding })
+    }
+}

@@ -1,0 +1,17 @@
+//! The end of all pools, for callers that are tasks.
+
+use std::time::Instant;
+
+use crate::pool::router::Pools;
+use crate::pool::tasks::pool::TaskPool;
+
+impl Pools<TaskPool> {
+    /// See [`TaskPool::drain`].
+    pub(crate) async fn drain(&self, deadline: Instant) -> usize {
+        let mut scopes = 0;
+        for (_, pool) in self.all() {
+            scopes += pool.drain(deadline).await;
+        }
+        scopes
+    }
+}
