@@ -174,6 +174,20 @@ impl Collector {
 }
 
 impl WithoutMulti {
+    /// Cuts the replies into those of blocks with this many commands each. Every block has also the
+    /// `internal` last replies, which are to this crate's own commands.
+    #[cfg(any(feature = "tokio", test))]
+    pub(crate) fn cut(mut self, blocks: &[u32], internal: usize) -> Vec<Self> {
+        let own = self.values.split_off(self.values.len().saturating_sub(internal));
+        let mut values = self.values.into_iter();
+        let of_block = |commands: &u32| {
+            let mut of_block: Vec<_> = values.by_ref().take(*commands as usize).collect();
+            of_block.extend_from_slice(&own);
+            Self { multi: self.multi.clone(), values: of_block }
+        };
+        blocks.iter().map(of_block).collect()
+    }
+
     /// The outcome for commands of these names; the library's own plain commands follow them. `Ok`:
     /// each command was rejected before it ran, because MULTI was. `Err`: at least one may have
     /// run; each reply is returned.
