@@ -1,7 +1,7 @@
 //! The token of a submitted block, which exists only once the block is about to be sent.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use crate::error::in_doubt::CommitToken;
 use crate::sync::lock;
@@ -28,7 +28,9 @@ use crate::sync::lock;
 pub struct TokenCell {
     token: Arc<Mutex<Option<CommitToken>>>,
     /// Lives as long as the block may be sent.
-    future: Weak<()>,
+    #[cfg(feature = "tokio")]
+    future: std::sync::Weak<()>,
+    #[cfg(feature = "tokio")]
     exactly_once: bool,
 }
 

@@ -44,6 +44,8 @@ mod sentinel;
 mod side;
 #[path = "../source/mod.rs"]
 mod source;
+#[cfg(feature = "tokio")]
+mod spawn;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;
