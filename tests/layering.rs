@@ -68,6 +68,7 @@ const DECISIONS: &[&str] = &[
     "pool::ask",
     "pool::cleanup",
     "pool::line",
+    "pool::reauthentication",
     "pool::redirect_pause",
     "pool::router",
     "pool::server_pool",

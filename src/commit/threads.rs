@@ -10,6 +10,7 @@ use crate::commit::resolve::{DoubtResolver, closed, occupied};
 use crate::commit::side::Side;
 use crate::error::any::Error;
 use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, ResolveCommit, UnresolvedReason};
+use crate::pool::checkout::Checkout;
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pool::scopes::PinnedConnection;
@@ -22,7 +23,7 @@ impl Side for Pool {
     }
 
     /// Waits for `cleanup_timeout` at most.
-    fn return_dropped(pin: PinnedConnection) -> Result<(), Error> {
+    fn return_dropped(pin: PinnedConnection<Checkout>) -> Result<(), Error> {
         now(cleanup::end_scope::<Self>(pin))
     }
 }

@@ -1,14 +1,13 @@
-//! The blocking commands of a pool, each with the socket that can end it.
+//! The blocking commands of a pool, each with what can end it.
 //!
 //! After the pool was closed, no blocking command begins.
 
 use std::panic::Location;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::open_scope::OpenScope;
-use crate::process::sockets::OwnSocket;
-use crate::sync::{lock, thread_name};
+use crate::sync::lock;
 
 /// A command that blocks on the server for a timeout of its own.
 #[derive(Clone, Debug)]
@@ -34,12 +33,15 @@ struct BlockingState {
     entries: Vec<BlockedEntry>,
 }
 
+/// Ends the command: its call fails.
+pub(crate) type EndCommand = dyn Fn() + Send + Sync;
+
 struct BlockedEntry {
     number: u64,
     command: BlockingCommand,
     thread: Arc<str>,
     begun: Instant,
-    socket: Option<Weak<OwnSocket>>,
+    end: Option<Arc<EndCommand>>,
 }
 
 /// A registered blocking command, until its reply has arrived.
@@ -49,11 +51,12 @@ pub(crate) struct BlockingGuard {
 }
 
 impl BlockingCommands {
-    /// Registers a command that is about to be sent on this socket. `None`: the pool is closed.
+    /// Registers a command that is about to be sent by this thread or task. `None`: the pool is closed.
     pub(crate) fn begin(
         self: &Arc<Self>,
         command: &BlockingCommand,
-        socket: Option<&Arc<OwnSocket>>,
+        thread: Arc<str>,
+        end: Option<Arc<EndCommand>>,
     ) -> Option<BlockingGuard> {
         let mut state = lock(&self.state);
         if state.closed {
@@ -61,9 +64,8 @@ impl BlockingCommands {
         }
         state.number += 1;
         let number = state.number;
-        let socket = socket.map(Arc::downgrade);
-        let (command, thread) = (command.clone(), thread_name());
-        state.entries.push(BlockedEntry { number, command, thread, begun: Instant::now(), socket });
+        let (command, begun) = (command.clone(), Instant::now());
+        state.entries.push(BlockedEntry { number, command, thread, begun, end });
         Some(BlockingGuard { commands: Arc::clone(self), number })
     }
 
@@ -71,9 +73,9 @@ impl BlockingCommands {
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
-        for socket in state.entries.iter().filter_map(|entry| entry.socket.as_ref()?.upgrade()) {
-            socket.shut_down();
-        }
+        let ends: Vec<_> = state.entries.iter().filter_map(|entry| entry.end.clone()).collect();
+        drop(state);
+        ends.iter().for_each(|end| end());
     }
 
     pub(crate) fn is_closed(&self) -> bool {

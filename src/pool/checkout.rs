@@ -4,30 +4,32 @@
 
 use std::future::ready;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::thread::ThreadId;
 use std::time::Instant;
 
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 
 use crate::connection::connection::Connection;
-use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
 use crate::connection::transport::Transport;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::DeferredEvents;
-use crate::pool::blocking::BlockingCommand;
+use crate::pool::blocking::{BlockingCommand, EndCommand};
 use crate::pool::context::PoolContext;
 use crate::pool::core::PoolCore;
+use crate::pool::entry::Kept;
 use crate::pool::idle::TakenConnection;
 use crate::pool::line::Line;
+use crate::pool::reauthentication::reauthenticate;
+use crate::pool::scopes::{Holder, ScopeLine};
 use crate::process::sockets::OwnSocket;
-use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
 use crate::sync::now::now;
-use crate::text::brief;
+use crate::sync::{this_thread, thread_name};
 
 /// The permit for one connection.
 pub(crate) struct Permit {
@@ -93,13 +95,8 @@ impl Checkout {
         Ok(checkout)
     }
 
-    /// The number of the permit.
-    pub(crate) fn permit_number(&self) -> usize {
-        self.permit.number as usize
-    }
-
     /// The connection's socket, if there is a connection.
-    pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
+    fn socket(&self) -> Option<&Arc<OwnSocket>> {
         self.connection.as_ref()?.socket()
     }
 
@@ -113,11 +110,6 @@ impl Checkout {
         self
     }
 
-    /// Marks the connection as returned by the reaper.
-    pub(crate) fn mark_reclaimed(&mut self) {
-        self.permit.by_reaper = true;
-    }
-
     #[inline(never)]
     fn take_or_wait(&mut self, started: Instant, deadline: Instant) -> Result<(), CheckoutError> {
         let core = Arc::clone(&self.permit.core);
@@ -128,93 +120,28 @@ impl Checkout {
                 return Err(CheckoutError::Closed);
             }
             if let Some(mut connection) = core.idle.take_for(&mut requester) {
-                let generation = core.generation();
-                if core.is_silent_since(connection.last_alive()) {
-                    connection.taint(CloseReason::TimedOut);
-                } else if connection.generation() < generation {
-                    connection.taint(CloseReason::Outdated);
-                } else if connection.close_reason(now, generation).is_some() {
-                    connection.taint(CloseReason::Lifetime);
-                } else {
-                    self.connection = Some(connection);
-                    if self.reauthenticate(deadline) {
-                        return Ok(());
+                match core.why_unusable(&mut connection, now) {
+                    Some(reason) => connection.taint(reason),
+                    None => {
+                        self.connection = Some(connection);
+                        if self.reauthenticate(deadline) {
+                            return Ok(());
+                        }
                     }
                 }
                 continue;
             }
             now = Instant::now();
-            let failure = core.shared.connect_error().filter(|(at, _)| *at >= started);
-            match failure {
-                Some((_, source))
-                    if !source.is_transient_failure()
-                        || now >= deadline
-                        || core.config.fail_fast =>
-                {
-                    return Err(CheckoutError::Connect { waited: started.elapsed(), source });
-                }
-                None if now >= deadline => {
-                    // A connect is still in progress.
-                    let source = match core.endpoint.provider_is_silent_for() {
-                        Some(silent) => ConnectionError::new(
-                            ConnectionErrorKind::Credentials,
-                            format!("the provider has not returned for {}", brief(silent)),
-                        ),
-                        None => ConnectionError::timed_out("no connection was established in time"),
-                    };
-                    return Err(CheckoutError::Connect { waited: started.elapsed(), source });
-                }
-                _ => requester.pause(),
-            }
+            core.check_opening(started, now, deadline)?;
+            requester.pause();
         }
     }
 
-    /// Re-authenticates between scopes if the credentials changed. Returns false if the connection
-    /// was lost.
-    fn reauthenticate(&mut self, checkout_deadline: Instant) -> bool {
+    /// Re-authenticates if the credentials changed. Returns false if the connection was lost.
+    fn reauthenticate(&mut self, deadline: Instant) -> bool {
         let core = Arc::clone(&self.permit.core);
-        let Some(version) = core.endpoint.login_version() else { return true };
-        let connection = self.connection.as_deref_mut();
-        let Some(connection) = connection.filter(|connection| connection.needs_reauth(version))
-        else {
-            return true;
-        };
-        let address = core.endpoint.address().into_owned();
-        // Before the timer starts: the provider's latency does not count against the server.
-        let login = match new_login(&core.endpoint, core.settings(), checkout_deadline) {
-            Ok(login) => login,
-            Err(error) => {
-                connection.auth_failed();
-                self.log_later(Level::WARN, move || {
-                    tracing::warn!(
-                        server.address = &*address, error = %format_args!("{error:#}"),
-                        "no new credentials; the connection keeps its identity"
-                    );
-                });
-                return true;
-            }
-        };
-        let deadline = Deadline::after(core.settings().response_timeout).capped(checkout_deadline);
-        match now(connection.reauthenticate(&login, deadline)) {
-            Ok(Ok(())) => {
-                core.shared.counters.reauthentications.add();
-                self.log_later(Level::DEBUG, move || {
-                    tracing::debug!(server.address = &*address, "re-authenticated");
-                });
-            }
-            Ok(Err(error)) => self.log_later(Level::WARN, move || {
-                tracing::warn!(
-                    server.address = &*address, error = %format_args!("{error:#}"),
-                    "the new credentials were refused; the connection keeps its identity"
-                );
-            }),
-            Err(cause) => {
-                self.on_lost(&cause);
-                self.log_replaced(&cause);
-                return false;
-            }
-        }
-        true
+        let login = || ready(new_login(&core.endpoint, core.settings(), deadline));
+        now(reauthenticate(self, deadline, login))
     }
 }
 
@@ -259,11 +186,80 @@ impl Line for Checkout {
         &self,
         command: &BlockingCommand,
     ) -> Result<impl Send + use<>, CheckoutError> {
-        self.permit.core.blocking.begin(command, self.socket()).ok_or(CheckoutError::Closed)
+        let end = self.socket().map(Arc::downgrade).map(|socket| -> Arc<EndCommand> {
+            Arc::new(move || {
+                socket.upgrade().map(|socket| socket.shut_down());
+            })
+        });
+        let begun = self.permit.core.blocking.begin(command, thread_name(), end);
+        begun.ok_or(CheckoutError::Closed)
     }
 
     fn is_closed(&self) -> bool {
         self.permit.core.blocking.is_closed()
+    }
+}
+
+impl Kept for Checkout {
+    type Ender = Weak<OwnSocket>;
+
+    #[inline(always)]
+    fn set_ender(&self, ender: &mut Option<Weak<OwnSocket>>) {
+        // Another one only if a call has replaced the connection.
+        let (known, current) = (ender.as_ref().map(Weak::as_ptr), self.socket());
+        if known != current.map(Arc::as_ptr) {
+            *ender = current.map(Arc::downgrade);
+        }
+    }
+}
+
+impl ScopeLine for Checkout {
+    type Core = PoolCore;
+    type Holder = HolderThread;
+
+    #[inline(always)]
+    fn permit_number(&self) -> usize {
+        self.permit.number as usize
+    }
+
+    fn mark_reclaimed(&mut self) {
+        self.permit.by_reaper = true;
+    }
+
+    fn end_call(socket: &Weak<OwnSocket>) {
+        socket.upgrade().map(|socket| socket.shut_down());
+    }
+
+    /// A call of a thread ends.
+    fn may_be_forgotten(_: &Weak<OwnSocket>) -> bool {
+        false
+    }
+
+    fn revoke(socket: &Weak<OwnSocket>) {
+        Self::end_call(socket);
+    }
+}
+
+/// A thread that began a scope.
+#[derive(Clone, Debug)]
+pub(crate) struct HolderThread {
+    pub(crate) id: ThreadId,
+    name: Arc<str>,
+}
+
+impl PartialEq for HolderThread {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Holder for HolderThread {
+    fn current() -> Self {
+        Self { id: this_thread(), name: thread_name() }
+    }
+
+    fn name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
     }
 }
 
@@ -274,19 +270,15 @@ fn new_login(
     settings: &Settings,
     checkout_deadline: Instant,
 ) -> Result<Login, ConnectionError> {
-    let late = |text: String| ConnectionError::new(ConnectionErrorKind::Credentials, text);
-    // The provider hangs, and each further call would occupy a thread.
-    if let Some(silent) = endpoint.provider_is_silent_for()
-        && silent > settings.response_timeout
-    {
-        return Err(late(format!("the provider has not returned for {}", brief(silent))));
-    }
     let called = endpoint.clone();
     let call = move || catch_unwind(AssertUnwindSafe(|| called.login()));
     match settings.resolver.run(checkout_deadline, call) {
         Ok(Ok(login)) => login,
         // The provider's panic continues here, as if it had been called on this thread.
         Ok(Err(panic)) => resume_unwind(panic),
-        Err(_) => Err(late("the provider has not returned in time".to_owned())),
+        Err(_) => {
+            let text = "the provider has not returned in time";
+            Err(ConnectionError::new(ConnectionErrorKind::Credentials, text))
+        }
     }
 }

@@ -7,11 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::connection::connection::Connection;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::wire::Wire;
+use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::config::PoolConfig;
 use crate::pool::shared::PoolShared;
+use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
+use crate::text::brief;
 
 /// Minimum time between two replacements of all connections.
 const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -83,6 +89,65 @@ impl PoolContext {
         }
         // The sentinels, if there are any, are queried before the next connect.
         self.endpoint.invalidate();
+    }
+
+    /// Returns the reason to close an idle connection instead of using it.
+    pub(in crate::pool) fn why_unusable<W: Wire>(
+        &self,
+        connection: &mut Connection<W>,
+        now: Instant,
+    ) -> Option<CloseReason> {
+        let generation = self.generation();
+        if self.is_silent_since(connection.last_alive()) {
+            Some(CloseReason::TimedOut)
+        } else if connection.generation() < generation {
+            Some(CloseReason::Outdated)
+        } else {
+            connection.close_reason(now, generation).map(|_| CloseReason::Lifetime)
+        }
+    }
+
+    /// Decides whether a caller that began to wait at `started` waits on for a connection that is
+    /// being opened.
+    ///
+    /// # Errors
+    /// The server refuses for good, or the time is over.
+    pub(in crate::pool) fn check_opening(
+        &self,
+        started: Instant,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<(), CheckoutError> {
+        let failure = self.shared.connect_error().filter(|(at, _)| *at >= started);
+        let source = match failure {
+            Some((_, source))
+                if !source.is_transient_failure() || now >= deadline || self.config.fail_fast =>
+            {
+                source
+            }
+            None if now >= deadline => {
+                // A connect is still in progress.
+                match self.endpoint.provider_is_silent_for() {
+                    Some(silent) => ConnectionError::new(
+                        ConnectionErrorKind::Credentials,
+                        format!("the provider has not returned for {}", brief(silent)),
+                    ),
+                    None => ConnectionError::timed_out("no connection was established in time"),
+                }
+            }
+            _ => return Ok(()),
+        };
+        Err(CheckoutError::Connect { waited: started.elapsed(), source })
+    }
+
+    /// Counts and logs a checkout that failed.
+    pub(in crate::pool) fn on_refused(&self, error: &CheckoutError) {
+        self.config.counters.refused.add();
+        let (name, error) = (self.config.name, format!("{error:#}"));
+        match self.config.logging.rate_limits.allow(LimitedEvent::CheckoutRefused) {
+            Some(suppressed) => tracing::warn!(pool = name, %error, suppressed, "checkout refused"),
+            None => tracing::debug!(pool = name, %error, "checkout refused"),
+        }
     }
 
     /// Begins a new generation, at most once a second. Returns true if this call has begun it.

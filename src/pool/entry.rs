@@ -1,7 +1,8 @@
 //! The entry of one permit: the open scope that has it, and the scope's connection.
 //!
 //! A call takes the connection out and puts it back, so no thread waits long for the entry's lock. A
-//! scope that is to be reclaimed during a call is marked, and is reclaimed when the call ends.
+//! scope that is to be reclaimed during a call is marked, and is reclaimed when the call ends. If the
+//! call is a future that is no longer polled, the scope is removed without it.
 //! What leaves the entry for good is returned to the caller, which drops it without the lock: the
 //! entry is free before its number is passed on.
 
@@ -10,39 +11,45 @@
 mod model;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 
-use crate::process::sockets::OwnSocket;
 use crate::sync::shim::{Mutex, lock};
 
 /// The part of a scope that its calls take out of the entry.
 pub(crate) trait Kept {
-    /// The socket whose shutdown ends a call.
-    fn socket(&self) -> Option<&Arc<OwnSocket>>;
+    /// What ends a call from outside.
+    type Ender: Clone;
+
+    /// Sets what ends the next call; `None`: nothing can.
+    fn set_ender(&self, ender: &mut Option<Self::Ender>);
+
+    /// Number of uses inside the calls, if they are counted.
+    fn uses(_: &Self::Ender) -> u64 {
+        0
+    }
 }
 
 /// The entry of one permit.
-pub(crate) struct Entry<K, I> {
+pub(crate) struct Entry<K: Kept, I> {
     state: Mutex<State<K, I>>,
     /// Number of begins and ends of calls, and of touches. From it the reaper knows that a scope is in
     /// use. Not under the mutex, which may stay locked forever in a forked child.
     uses: AtomicU64,
 }
 
-struct State<K, I> {
+struct State<K: Kept, I> {
     /// Number of the scopes that had the entry; a scope is known by it.
     generation: u64,
     scope: Option<Scope<K, I>>,
 }
 
-struct Scope<K, I> {
+struct Scope<K: Kept, I> {
     info: I,
     /// `None`: a call has it.
     kept: Option<K>,
     /// Becomes the scope's fate when the call ends.
     mark: Mark,
-    /// The socket of the latest call; `None`: there was no call, or the line had no connection.
-    socket: Option<Weak<OwnSocket>>,
+    /// What ends the latest call.
+    ender: Option<K::Ender>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +72,10 @@ pub(crate) enum Taken<K> {
 }
 
 /// The result of an expiry.
-pub(crate) enum Expired<K, I> {
+pub(crate) enum Expired<K: Kept, I> {
     Reclaimed(K, I),
-    /// A call is under way, on this socket. The scope is reclaimed when it ends.
-    Marked(Option<Weak<OwnSocket>>),
+    /// A call is under way. The scope is reclaimed when it ends.
+    Marked(Option<K::Ender>),
     /// The scope had ended.
     Gone,
 }
@@ -83,13 +90,13 @@ pub(crate) enum Left<K, I> {
     Expired(K, I),
 }
 
-impl<K, I> Default for Entry<K, I> {
+impl<K: Kept, I> Default for Entry<K, I> {
     fn default() -> Self {
         Self { state: Mutex::new(State { generation: 0, scope: None }), uses: AtomicU64::new(0) }
     }
 }
 
-impl<K, I> State<K, I> {
+impl<K: Kept, I> State<K, I> {
     fn scope(&mut self, generation: u64) -> Option<&mut Scope<K, I>> {
         self.scope.as_mut().filter(|_| self.generation == generation)
     }
@@ -99,19 +106,13 @@ impl<K, I> State<K, I> {
         let kept = self.scope.as_mut()?.kept.take()?;
         self.scope.take().map(|scope| (kept, scope.info))
     }
-}
 
-impl<K: Kept, I> State<K, I> {
     /// `mark`: what becomes of an open scope when the call ends.
     #[inline(always)]
     fn take(&mut self, generation: u64, mark: Mark) -> Taken<K> {
         let Some(scope) = self.scope(generation) else { return Taken::Gone };
         let Some(kept) = scope.kept.take() else { return Taken::Busy };
-        // Another one only if a call has replaced the connection.
-        let (known, current) = (scope.socket.as_ref().map(Weak::as_ptr), kept.socket());
-        if known != current.map(Arc::as_ptr) {
-            scope.socket = current.map(Arc::downgrade);
-        }
+        kept.set_ender(&mut scope.ender);
         scope.mark = mark;
         Taken::Kept(kept)
     }
@@ -124,15 +125,17 @@ impl<K: Kept, I> Entry<K, I> {
     pub(crate) fn open(&self, kept: K, info: impl FnOnce(u64, u64) -> I) -> u64 {
         let mut state = lock(&self.state);
         state.generation += 1;
-        let info = info(state.generation, self.uses.load(Ordering::Relaxed));
-        state.scope = Some(Scope { info, kept: Some(kept), mark: Mark::Open, socket: None });
+        let mut ender = None;
+        kept.set_ender(&mut ender);
+        let info = info(state.generation, self.uses(ender.as_ref()));
+        state.scope = Some(Scope { info, kept: Some(kept), mark: Mark::Open, ender });
         state.generation
     }
 
     /// Reads the open scope, also while a call is under way.
     pub(crate) fn read<R>(&self, read: impl FnOnce(&I, u64) -> R) -> Option<R> {
         let state = lock(&self.state);
-        state.scope.as_ref().map(|scope| read(&scope.info, self.uses.load(Ordering::Relaxed)))
+        state.scope.as_ref().map(|scope| read(&scope.info, self.uses(scope.ender.as_ref())))
     }
 
     /// Takes the connection out for a call.
@@ -167,7 +170,7 @@ impl<K: Kept, I> Entry<K, I> {
                     info => Left::Ended(kept, info),
                 }
             }
-            // The permit was with the call, so no other scope can have been opened here.
+            // The scope was removed during the call, or has ended.
             None => Left::Ended(kept, None),
         }
     }
@@ -190,15 +193,28 @@ impl<K: Kept, I> Entry<K, I> {
         let mut state = lock(&self.state);
         let Some(scope) = state.scope(generation) else { return Expired::Gone };
         scope.mark = Mark::Expired;
-        let socket = scope.socket.clone();
+        let ender = scope.ender.clone();
         match state.remove() {
             Some((kept, info)) => Expired::Reclaimed(kept, info),
-            None => Expired::Marked(socket),
+            None => Expired::Marked(ender),
         }
+    }
+
+    /// Removes the scope also during a call. Its connection and its permit stay with the call, so
+    /// the entry is free before the permit is taken from there.
+    #[must_use = "dropped without the entry's lock"]
+    pub(crate) fn revoke(&self, generation: u64) -> Option<(Option<K>, I)> {
+        let mut state = lock(&self.state);
+        state.scope(generation)?;
+        state.scope.take().map(|scope| (scope.kept, scope.info))
     }
 
     /// Counts as a use of the scope.
     pub(crate) fn touch(&self) {
         self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn uses(&self, ender: Option<&K::Ender>) -> u64 {
+        self.uses.load(Ordering::Relaxed) + ender.map_or(0, K::uses)
     }
 }

@@ -14,9 +14,8 @@ use tracing::Level;
 
 use crate::connection::connection::Connection;
 use crate::connection::endpoint::Endpoint;
-use crate::connection::handshake::OpenOptions;
 use crate::connection::threads;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::connection::ConnectionError;
 use crate::logging::deferred;
 use crate::logging::deferred::LogThread;
 use crate::pool::config::PoolConfig;
@@ -145,16 +144,7 @@ impl Opener {
     }
 
     fn open(&self) -> Result<Connection, ConnectionError> {
-        // Read before the connection exists: if its server is found to be gone during the
-        // handshake, the connection belongs to the former generation.
-        let generation = self.generation();
-        // After a connect that the peer closed, MULTI is sent alone, so that the next error shows
-        // whether MULTI is the reason.
-        let last = self.shared.connect_error();
-        let multi_apart =
-            last.is_some_and(|(_, error)| error.kind() == ConnectionErrorKind::Closed);
-        let (purpose, deadline) = (self.purpose, None);
-        let options = OpenOptions { purpose, multi_apart, generation, deadline };
+        let options = self.shared.open_options(self.purpose, &self.endpoint);
         threads::open(&self.endpoint, &self.settings, options)
     }
 }
@@ -166,40 +156,17 @@ impl r2d2::ManageConnection for Opener {
 
     fn connect(&self) -> Result<Box<Opened>, ConnectionError> {
         let counted = CountedConnection::new(&self.shared);
-        let refused =
-            || ConnectionError::new(ConnectionErrorKind::Closed, "the session manager is closed");
-        if self.shared.is_closed() {
-            return Err(refused());
-        }
-        let mut opened = catch_unwind(AssertUnwindSafe(|| self.open()))
+        self.shared.ensure_open()?;
+        let opened = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|_| Err(ConnectionError::panicked()));
-        if self.shared.is_closed() {
-            return Err(refused());
-        }
-        let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
-        if self.shared.repeats_closed_at_multi(at_multi) {
-            opened = opened.map_err(ConnectionError::permanent);
-        }
-        self.shared.set_connect_error(opened.as_ref().err().cloned());
-        // Logged later: the connection is passed on when this returns.
-        let address = self.endpoint.address().into_owned();
+        let opened = self.shared.opened(opened, &self.endpoint, &self.log_thread);
         let opened = match opened {
             Ok(connection) => {
                 self.shared.register_socket(&connection);
-                self.shared.counters.connects.add();
                 let attempt = Some(self.shared.attempts.connection_opened());
-                self.log_thread.log(Level::DEBUG, move || {
-                    tracing::debug!(server.address = &*address, "connected");
-                });
                 Ok(Box::new(Opened { connection, attempt, _counted: counted }))
             }
             Err(error) => {
-                self.shared.counters.connect_failures.add();
-                let cause = error.clone();
-                self.log_thread.log(Level::DEBUG, move || {
-                    let error = format!("{cause:#}");
-                    tracing::debug!(server.address = &*address, %error, "connect failed");
-                });
                 drop(counted);
                 Err(error)
             }

@@ -22,6 +22,7 @@ pub(crate) mod model;
 mod pending;
 #[expect(clippy::module_inception, reason = "the folder is named after this type")]
 pub(crate) mod pool;
+pub(crate) mod reauthentication;
 pub(crate) mod redirect_pause;
 pub(crate) mod retry_budget;
 pub(crate) mod router;

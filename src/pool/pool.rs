@@ -15,7 +15,6 @@ use crate::connection::threads::Threads;
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::DeferredEvents;
-use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::batch::send_batch;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
@@ -39,7 +38,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(20);
 /// A pool of connections to one server. Clones are the same pool.
 #[derive(Clone)]
 pub(crate) struct Pool {
-    pub(in crate::pool) scopes: Arc<OpenScopes>,
+    pub(in crate::pool) scopes: Arc<OpenScopes<Checkout>>,
 }
 
 impl Deref for Pool {
@@ -68,17 +67,7 @@ impl Pool {
                 self.config.counters.checkouts.add();
                 checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
             }
-            Err(error) => {
-                self.config.counters.refused.add();
-                let rate_limits = &self.config.logging.rate_limits;
-                let error = format!("{error:#}");
-                match rate_limits.allow(LimitedEvent::CheckoutRefused) {
-                    Some(suppressed) => {
-                        tracing::warn!(pool = name, %error, suppressed, "checkout refused");
-                    }
-                    None => tracing::debug!(pool = name, %error, "checkout refused"),
-                }
-            }
+            Err(error) => self.on_refused(error),
         }
         checkout
     }
@@ -143,7 +132,10 @@ impl Pool {
     ) -> Result<T, CheckoutError> {
         let mut warned = false;
         let acquired = loop {
-            let acquired = acquire(&|is_waiting| match self.scopes.check_wait(is_waiting) {
+            let acquired = acquire(&|is_waiting| match self
+                .scopes
+                .check_wait(|holder| is_waiting(holder.id))
+            {
                 Err(WouldDeadlock { certain: false, .. }) if warned => Ok(()),
                 checked => checked,
             });
@@ -235,23 +227,24 @@ impl Pool {
 impl ServerPool for Pool {
     type Io = Threads;
     type Line = Checkout;
-    type Pin = PinnedConnection;
+    type Pin = PinnedConnection<Checkout>;
     /// A forgotten scope does not keep the pool alive. (The checkout in the scope's entry does, until
     /// the scope ends or is reclaimed.)
-    type Weak = Weak<OpenScopes>;
+    type Weak = Weak<OpenScopes<Checkout>>;
 
     fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
         let threads = Arc::clone(&config.threads);
-        let pool = Self { scopes: Arc::new(OpenScopes::new(PoolCore::new(config, endpoint))) };
+        let pool =
+            Self { scopes: Arc::new(OpenScopes::new(Arc::new(PoolCore::new(config, endpoint)))) };
         pool.start_reaper(&threads);
         pool
     }
 
-    fn weak(&self) -> Weak<OpenScopes> {
+    fn weak(&self) -> Weak<OpenScopes<Checkout>> {
         Arc::downgrade(&self.scopes)
     }
 
-    fn upgrade(weak: &Weak<OpenScopes>) -> Option<Self> {
+    fn upgrade(weak: &Weak<OpenScopes<Checkout>>) -> Option<Self> {
         weak.upgrade().map(|scopes| Self { scopes })
     }
 
@@ -297,7 +290,7 @@ impl ServerPool for Pool {
         deadline: Instant,
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
-    ) -> impl Future<Output = Result<PinnedConnection, CheckoutError>> + Send {
+    ) -> impl Future<Output = Result<PinnedConnection<Checkout>, CheckoutError>> + Send {
         let checkout = self.take(deadline);
         let open =
             |checkout: Checkout| self.scopes.open(checkout.with_ask(needs_asking), origin, router);

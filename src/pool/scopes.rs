@@ -4,14 +4,14 @@
 //! scope takes the checkout out, and its end puts it back. The scope itself has only the entry's
 //! number and a generation. So a scope that was forgotten, or whose thread never returns
 //! from user code, keeps no connection. A known outcome is never overwritten, and the reaper never
-//! waits for a call.
+//! waits for a call. A call of a task may be forgotten as well; its right to the checkout is then
+//! revoked.
 
 use std::any::Any;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
 use std::sync::{Arc, Weak};
-use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
@@ -22,86 +22,107 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::open_scope::OpenScope;
 use crate::error::pin_expired::PinExpired;
 use crate::logging::deferred::LogThread;
-use crate::pool::checkout::Checkout;
-use crate::pool::core::PoolCore;
+use crate::pool::context::PoolContext;
 use crate::pool::entry::{self, Expired, Kept, Left, Taken};
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
-use crate::pool::semaphore::IsWaiting;
 use crate::pool::server_pool::PinnedLine;
-use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
-use crate::sync::{this_thread, thread_name};
+
+/// A checked-out connection that a scope keeps in its entry.
+pub(crate) trait ScopeLine: Line + Kept<Ender: Send> + 'static {
+    /// What the lines of one pool share.
+    type Core: Deref<Target = PoolContext> + Send + Sync;
+    /// The thread or task that began a scope.
+    type Holder: Holder;
+
+    /// The number of the permit.
+    fn permit_number(&self) -> usize;
+
+    /// Marks the connection as returned by the reaper, whose thread must not wait for a log.
+    fn mark_reclaimed(&mut self);
+
+    /// Makes the call that has the line fail.
+    fn end_call(ender: &Self::Ender);
+
+    /// Returns whether the call that has the line may have been forgotten, since its scope has not
+    /// been used for long.
+    fn may_be_forgotten(ender: &Self::Ender) -> bool;
+
+    /// Takes connection and permit from the call that has the line. A call that goes on fails.
+    fn revoke(ender: &Self::Ender);
+}
+
+/// The thread or task that began a scope.
+pub(crate) trait Holder: Clone + PartialEq + fmt::Debug + Send + Sync {
+    /// The current one.
+    fn current() -> Self;
+
+    fn name(&self) -> Arc<str>;
+}
 
 /// The open scopes of one pool. An open scope keeps them alive, and the pool with them, until it
 /// ends or is reclaimed.
-pub(crate) struct OpenScopes {
-    core: Arc<PoolCore>,
-    entries: Box<[Entry]>,
+pub(crate) struct OpenScopes<L: ScopeLine> {
+    core: Arc<L::Core>,
+    entries: Box<[Entry<L>]>,
 }
 
-type Entry = entry::Entry<Checkout, ScopeRecord>;
+type Entry<L> = entry::Entry<L, ScopeRecord<L>>;
 
 /// The scope itself holds the pool and its router weakly; its entry keeps them alive.
-struct ScopeRecord {
-    info: ScopeInfo,
-    _scopes: Arc<OpenScopes>,
+struct ScopeRecord<L: ScopeLine> {
+    info: ScopeInfo<L::Holder>,
+    _scopes: Arc<OpenScopes<L>>,
     _router: Arc<dyn Any + Send + Sync>,
 }
 
-impl Kept for Checkout {
-    fn socket(&self) -> Option<&Arc<OwnSocket>> {
-        Self::socket(self)
-    }
-}
-
 #[derive(Clone, Debug)]
-struct ScopeInfo {
+struct ScopeInfo<H> {
     generation: u64,
     begun: Instant,
     /// Value of the entry's `uses` when the scope began.
     uses: u64,
-    thread: ThreadId,
-    thread_name: Arc<str>,
+    holder: H,
     origin: ScopeOrigin,
 }
 
-impl ScopeInfo {
+impl<H: Holder> ScopeInfo<H> {
     fn open_scope(&self) -> OpenScope {
         OpenScope {
             name: self.origin.name.clone(),
             blocking: None,
             begun_at: self.origin.place,
-            thread: Arc::clone(&self.thread_name),
+            thread: self.holder.name(),
             age: self.begun.elapsed(),
             is_closure: self.origin.is_closure,
         }
     }
 }
 
-impl OpenScopes {
-    pub(crate) fn new(core: PoolCore) -> Self {
-        let entries = (0..core.settings().max_size).map(|_| Entry::default()).collect();
-        Self { core: Arc::new(core), entries }
+impl<L: ScopeLine> OpenScopes<L> {
+    pub(crate) fn new(core: Arc<L::Core>) -> Self {
+        let entries = (0..core.settings().max_size).map(|_| Entry::<L>::default()).collect();
+        Self { core, entries }
     }
 
-    pub(crate) fn core(&self) -> &Arc<PoolCore> {
+    pub(crate) fn core(&self) -> &Arc<L::Core> {
         &self.core
     }
 
     /// Puts the checkout into its entry and returns the scope's access to it.
     pub(crate) fn open(
         self: &Arc<Self>,
-        checkout: Checkout,
+        checkout: L,
         origin: ScopeOrigin,
         router: Arc<dyn Any + Send + Sync>,
-    ) -> PinnedConnection {
+    ) -> PinnedConnection<L> {
         let (begun, place, index) = (Instant::now(), origin.place, checkout.permit_number());
         let mut generation = 0;
         if let Some(entry) = self.entries.get(index) {
-            let (thread, thread_name) = (this_thread(), thread_name());
+            let holder = L::Holder::current();
             generation = entry.open(checkout, |generation, uses| ScopeRecord {
-                info: ScopeInfo { generation, begun, uses, thread, thread_name, origin },
+                info: ScopeInfo { generation, begun, uses, holder, origin },
                 _scopes: Arc::clone(self),
                 _router: router,
             });
@@ -113,18 +134,22 @@ impl OpenScopes {
 
     /// The open scopes in the order of the entries.
     pub(crate) fn list(&self) -> Vec<OpenScope> {
-        let scope = |entry: &Entry| entry.read(|record, _| record.info.open_scope());
+        let scope = |entry: &Entry<L>| entry.read(|record, _| record.info.open_scope());
         self.entries.iter().filter_map(scope).collect()
     }
 
-    /// Fails if no thread is left that could return a connection, given those that wait already.
-    pub(crate) fn check_wait(&self, is_waiting: &IsWaiting<'_>) -> Result<(), WouldDeadlock> {
-        let me = this_thread();
+    /// Fails if no thread or task is left that could return a connection, given those that wait
+    /// already.
+    pub(crate) fn check_wait(
+        &self,
+        is_waiting: impl Fn(&L::Holder) -> bool,
+    ) -> Result<(), WouldDeadlock> {
+        let me = L::Holder::current();
         let mut holders = Vec::new();
         let mut certain = true;
         for entry in &self.entries {
             let holder = entry.read(|ScopeRecord { info, .. }, _| {
-                let may_end = info.thread != me && !is_waiting(info.thread);
+                let may_end = info.holder != me && !is_waiting(&info.holder);
                 (!may_end).then(|| info.open_scope())
             });
             let Some(Some(holder)) = holder else { return Ok(()) };
@@ -159,9 +184,15 @@ impl OpenScopes {
             }
             let idle = last_seen.since.map(|since| now.saturating_duration_since(since));
             if idle.is_some_and(|idle| idle >= limit) {
-                // A scope inside a call is reclaimed when the call ends.
-                if let Expired::Reclaimed(kept, info) = entry.expire(info.generation) {
-                    reclaim(kept, info, limit, Some(log_thread));
+                match entry.expire(info.generation) {
+                    Expired::Reclaimed(kept, record) => {
+                        reclaim(kept, record, limit, Some(log_thread));
+                    }
+                    // A scope inside a call is reclaimed when the call ends.
+                    Expired::Marked(Some(ender)) if L::may_be_forgotten(&ender) => {
+                        revoke(entry, info.generation, &ender, limit, log_thread);
+                    }
+                    Expired::Marked(_) | Expired::Gone => {}
                 }
             } else if warn_after.is_some_and(|after| now - info.begun >= after) && !last_seen.warned
             {
@@ -179,16 +210,14 @@ impl OpenScopes {
     /// Reclaims all scopes and returns their number. One that is inside a call is reclaimed when the
     /// call ends, which fails now.
     pub(crate) fn reclaim_all(&self) -> usize {
-        let generation = |entry: &Entry| entry.read(|record, _| record.info.generation);
+        let generation = |entry: &Entry<L>| entry.read(|record, _| record.info.generation);
         let open = |entry| Some((entry, generation(entry)?));
         let open: Vec<_> = self.entries.iter().filter_map(open).collect();
         for (entry, generation) in &open {
             match entry.expire(*generation) {
                 Expired::Reclaimed(kept, info) => reclaim(kept, info, Duration::ZERO, None),
-                Expired::Marked(socket) => {
-                    socket.and_then(|socket| socket.upgrade()).map(|socket| socket.shut_down());
-                }
-                Expired::Gone => {}
+                Expired::Marked(Some(ender)) => L::end_call(&ender),
+                Expired::Marked(None) | Expired::Gone => {}
             }
         }
         open.len()
@@ -215,9 +244,9 @@ struct LastSeen {
 }
 
 /// Has the connection replaced, and passes the permit to the caller that has waited longest.
-fn reclaim(
-    mut checkout: Checkout,
-    record: ScopeRecord,
+fn reclaim<L: ScopeLine>(
+    mut checkout: L,
+    record: ScopeRecord<L>,
     limit: Duration,
     log_thread: Option<&Arc<LogThread>>,
 ) {
@@ -241,9 +270,35 @@ fn reclaim(
     }
 }
 
+/// Takes connection and permit from a scope whose call is no longer polled.
+#[cold]
+fn revoke<L: ScopeLine>(
+    entry: &Entry<L>,
+    generation: u64,
+    ender: &L::Ender,
+    limit: Duration,
+    log_thread: &Arc<LogThread>,
+) {
+    let info = match entry.revoke(generation) {
+        // The call has just ended.
+        Some((Some(kept), record)) => return reclaim(kept, record, limit, Some(log_thread)),
+        Some((None, ScopeRecord { info, .. })) => info,
+        None => return,
+    };
+    L::revoke(ender);
+    log_thread.log(Level::WARN, move || {
+        let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
+        let name = name.as_deref();
+        tracing::warn!(
+            name, %place, %thread, ?age, ?limit,
+            "scope reclaimed during a call that was not polled for max_pin_time"
+        );
+    });
+}
+
 /// A scope's access to its connection.
-pub(crate) struct PinnedConnection {
-    scopes: Weak<OpenScopes>,
+pub(crate) struct PinnedConnection<L: ScopeLine> {
+    scopes: Weak<OpenScopes<L>>,
     index: usize,
     generation: u64,
     begun: Instant,
@@ -253,12 +308,12 @@ pub(crate) struct PinnedConnection {
     ends_with_call: bool,
 }
 
-impl PinnedConnection {
+impl<L: ScopeLine> PinnedConnection<L> {
     #[inline(always)]
     fn begin_call<E: From<PinExpired> + From<CheckoutError>>(
         &self,
-        take: impl FnOnce(&Entry, u64) -> Taken<Checkout>,
-    ) -> Result<ScopeCall, E> {
+        take: impl FnOnce(&Entry<L>, u64) -> Taken<L>,
+    ) -> Result<ScopeCall<L>, E> {
         let scopes = self.scopes.upgrade().ok_or_else(|| self.expired())?;
         let generation = self.generation;
         match scopes.entries.get(self.index).map(|entry| take(entry, generation)) {
@@ -280,15 +335,15 @@ impl PinnedConnection {
     }
 }
 
-impl PinnedLine for PinnedConnection {
-    type Line = Checkout;
-    type Call = ScopeCall;
+impl<L: ScopeLine> PinnedLine for PinnedConnection<L> {
+    type Line = L;
+    type Call = ScopeCall<L>;
 
-    fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<ScopeCall, E> {
+    fn call<E: From<PinExpired> + From<CheckoutError>>(&self) -> Result<ScopeCall<L>, E> {
         self.begin_call(Entry::take)
     }
 
-    fn last_call<E: From<PinExpired> + From<CheckoutError>>(mut self) -> Result<ScopeCall, E> {
+    fn last_call<E: From<PinExpired> + From<CheckoutError>>(mut self) -> Result<ScopeCall<L>, E> {
         let call = self.begin_call::<E>(Entry::take_last)?;
         self.ends_with_call = true;
         Ok(call)
@@ -303,7 +358,7 @@ impl PinnedLine for PinnedConnection {
     }
 }
 
-impl Drop for PinnedConnection {
+impl<L: ScopeLine> Drop for PinnedConnection<L> {
     fn drop(&mut self) {
         if self.ends_with_call {
             return;
@@ -318,7 +373,7 @@ impl Drop for PinnedConnection {
     }
 }
 
-impl fmt::Debug for PinnedConnection {
+impl<L: ScopeLine> fmt::Debug for PinnedConnection<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PinnedConnection")
             .field("entry", &self.index)
@@ -329,15 +384,15 @@ impl fmt::Debug for PinnedConnection {
 
 /// The connection of a scope, taken out of its entry for one call. On drop it is put back. If the
 /// scope was reclaimed or ended meanwhile, connection and permit are returned instead.
-pub(crate) struct ScopeCall(ScopeGuard<TakenCheckout, fn(TakenCheckout)>);
+pub(crate) struct ScopeCall<L: ScopeLine>(ScopeGuard<TakenCheckout<L>, fn(TakenCheckout<L>)>);
 
-struct TakenCheckout {
-    scopes: Arc<OpenScopes>,
+struct TakenCheckout<L: ScopeLine> {
+    scopes: Arc<OpenScopes<L>>,
     generation: u64,
-    checkout: Checkout,
+    checkout: L,
 }
 
-impl TakenCheckout {
+impl<L: ScopeLine> TakenCheckout<L> {
     #[inline]
     fn put_back(self) {
         let Self { scopes, generation, checkout } = self;
@@ -360,16 +415,16 @@ impl TakenCheckout {
     }
 }
 
-impl Deref for ScopeCall {
-    type Target = Checkout;
+impl<L: ScopeLine> Deref for ScopeCall<L> {
+    type Target = L;
 
-    fn deref(&self) -> &Checkout {
+    fn deref(&self) -> &L {
         &self.0.checkout
     }
 }
 
-impl DerefMut for ScopeCall {
-    fn deref_mut(&mut self) -> &mut Checkout {
+impl<L: ScopeLine> DerefMut for ScopeCall<L> {
+    fn deref_mut(&mut self) -> &mut L {
         &mut self.0.checkout
     }
 }

@@ -1,14 +1,20 @@
-//! The state that a pool shares with the threads that open its connections.
+//! The state that a pool shares with the threads or tasks that open its connections.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
+use tracing::Level;
+
 use crate::connection::connection::Connection;
 use crate::connection::endpoint::Endpoint;
-use crate::error::connection::ConnectionError;
+use crate::connection::handshake::OpenOptions;
+use crate::connection::wire::Wire;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::logging::deferred::LogThread;
 use crate::pool::connect_attempts::ConnectAttempts;
 use crate::process::sockets::OwnSocket;
+use crate::protocol::handshake::Purpose;
 use crate::status::counters::Counters;
 use crate::sync::lock;
 
@@ -17,7 +23,7 @@ use crate::sync::lock;
 const ATTEMPTS_AT_MULTI: u32 = 3;
 const TIME_AT_MULTI: Duration = Duration::from_millis(300);
 
-/// The state that a pool shares with the threads that open its connections.
+/// The state that a pool shares with the threads or tasks that open its connections.
 #[derive(Default)]
 pub(crate) struct PoolShared {
     /// Shared by all pools of one purpose: in a cluster each master has a pool.
@@ -116,6 +122,68 @@ impl PoolShared {
         let (since, attempts) = closed.get_or_insert((Instant::now(), 0));
         *attempts += 1;
         *attempts >= ATTEMPTS_AT_MULTI && since.elapsed() >= TIME_AT_MULTI
+    }
+
+    /// Returns the options of a connection that is opened now.
+    pub(crate) fn open_options(&self, purpose: Purpose, endpoint: &Endpoint) -> OpenOptions {
+        // Read before the connection exists: if its server is found to be gone during the
+        // handshake, the connection belongs to the former generation.
+        let generation = self.generation(endpoint);
+        // After a connect that the peer closed, MULTI is sent alone, so that the next error shows
+        // whether MULTI is the reason.
+        let last = self.connect_error();
+        let multi_apart =
+            last.is_some_and(|(_, error)| error.kind() == ConnectionErrorKind::Closed);
+        OpenOptions { purpose, multi_apart, generation, deadline: None }
+    }
+
+    /// Records the outcome of a connect, and returns it.
+    ///
+    /// # Errors
+    /// The connect failed, or the pool was closed meanwhile.
+    pub(crate) fn opened<W: Wire>(
+        &self,
+        mut opened: Result<Connection<W>, ConnectionError>,
+        endpoint: &Endpoint,
+        log_thread: &Arc<LogThread>,
+    ) -> Result<Connection<W>, ConnectionError> {
+        self.ensure_open()?;
+        let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
+        if self.repeats_closed_at_multi(at_multi) {
+            opened = opened.map_err(ConnectionError::permanent);
+        }
+        let error = opened.as_ref().err().cloned();
+        self.set_connect_error(error.clone());
+        // Logged later: the connection is passed on when this returns.
+        let address = endpoint.address().into_owned();
+        match error {
+            None => {
+                self.counters.connects.add();
+                log_thread.log(Level::DEBUG, move || {
+                    tracing::debug!(server.address = &*address, "connected");
+                });
+            }
+            Some(cause) => {
+                self.counters.connect_failures.add();
+                log_thread.log(Level::DEBUG, move || {
+                    let error = format!("{cause:#}");
+                    tracing::debug!(server.address = &*address, %error, "connect failed");
+                });
+            }
+        }
+        opened
+    }
+
+    /// # Errors
+    /// The pool is closed for new connections.
+    pub(crate) fn ensure_open(&self) -> Result<(), ConnectionError> {
+        match self.is_closed() {
+            true => {
+                let text = "the session manager is closed";
+                Err(ConnectionError::new(ConnectionErrorKind::Closed, text))
+            }
+            false => Ok(()),
+        }
     }
 
     /// The last connect error, unless a connect has succeeded since.

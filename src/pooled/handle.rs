@@ -11,6 +11,7 @@ use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
+use crate::pool::checkout::Checkout;
 use crate::pool::line::Line;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
@@ -157,7 +158,7 @@ impl Pooled {
         &self,
         place: &'static Location<'static>,
         started: Instant,
-    ) -> Result<ScopeCall, Error> {
+    ) -> Result<ScopeCall<Checkout>, Error> {
         let owner = ScopeOrigin { name: None, place, is_closure: true };
         let deadline = started + self.router.settings().checkout_timeout;
         let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;

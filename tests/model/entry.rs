@@ -63,9 +63,9 @@ struct World {
 }
 
 impl Kept for Token {
-    fn socket(&self) -> Option<&Arc<OwnSocket>> {
-        None
-    }
+    type Ender = ();
+
+    fn set_ender(&self, _: &mut Option<()>) {}
 }
 
 impl Drop for Token {

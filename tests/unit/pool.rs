@@ -24,6 +24,7 @@ use crate::connection::transport::Transport;
 use crate::connection::url::one as parse;
 use crate::error::any::Error;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool::checkout::Checkout;
 use crate::pool::config::PoolConfig;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
@@ -139,7 +140,7 @@ pub(in crate::pool) fn config_at(url: String, max_pin_time: Duration) -> (PoolCo
     (config, endpoint)
 }
 
-fn pin(pool: &Pool) -> PinnedConnection {
+fn pin(pool: &Pool) -> PinnedConnection<Checkout> {
     let origin = ScopeOrigin { name: None, place: Location::caller(), is_closure: false };
     now(pool.pin(origin, Instant::now() + SOON, false, Arc::new(()))).unwrap()
 }

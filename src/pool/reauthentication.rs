@@ -1,0 +1,79 @@
+//! The re-authentication of a connection between two callers, after its credentials have changed.
+
+use std::time::Instant;
+
+use tracing::Level;
+
+use crate::connection::login::Login;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool::line::Line;
+use crate::text::brief;
+
+/// Re-authenticates with the credentials that `login` returns, if they have changed. Returns false if
+/// the connection was lost. Dropped before its end, it leaves a connection that awaits a reply.
+///
+/// Without new credentials, or if the server refuses them, the connection keeps its identity.
+pub(crate) async fn reauthenticate<L: Line, F>(
+    line: &mut L,
+    checkout_deadline: Instant,
+    login: impl FnOnce() -> F + Send,
+) -> bool
+where
+    F: Future<Output = Result<Login, ConnectionError>> + Send,
+{
+    let Some(version) = line.context().endpoint.login_version() else { return true };
+    if !line.current().is_some_and(|connection| connection.needs_reauth(version)) {
+        return true;
+    }
+    let address = line.context().endpoint.address().into_owned();
+    // Before the timer starts: the provider's latency does not count against the server.
+    let login = match provider_is_silent(line) {
+        Some(error) => Err(error),
+        None => login().await,
+    };
+    let deadline = line.response_deadline().capped(checkout_deadline);
+    let Some(connection) = line.current() else { return false };
+    let login = match login {
+        Ok(login) => login,
+        Err(error) => {
+            connection.auth_failed();
+            line.log_later(Level::WARN, move || {
+                tracing::warn!(
+                    server.address = &*address, error = %format_args!("{error:#}"),
+                    "no new credentials; the connection keeps its identity"
+                );
+            });
+            return true;
+        }
+    };
+    match connection.reauthenticate(&login, deadline).await {
+        Ok(Ok(())) => {
+            line.context().shared.counters.reauthentications.add();
+            line.log_later(Level::DEBUG, move || {
+                tracing::debug!(server.address = &*address, "re-authenticated");
+            });
+        }
+        Ok(Err(error)) => line.log_later(Level::WARN, move || {
+            tracing::warn!(
+                server.address = &*address, error = %format_args!("{error:#}"),
+                "the new credentials were refused; the connection keeps its identity"
+            );
+        }),
+        Err(cause) => {
+            line.on_lost(&cause);
+            line.log_replaced(&cause);
+            return false;
+        }
+    }
+    true
+}
+
+/// The provider hangs, and each further call would occupy a thread.
+fn provider_is_silent<L: Line>(line: &L) -> Option<ConnectionError> {
+    let context = line.context();
+    let silent = context.endpoint.provider_is_silent_for()?;
+    (silent > context.settings().response_timeout).then(|| {
+        let text = format!("the provider has not returned for {}", brief(silent));
+        ConnectionError::new(ConnectionErrorKind::Credentials, text)
+    })
+}
