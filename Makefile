@@ -1,6 +1,6 @@
 # Names for the scripts; what they do is written in them.
 
-.PHONY: help demo test soak soak-exactly-once soak-locks soak-topologies bench bench-quick
+.PHONY: help demo test soak soak-exactly-once soak-locks soak-tasks soak-topologies bench bench-quick
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,9 @@ soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, as many while slo
 
 soak-locks: ## run the locks' soak: a million tries, 50,000 fenced writes, 40 failovers (ARGS="--tries N --seed S ...")
 	@scripts/soak-locks $(ARGS)
+
+soak-tasks: ## run the soak of tasks: a million scopes twice, a fifth dropped; 10,000 timeouts; a stopped server (ARGS="--scopes N --seed S ...")
+	@scripts/soak-tasks $(ARGS)
 
 soak-topologies: ## move slots, kill masters, add and remove nodes under load; failovers by sentinels (ARGS="--rounds N --seed S")
 	@scripts/soak-topologies $(ARGS)

@@ -2,6 +2,9 @@
 //! stuck, expired.
 
 mod expired;
-mod leftovers;
+// Left behind by `with_raw`, which is of threads.
+crate::side::threads_only! {
+    mod leftovers;
+}
 mod reclaimed;
 mod scopes;

@@ -12,5 +12,7 @@ mod limits;
 mod messages;
 mod secrets;
 mod settings;
-mod threads;
+crate::side::threads_only! {
+    mod threads;
+}
 mod watching;

@@ -13,6 +13,9 @@ use rediscope::{Builder, Mode, Plain};
 /// Whether a large transaction sends commands ahead of its commit.
 pub(crate) const SENDS_CHUNKS: bool = true;
 
+/// Whether connections may use TLS.
+pub(crate) const HAS_TLS: bool = true;
+
 /// Items that another side may not have.
 macro_rules! threads_only {
     ($($item:tt)*) => { $($item)* };
@@ -107,6 +110,7 @@ const SUITES: &[&str] = &[
     "leaks",
     "lock_fencing",
     "locks",
+    "protocol",
     "refusals",
     "scope_exit",
     "timeouts",

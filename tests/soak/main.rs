@@ -1,7 +1,7 @@
 //! Long runs under faults, each with a ledger that is compared with what the server holds.
 //!
-//! The suite runs a short version of each. `make soak`, `make soak-exactly-once`, `make soak-locks` and
-//! `make soak-topologies` run the long ones.
+//! The suite runs a short version of each. `make soak`, `make soak-exactly-once`, `make soak-locks`,
+//! `make soak-tasks` and `make soak-topologies` run the long ones.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,6 +17,8 @@ mod exactly_once_soak;
 mod fault_soak;
 mod lock_soak;
 mod stress;
+#[cfg(feature = "tokio")]
+mod tasks_soak;
 mod topology_soak;
 
 /// Time within which an awaited event must happen, far more than it needs on a busy machine.

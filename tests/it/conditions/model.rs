@@ -1,7 +1,7 @@
 //! Random data, random conditions, a random write in between: the server and the model agree.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
 
 use crate::side::SessionManager;
 use proptest::prelude::*;
@@ -339,8 +339,8 @@ fn cases() -> impl Strategy<Value = Case> {
 fn whatever_is_required_the_server_and_the_model_agree() {
     let server = Server::start();
     let sessions = SessionManager::connect(server.url()).unwrap();
-    let (handle, elsewhere) = (sessions.transactional(), RefCell::new(server.connection()));
-    let seen = RefCell::new([0_u32; 4]);
+    let (handle, elsewhere) = (sessions.transactional(), Mutex::new(server.connection()));
+    let seen = Mutex::new([0_u32; 4]);
     let config = Config {
         cases: SEQUENCES,
         max_shrink_iters: 2_000,
@@ -351,10 +351,10 @@ fn whatever_is_required_the_server_and_the_model_agree() {
     let agreed = TestRunner::new(config).run(&cases(), |(stored, asked, meanwhile)| {
         let mut model = Model::new();
         for (key, data) in stored.iter().enumerate() {
-            put(&mut elsewhere.borrow_mut(), key, data.as_ref());
+            put(&mut elsewhere.lock().unwrap(), key, data.as_ref());
             model.extend(data.clone().map(|data| (key, data)));
         }
-        redis::cmd("DEL").arg("ran").exec(&mut *elsewhere.borrow_mut()).unwrap();
+        redis::cmd("DEL").arg("ran").exec(&mut *elsewhere.lock().unwrap()).unwrap();
         let first = verdict(&asked, &model);
         let (mut wanted, mut runs) = (first, 0);
         let held = wanted == Verdict::Holds;
@@ -374,7 +374,7 @@ fn whatever_is_required_the_server_and_the_model_agree() {
             if runs == 1
                 && let Some((key, data)) = &meanwhile
             {
-                put(&mut elsewhere.borrow_mut(), *key, data.as_ref());
+                put(&mut elsewhere.lock().unwrap(), *key, data.as_ref());
             }
             Ok(tx.incr("ran", 1))
         });
@@ -394,9 +394,9 @@ fn whatever_is_required_the_server_and_the_model_agree() {
         prop_assert_eq!(&reported, &wanted);
         prop_assert_eq!(runs > 0, held, "the block is run where they hold, and nowhere else");
         let ran: Option<i64> =
-            redis::cmd("GET").arg("ran").query(&mut *elsewhere.borrow_mut()).unwrap();
+            redis::cmd("GET").arg("ran").query(&mut *elsewhere.lock().unwrap()).unwrap();
         prop_assert_eq!(ran, (reported == Verdict::Holds).then_some(1));
-        let mut seen = seen.borrow_mut();
+        let mut seen = seen.lock().unwrap();
         match reported {
             Verdict::Holds => seen[0] += 1,
             Verdict::Failed(_) => seen[1] += 1,
@@ -408,7 +408,7 @@ fn whatever_is_required_the_server_and_the_model_agree() {
     if let Err(failure) = agreed {
         panic!("{failure}");
     }
-    let [held, failed, refused, raced] = seen.into_inner();
+    let [held, failed, refused, raced] = seen.into_inner().unwrap();
     println!("{held} held, {failed} failed, {refused} refused, {raced} raced");
     assert!(held.min(failed).min(refused).min(raced) > SEQUENCES / 100, "one of them is missing");
     assert_eq!(sessions.status().transactional.counts.all_replaced(), 0);

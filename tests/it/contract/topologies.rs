@@ -12,7 +12,7 @@ use rediscope_testing::server::Server;
 use rediscope_testing::tls::TlsServer;
 
 /// What a row is played on: how to connect, a word that all keys begin with, and their server.
-pub(crate) trait Topology {
+pub(crate) trait Topology: Sync {
     fn url(&self) -> String;
 
     fn reach(&self, url: String) -> Builder {

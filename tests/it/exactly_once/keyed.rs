@@ -4,10 +4,10 @@ use crate::fixture::{Fixture, SOON};
 use crate::side::{BuildSide as _, ResolveDoubt as _};
 use std::time::Duration;
 
-use crate::side::{SessionManager, Transactional, Watching};
+use crate::side::{SessionManager, Transactional};
 use rediscope::error::{Applied, Resolution};
 use rediscope::prelude::*;
-use rediscope::{Begin, Block, CommitError, Error, Outcome, TransactionOptions};
+use rediscope::{Begin, CommitError, Error, Outcome, TransactionOptions};
 
 use super::fixture::{Fate, start, start_with};
 use rediscope_testing::eventually;
@@ -40,12 +40,15 @@ fn an_empty_key_and_a_time_to_live_under_a_millisecond_are_refused_before_anythi
         [once("", HOUR), once("k", Duration::ZERO), once("k", Duration::from_micros(999))]
     {
         let handle = all.with(options.clone());
-        let ran = |_: &mut Watching, _: &mut Block| -> Result<(), Error> { panic!("it ran") };
         let refused = [
             handle.begin().map(drop).unwrap_err(),
             all.begin_with(options).map(drop).unwrap_err(),
             handle.watch(["w"]).begin().map(drop).unwrap_err(),
-            handle.watch(["w"]).run(ran).map(drop).unwrap_err(),
+            handle
+                .watch(["w"])
+                .run(|_, _| -> Result<(), Error> { panic!("it ran") })
+                .map(drop)
+                .unwrap_err(),
             handle.run(|tx| Ok(tx.incr("n", 1))).unwrap_err(),
         ];
         for error in refused {

@@ -173,8 +173,10 @@ fn connections_that_were_killed_a_moment_ago_put_no_call_in_doubt_over_a_unix_so
     killed(Way::Unix);
 }
 
-#[cfg(feature = "tls-rustls")]
-#[test]
-fn connections_that_were_killed_a_moment_ago_put_no_call_in_doubt_over_tls() {
-    killed(Way::Tls);
+crate::side::threads_only! {
+    #[cfg(feature = "tls-rustls")]
+    #[test]
+    fn connections_that_were_killed_a_moment_ago_put_no_call_in_doubt_over_tls() {
+        killed(Way::Tls);
+    }
 }

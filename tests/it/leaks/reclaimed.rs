@@ -2,7 +2,7 @@
 
 use crate::fixture::{SOON, immediate};
 use crate::side::BuildSide as _;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,7 @@ fn the_scope_of_a_thread_that_never_returns_from_user_code_is_reclaimed() {
     let accounts = sessions.transactional();
     let (enter, entered) = mpsc::channel();
     let (leave, never) = mpsc::channel::<()>();
+    let never = Mutex::new(never);
     thread::scope(|scope| {
         let stuck = scope.spawn(move || {
             let mut runs = 0;
@@ -82,7 +83,7 @@ fn the_scope_of_a_thread_that_never_returns_from_user_code_is_reclaimed() {
                 let _: Option<i64> = read.get("n")?;
                 enter.send(()).unwrap();
                 // For ever, as far as other threads can see.
-                let _ = never.recv();
+                let _ = never.lock().unwrap().recv();
                 tx.incr("n", 1);
                 Ok(())
             });

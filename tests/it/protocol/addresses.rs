@@ -1,9 +1,10 @@
 //! The same contract over RESP3, over a unix socket, over IPv6, and in another database.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, SessionManager};
 use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, Outcome, SessionManager};
+use rediscope::{CommitError, Error, Outcome};
 
 use super::rejected::rejected;
 use crate::fixture::proxied::{assert_outcome, client_ids, commit_error, warm};
@@ -13,7 +14,7 @@ use rediscope_testing::{eventually, not_run};
 /// The contract's rows that need no broken connection, seen by another connection in `db`.
 fn contract(server: &Server, url: &str, db: i64) {
     let builder = SessionManager::builder(url).max_size(1).trust_window(LONG);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let mut other = server.connection();
     redis::cmd("SELECT").arg(db).exec(&mut other).unwrap();
     let mut other = |words: &[&str]| -> redis::Value {
@@ -89,7 +90,7 @@ fn contract(server: &Server, url: &str, db: i64) {
     // Connections that died while idle, in both pools.
     server.kill_all_clients_except_me();
     let doubting = SessionManager::builder(url).trust_window(std::time::Duration::ZERO);
-    let doubting = doubting.build().unwrap();
+    let doubting = doubting.build_side().unwrap();
     for nth in 3..6 {
         server.kill_all_clients_except_me();
         assert_eq!(doubting.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth);

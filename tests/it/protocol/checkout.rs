@@ -2,13 +2,14 @@
 //! the connections.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, SessionManager, Transactional};
 use std::thread;
 use std::time::Duration;
 
+use rediscope::TransactionOptions;
 use rediscope::error::{Applied, CheckoutError, CheckoutTimeout, ConnectionErrorKind};
 use rediscope::prelude::*;
 use rediscope::{Builder, Error};
-use rediscope::{SessionManager, TransactionOptions, Transactional};
 
 use crate::fixture::proxied::{exists, get, pool_is_whole};
 use rediscope_testing::eventually;
@@ -30,7 +31,7 @@ fn patient(server: &Server, max_size: u32) -> SessionManager {
     SessionManager::builder(server.url())
         .max_size(max_size)
         .checkout_timeout(Duration::from_secs(600))
-        .build()
+        .build_side()
         .unwrap()
 }
 
@@ -67,7 +68,7 @@ fn timeout<T>(result: Result<T, Error>) -> CheckoutTimeout {
 #[test]
 fn a_timeout_names_the_holders_their_places_threads_and_ages() {
     let server = Server::start();
-    let sessions = fail_fast(&server, 2).build().unwrap();
+    let sessions = fail_fast(&server, 2).build_side().unwrap();
     let accounts = sessions.transactional();
     let named = accounts.with(TransactionOptions::new().name("nightly"));
     let (mut first, line) = (accounts.begin().unwrap(), line!());
@@ -102,7 +103,7 @@ fn a_timeout_names_the_holders_their_places_threads_and_ages() {
 #[test]
 fn a_timeout_counts_every_waiting_caller() {
     let server = Server::start();
-    let sessions = fail_fast(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build_side().unwrap();
     let accounts = sessions.transactional();
     let held = accounts.begin().unwrap();
     let mut waiters: Vec<usize> = thread::scope(|scope| {
@@ -120,7 +121,7 @@ fn a_timeout_counts_every_waiting_caller() {
 #[test]
 fn a_run_that_finds_no_connection_is_not_sent_and_its_closure_ran_once() {
     let server = Server::start();
-    let sessions = fail_fast(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build_side().unwrap();
     let accounts = sessions.transactional();
     let held = accounts.begin().unwrap();
     let mut runs = 0;
@@ -139,7 +140,7 @@ fn a_run_that_finds_no_connection_is_not_sent_and_its_closure_ran_once() {
 #[test]
 fn a_timeout_names_the_holders_connect_error() {
     let server = Server::start();
-    let sessions = fail_fast(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build_side().unwrap();
     let accounts = sessions.transactional();
     let mut reading = accounts.reading().begin().unwrap();
     assert_eq!(reading.get::<_, Option<i64>>("n").unwrap(), None);
@@ -246,7 +247,7 @@ fn a_run_closure_that_was_sent_ahead_holds_a_connection_and_gets_the_deadlock_er
         .max_size(1)
         .flush_bytes(1)
         .checkout_timeout(Duration::from_secs(600))
-        .build()
+        .build_side()
         .unwrap();
     let accounts = sessions.transactional();
     let result = accounts.run(|tx| {
@@ -277,7 +278,7 @@ fn a_guard_may_be_ended_by_another_thread_and_is_never_taken_for_a_deadlock() {
     });
     assert_eq!(get(&server, "key").unwrap(), "from elsewhere");
 
-    let sessions = fail_fast(&server, 1).build().unwrap();
+    let sessions = fail_fast(&server, 1).build_side().unwrap();
     let held = sessions.transactional().begin().unwrap();
     assert_eq!(timeout(sessions.transactional().begin()).holders.len(), 1, "its own, but a guard");
     drop(held);

@@ -8,10 +8,10 @@ use std::thread;
 
 use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{Block, Error, Outcome, Replies, Resolve, SessionManager};
+use rediscope::{Block, Error, Outcome, Replies, Resolve};
 
 use crate::fixture::proxied::{Proxied, get, pool_is_whole};
-use crate::side::Transactional;
+use crate::side::{SessionManager, Transactional};
 use rediscope_testing::server::Server;
 
 #[test]

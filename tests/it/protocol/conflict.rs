@@ -1,12 +1,13 @@
 //! `Conflict`: nothing was applied, because a watched key changed.
 
 use crate::fixture::SOON;
+use crate::side::{SessionManager, Watching};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, Outcome, RetryPolicy, SessionManager, Watching};
+use rediscope::{CommitError, Error, Outcome, RetryPolicy};
 
 use crate::fixture::proxied::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::eventually;

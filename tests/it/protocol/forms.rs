@@ -1,11 +1,12 @@
 //! The forms of a commit: what is sent, in how many round trips, and what waits for what.
 
 use crate::fixture::{SOON, immediate};
+use crate::side::{BuildSide as _, SessionManager};
 use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{Error, SessionManager, TransactionOptions};
+use rediscope::{Error, TransactionOptions};
 
 use crate::fixture::proxied::{Proxied, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
@@ -188,7 +189,7 @@ fn a_watching_commit_on_an_older_connection_awaits_multi_and_stays_on_it() {
 #[test]
 fn nothing_queued_is_no_traffic_at_all() {
     let fixture = Proxied::start();
-    let sessions = fixture.builder().build().unwrap();
+    let sessions = fixture.builder().build_side().unwrap();
     let accounts = sessions.transactional();
     assert_eq!(accounts.run(|_| Ok((Ready(7), ()))).unwrap(), (7, ()));
     let failed = accounts.run::<(), _>(|tx| {

@@ -1,6 +1,7 @@
 //! `InDoubt`: EXEC was sent and its reply was lost; and what is known in spite of that.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::BuildSide as _;
 use rediscope::error::{Applied, ConnectionErrorKind, ReplyError};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error};
@@ -198,9 +199,9 @@ fn a_malformed_reply_leaves_a_doubt_and_closes_the_connection() {
         // Nothing more is sent on this connection.
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     });
-    let sessions = rediscope::SessionManager::builder(format!("redis://{address}/"))
+    let sessions = crate::side::SessionManager::builder(format!("redis://{address}/"))
         .trust_window(LONG)
-        .build()
+        .build_side()
         .unwrap();
     let error = commit_error(sessions.transactional().run(|tx| Ok(tx.set("key", 1))));
     assert_eq!(in_doubt(&error), ConnectionErrorKind::Unexpected);

@@ -1,9 +1,10 @@
 //! The large form: past `flush_bytes` a transaction is sent ahead in chunks.
 
 use crate::fixture::LONG;
+use crate::side::SessionManager;
+use rediscope::Error;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Error, SessionManager};
 
 use crate::fixture::proxied::{Proxied, client_ids, exists, get, pool_is_whole};
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -62,7 +63,7 @@ fn multi_is_awaited_before_the_first_chunk_even_on_a_trusted_connection() {
     let sessions = chunked(&fixture);
     let before = fixture.proxy.turns();
     let mut tx = sessions.transactional().begin().unwrap();
-    fill(&mut tx, 11);
+    fill(crate::side::queue(&mut tx), 11);
     assert_eq!(fixture.proxy.turns() - before, 2);
     tx.commit().unwrap();
     assert_eq!((fixture.proxy.turns() - before, length(&fixture)), (3, 11));
@@ -124,7 +125,7 @@ fn a_watching_guard_is_sent_ahead_and_still_conflicts() {
     let sessions = chunked(&fixture);
     for changed in [false, true] {
         let mut tx = sessions.transactional().watch(["key"]).begin().unwrap().multi();
-        fill(&mut tx, 25);
+        fill(crate::side::queue(&mut tx), 25);
         assert!(queued(&fixture) > 0);
         if changed {
             fixture.server.ask::<()>(&["SET", "key", "changed"]);
@@ -140,10 +141,10 @@ fn dropped_after_a_chunk_it_is_discarded_and_the_connection_stays() {
     let fixture = Proxied::start();
     let sessions = chunked(&fixture);
     let before = client_ids(&fixture.server);
-    for end in [drop, |tx: rediscope::Transaction| tx.discard().unwrap()] {
+    for end in [drop, |tx: crate::side::Transaction| tx.discard().unwrap()] {
         let discards = fixture.server.calls("discard");
         let mut tx = sessions.transactional().begin().unwrap();
-        fill(&mut tx, 50);
+        fill(crate::side::queue(&mut tx), 50);
         assert!(queued(&fixture) > 0);
         end(tx);
         assert_eq!((fixture.server.calls("discard"), queued(&fixture)), (discards + 1, -1));
@@ -158,7 +159,7 @@ fn a_failed_discard_is_an_error_of_discard_and_hidden_by_drop_and_applies_nothin
     let sessions = chunked(&fixture);
     let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();
-    fill(&mut tx, 50);
+    fill(crate::side::queue(&mut tx), 50);
     fixture.proxy.arm((Trigger::BeforeReplyTo("DISCARD"), Fault::Cut));
     match tx.discard().unwrap_err() {
         Error::Lost { during, applied: Applied::No, .. } => assert_eq!(during, "DISCARD"),
@@ -167,7 +168,7 @@ fn a_failed_discard_is_an_error_of_discard_and_hidden_by_drop_and_applies_nothin
     fixture.proxy.disarm();
     pool_is_whole(&sessions, &fixture.server);
     let mut tx = accounts.begin().unwrap();
-    fill(&mut tx, 50);
+    fill(crate::side::queue(&mut tx), 50);
     fixture.proxy.arm((Trigger::BeforeCommandNamed("DISCARD"), Fault::Cut));
     drop(tx);
     fixture.proxy.disarm();

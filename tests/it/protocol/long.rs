@@ -1,13 +1,14 @@
 //! Requests longer than the buffers of sockets, to a peer that does not read while it writes.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, SessionManager};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{Builder, SessionManager, redis};
+use rediscope::{Builder, redis};
 use socket2::SockRef;
 
 use rediscope_testing::front::Front;
@@ -91,7 +92,7 @@ fn long_requests(transport: &str, builder: Builder) {
         .response_timeout(SOON)
         .checkout_timeout(4 * SOON)
         .connect_timeout(Duration::from_secs(5))
-        .build()
+        .build_side()
         .unwrap();
     let mut pipe = redis::pipe();
     for _ in 0..READS {

@@ -1,11 +1,10 @@
 //! `NotIsolated`: MULTI was refused on a trusted connection, so the commands ran one by one.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, SessionManager, Transactional};
 use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{
-    Begin, CommitError, Condition, Error, SessionManager, TransactionOptions, Transactional,
-};
+use rediscope::{Begin, CommitError, Condition, Error, TransactionOptions};
 
 use super::rejected::rejected;
 use crate::fixture::proxied::{assert_outcome, commit_error, exists, get, pool_is_whole, warm};
@@ -30,7 +29,7 @@ impl Operated {
     fn sessions(&self, trust_window: Duration) -> SessionManager {
         let url = format!("redis://app:secret@{}/", self.proxy.address());
         let builder = SessionManager::builder(url).max_size(1).trust_window(trust_window);
-        let sessions = builder.build().unwrap();
+        let sessions = builder.build_side().unwrap();
         warm(&sessions);
         sessions
     }
@@ -137,12 +136,12 @@ fn block(handle: &Transactional, form: &str, commands: &[redis::Cmd]) -> Error {
             required.run(|tx| queue(tx, commands))
         }
         "guard" => handle.begin().and_then(|mut tx| {
-            queue(&mut tx, commands)?;
+            queue(crate::side::queue(&mut tx), commands)?;
             tx.commit().map(drop)
         }),
         "watch guard" => handle.watch(["w"]).begin().and_then(|watching| {
             let mut tx = watching.multi();
-            queue(&mut tx, commands)?;
+            queue(crate::side::queue(&mut tx), commands)?;
             tx.commit().map(drop)
         }),
         form => panic!("{form}"),

@@ -1,6 +1,7 @@
 //! `NotSent`: the failure came before EXEC's last byte left, so nothing was applied.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, SessionManager};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -8,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
+use rediscope::TransactionOptions;
 use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
 use rediscope::{CommitError, Error, RetryPolicy};
-use rediscope::{SessionManager, TransactionOptions};
 
 use crate::fixture::proxied::{
     Proxied, RESPONSE, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
@@ -308,7 +309,7 @@ fn a_nil_without_a_watch_is_no_conflict_and_its_connection_is_replaced() {
         let server = Server::start();
         let smuggler = Smuggler::to(&server, 2);
         let builder = SessionManager::builder(&*smuggler.url).max_size(1).trust_window(LONG);
-        let sessions = builder.build().unwrap();
+        let sessions = builder.build_side().unwrap();
         warm(&sessions);
         let before = client_ids(&server);
         smuggler.ways.recv().unwrap().slip_in(&["WATCH", "stray"], "+OK\r\n");

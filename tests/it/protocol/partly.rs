@@ -1,9 +1,10 @@
 //! `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
 
 use crate::fixture::LONG;
+use crate::side::SessionManager;
 use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, Replies, SessionManager, TransactionOptions};
+use rediscope::{CommitError, Error, Replies, TransactionOptions};
 
 use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, commit_error, get, pool_is_whole,
@@ -145,7 +146,7 @@ fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
                 "watch run" => accounts.watch(["w"]).run(|_, tx| queue(tx, &commands)),
                 "guard" => {
                     let mut tx = accounts.begin().unwrap();
-                    queue(&mut tx, &commands).unwrap();
+                    queue(crate::side::queue(&mut tx), &commands).unwrap();
                     tx.commit().map(drop)
                 }
                 form => {

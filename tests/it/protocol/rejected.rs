@@ -2,10 +2,11 @@
 //! the reason.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, SessionManager};
 use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind};
 use rediscope::prelude::*;
 use rediscope::redis::Commands;
-use rediscope::{CommitError, Error, SessionManager};
+use rediscope::{CommitError, Error};
 
 use crate::fixture::proxied::{
     Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
@@ -98,7 +99,7 @@ fn restricted(server: &Server, rules: &[&str]) -> SessionManager {
     let sessions = SessionManager::builder(server.url_as("app", "secret"))
         .max_size(1)
         .trust_window(LONG)
-        .build()
+        .build_side()
         .unwrap();
     warm(&sessions);
     sessions
@@ -134,7 +135,8 @@ fn a_server_that_knows_exec_by_another_name_is_found_when_a_connection_is_opened
         if !may_ask {
             server.acl(&["SETUSER", "default", "-command"]);
         }
-        let sessions = SessionManager::builder(server.url()).trust_window(LONG).build().unwrap();
+        let sessions =
+            SessionManager::builder(server.url()).trust_window(LONG).build_side().unwrap();
         let error = sessions.transactional().run(|tx| Ok(tx.set("key", 1))).unwrap_err();
         match error {
             Error::Checkout(CheckoutError::Connect { source, .. }) if may_ask => {
@@ -200,7 +202,7 @@ fn a_connection_that_may_not_be_cleaned_is_replaced() {
     let server = Server::start();
     let sessions = restricted(&server, &["-unwatch"]);
     let accounts = sessions.transactional();
-    let ends: [fn(rediscope::Watching); 2] =
+    let ends: [fn(crate::side::Watching); 2] =
         [drop, |watching| match watching.abandon().unwrap_err() {
             Error::Command { command, error, .. } => {
                 assert_eq!((command.as_str(), error.code()), ("UNWATCH", "NOPERM"));

@@ -1,10 +1,10 @@
 //! `Rejected` because of the server's state: nothing was applied, and it may pass.
 
 use crate::fixture::{LONG, SOON, immediate};
+use crate::side::{BuildSide as _, SessionManager};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use rediscope::SessionManager;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
@@ -19,7 +19,7 @@ use rediscope_testing::server::Server;
 /// One open connection straight to the server, trusted.
 fn sessions(server: &Server) -> SessionManager {
     let builder = SessionManager::builder(server.url()).max_size(1).trust_window(LONG);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     warm(&sessions);
     sessions
 }
@@ -61,7 +61,7 @@ fn a_replica_keeps_its_code_readonly_and_is_left_for_good_when_it_is_promoted() 
     let primary = Server::start();
     let replica = Server::replica_of(&primary);
     let builder = SessionManager::builder(replica.url()).max_size(3).trust_window(LONG);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let all_three = || {
         let scopes = [(); 3].map(|()| sessions.transactional().begin_with(immediate()).unwrap());
         drop(scopes);

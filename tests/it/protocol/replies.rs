@@ -1,5 +1,6 @@
 //! Replies of every legal kind, and very large replies: what is known afterwards, and their cost.
 
+use crate::side::{BuildSide as _, SessionManager};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use rediscope::error::{Applied, ConnectionErrorKind, ReplyError};
 use rediscope::prelude::*;
 use rediscope::redis::{Cmd, Value, cmd};
-use rediscope::{Builder, CommitError, Error, SessionManager, TransactionOptions};
+use rediscope::{Builder, CommitError, Error, TransactionOptions};
 
 use crate::fixture::proxied::pool_is_whole;
 use rediscope_testing::front::Front;
@@ -202,7 +203,7 @@ fn every_legal_reply_is_read_over_tls() {
 
 fn every_legal_reply(way: &Way) {
     let (server, transport) = (&way.server, way.name);
-    let sessions = (way.builder)().max_size(1).flush_bytes(65_536).build().unwrap();
+    let sessions = (way.builder)().max_size(1).flush_bytes(65_536).build_side().unwrap();
     pool_is_whole(&sessions, server);
     for (text, command, expected) in table() {
         for form in FORMS {
@@ -253,7 +254,7 @@ fn connections(server: &Server) -> u64 {
 fn the_same_replies_are_read_by_the_pooled_handle_on_one_connection() {
     for name in ways() {
         let way = Way::of(name);
-        let sessions = (way.builder)().max_size(1).build().unwrap();
+        let sessions = (way.builder)().max_size(1).build_side().unwrap();
         let transport = way.name;
         let mut db = sessions.pooled();
         let id: i64 = cmd("CLIENT").arg("ID").query(&mut db).unwrap();
@@ -289,7 +290,8 @@ fn a_reply_beyond_the_bound_is_applied_with_its_replies_lost_in_every_form() {
     for name in ways() {
         let way = Way::of(name);
         let (server, transport) = (&way.server, way.name);
-        let bounded = |bytes| (way.builder)().max_size(1).max_reply_bytes(bytes).build().unwrap();
+        let bounded =
+            |bytes| (way.builder)().max_size(1).max_reply_bytes(bytes).build_side().unwrap();
         let sessions = bounded(300_000);
         let refused = [
             ("a string", script("return string.rep('x', 300001)")),
@@ -418,7 +420,7 @@ fn a_hostile_reply_takes_no_more_memory_than_the_bound_and_what_is_thrown_away_n
             .max_size(1)
             .max_reply_bytes(32 << 20)
             .response_timeout(Duration::from_secs(2))
-            .build()
+            .build_side()
             .unwrap();
         let reported = cmd("INCR").arg("a").query::<Value>(&mut sessions.pooled());
         assert!(reported.is_err(), "{reported:?}");
@@ -477,7 +479,7 @@ fn pushes_and_attributes_around_a_reply_cost_no_connection() {
         ("TLS", to(tls.url()).tls(trusted)),
     ];
     for (transport, builder) in ways {
-        let sessions = builder.max_size(1).build().unwrap();
+        let sessions = builder.max_size(1).build_side().unwrap();
         pool_is_whole(&sessions, &server);
         let opened = proxy.accepted();
         for around in AROUND {
@@ -489,7 +491,7 @@ fn pushes_and_attributes_around_a_reply_cost_no_connection() {
                 );
                 let accounts = sessions.transactional();
                 let add =
-                    |accounts: rediscope::Transactional| accounts.run(|tx| Ok(tx.incr("w", 1)));
+                    |accounts: crate::side::Transactional| accounts.run(|tx| Ok(tx.incr("w", 1)));
                 let reported =
                     match form {
                         "run" => add(accounts),

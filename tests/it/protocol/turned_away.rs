@@ -2,6 +2,7 @@
 //! what is not a Redis server at all. A permanent failure is returned at once.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, SessionManager};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::error::{Applied, CheckoutError, ConnectionError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{Builder, Credentials, CredentialsProvider, Error, SessionManager};
+use rediscope::{Builder, Credentials, CredentialsProvider, Error};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
@@ -29,7 +30,7 @@ fn builder(url: &str, wait: Duration) -> Builder {
 fn refused(what: &str, builder: &Builder, verdict: bool) -> ConnectionError {
     let mut sources = Vec::new();
     for form in 0..4 {
-        let sessions = builder.clone().build().unwrap();
+        let sessions = builder.clone().build_side().unwrap();
         let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
         let begun = Instant::now();
         let error = match form {
@@ -91,7 +92,7 @@ fn a_full_server_is_waited_for_and_its_own_words_are_in_the_error() {
             assert_eq!(source.server_error().unwrap().code(), "ERR");
         }
     }
-    let sessions = builder(&server.url(), FAR).build().unwrap();
+    let sessions = builder(&server.url(), FAR).build_side().unwrap();
     thread::scope(|scope| {
         let waits = scope.spawn(|| sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
         eventually(SOON, "it was turned away", || {
@@ -150,7 +151,7 @@ fn a_proxy_that_closes_at_multi_is_reported_soon_and_the_pooled_handle_works() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     proxy.script(Which::All, Script::from((Trigger::BeforeCommandNamed("MULTI"), Fault::Cut)));
-    let sessions = builder(&proxy.url(), FAR).build().unwrap();
+    let sessions = builder(&proxy.url(), FAR).build_side().unwrap();
     let begun = Instant::now();
     let error = sessions.transactional().run(|tx| Ok(tx.set("key", 1))).unwrap_err();
     assert!(begun.elapsed() < SOON, "{error}");
@@ -173,7 +174,7 @@ fn a_refusal_in_the_handshake_names_its_command() {
         let source = refused(words, &builder(&url, FAR), true);
         assert!(source.to_string().contains(words), "{source}");
     }
-    let sessions = builder(&server.url_as("app", "secret"), FAR).build().unwrap();
+    let sessions = builder(&server.url_as("app", "secret"), FAR).build_side().unwrap();
     let error = sessions.transactional().begin().map(drop).unwrap_err();
     assert!(format!("{error:#}").contains("MULTI: NOPERM"), "{error:#}");
 }
@@ -217,7 +218,7 @@ fn a_provider_that_hangs_is_named_and_delays_no_call_past_its_deadline() {
     let provider = hanging(1);
     let sessions =
         builder(&url, WAIT).max_size(1).credentials_provider(std::sync::Arc::clone(&provider));
-    let sessions = sessions.build().unwrap();
+    let sessions = sessions.build_side().unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("key", 1).unwrap();
     provider.version.store(1, std::sync::atomic::Ordering::Relaxed);

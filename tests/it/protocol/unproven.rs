@@ -3,15 +3,12 @@
 //! give the same outcome in every form of a transaction, over every transport.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, LockGuard, ResolveDoubt as _, SessionManager, Transactional};
 use std::time::Duration;
 
 use rediscope::error::{Applied, ReplyError, Resolution};
-use rediscope::lock::LockGuard;
 use rediscope::prelude::*;
-use rediscope::{
-    Begin, Builder, CommitError, Condition, Error, SessionManager, TransactionOptions,
-    Transactional,
-};
+use rediscope::{Begin, Builder, CommitError, Condition, Error, TransactionOptions};
 
 use crate::fixture::proxied::{Proxied, assert_outcome, exists, get, pool_is_whole};
 use rediscope_testing::eventually;
@@ -91,7 +88,7 @@ impl Way {
         server.ask::<()>(&["SET", "required", "1"]);
         let proxy = Proxy::to(&server);
         let (front, builder) = front(&proxy);
-        let sessions = builder.max_size(2).trust_window(LONG).build().unwrap();
+        let sessions = builder.max_size(2).trust_window(LONG).build_side().unwrap();
         let lock = sessions.lock("fence").acquire(SOON).unwrap();
         Self { sessions, lock, proxy, server, front }
     }
@@ -224,7 +221,7 @@ fn exec_is_answered_with(way: &Way, form: &str, answer: &'static str, what: &str
         "exactly once guard" => {
             let doubt = doubt(reported, what);
             assert!(doubt.token().is_some(), "{what}");
-            assert_eq!(doubt.resolve(), Resolution::Committed, "{what}");
+            assert_eq!(doubt.resolved(), Resolution::Committed, "{what}");
         }
         _ => {
             let doubt = doubt(reported, what);
@@ -239,7 +236,7 @@ fn exec_is_answered_with(way: &Way, form: &str, answer: &'static str, what: &str
         }
         "exactly once guard" => {
             assert_eq!(
-                (doubt(reported, what).resolve(), n),
+                (doubt(reported, what).resolved(), n),
                 (Resolution::NotCommitted, 0),
                 "{what}"
             );
@@ -361,13 +358,13 @@ fn three(handle: &Transactional, form: &str) -> Result<(), Error> {
         "run" => handle.run(block),
         "guard" => {
             let mut tx = handle.begin()?;
-            block(&mut tx)?;
+            block(crate::side::queue(&mut tx))?;
             Ok(tx.commit().map(drop)?)
         }
         "watch run" => handle.watch(["w"]).run(|_, tx| block(tx)),
         "watch guard" => {
             let mut tx = handle.watch(["w"]).begin()?.multi();
-            block(&mut tx)?;
+            block(crate::side::queue(&mut tx))?;
             Ok(tx.commit().map(drop)?)
         }
         "conditions" => handle.require(Condition::exists("required")).run(block),

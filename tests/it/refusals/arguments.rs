@@ -92,7 +92,7 @@ impl Target {
         accounts.run(|tx| Ok(tx.incr("a", 1))).map(drop).map_err(|error| error.to_string())
     }
 
-    fn queued(&self, queue: impl FnOnce(&mut rediscope::Block)) -> Came {
+    fn queued(&self, queue: impl FnOnce(&mut rediscope::Block) + Send) -> Came {
         let run = self.sessions.transactional().run(|tx| {
             queue(tx);
             Ok(())

@@ -9,6 +9,8 @@ mod conversations;
 mod dropped;
 mod locks;
 mod stub;
+#[cfg(feature = "tokio")]
+mod tasks;
 
 use std::pin::pin;
 use std::sync::Arc;

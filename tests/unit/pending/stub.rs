@@ -60,7 +60,7 @@ impl Io for StubIo {
         let login = endpoint.login()?;
         let limit = settings.connect_timeout;
         let transport = Transport::new(endpoint.connect(limit)?);
-        let wire = StubWire { transport };
+        let wire = StubWire { transport, late_awaited: 0 };
         let deadline = Deadline::after(limit);
         shake_hands(endpoint, settings, options, (login, wire, false), deadline).await
     }
@@ -87,6 +87,8 @@ pub(super) fn set_cut(cut: Option<Cut>) -> Option<Cut> {
 /// A socket whose waits are pending once, and whose writes are pending once more in their middle.
 pub(super) struct StubWire {
     transport: Transport,
+    /// Number of awaited replies by an account that is wrong: it is kept after the bytes were sent.
+    late_awaited: u64,
 }
 
 impl StubWire {
@@ -125,11 +127,14 @@ impl Wire for StubWire {
             written.map_err(|(left, error)| (sent + left, error))?;
             sent += part.len();
         }
+        self.late_awaited += awaited;
         if end < bytes.len() { Err((end, self.cut_off())) } else { Ok(()) }
     }
 
     fn next(&mut self, most: u32) -> Result<Option<Reply>, ConnectionError> {
-        self.transport.next(most)
+        let reply = self.transport.next(most)?;
+        self.late_awaited -= reply.as_ref().map_or(0, |reply| u64::from(reply.count()));
+        Ok(reply)
     }
 
     fn has_unread(&self) -> bool {
@@ -172,6 +177,8 @@ pub(super) struct StubShared {
     pub(super) closed: Mutex<Vec<CloseReason>>,
     /// Whether a request that may be batched is sent by the leader of a batch.
     pub(super) leads: AtomicBool,
+    /// Whether a connection is returned by the account that is kept too late.
+    pub(super) counts_late: AtomicBool,
     closes: AtomicBool,
 }
 
@@ -208,6 +215,7 @@ impl ServerPool for StubPool {
             idle: Mutex::default(),
             closed: Mutex::default(),
             leads: AtomicBool::default(),
+            counts_late: AtomicBool::default(),
             closes: AtomicBool::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -391,7 +399,10 @@ impl Line for StubLine {
 
     fn close(&mut self) {
         if let Some(mut connection) = self.connection.take() {
-            let reason = connection.close_reason(Instant::now(), self.context().generation());
+            let reason = match self.pool.counts_late.load(Ordering::Relaxed) {
+                true => (connection.wire().late_awaited > 0).then_some(CloseReason::LeftDirty),
+                false => connection.close_reason(Instant::now(), self.context().generation()),
+            };
             match reason {
                 Some(reason) => lock(&self.pool.closed).push(reason),
                 None => lock(&self.pool.idle).push(connection),

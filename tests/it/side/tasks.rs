@@ -1,0 +1,537 @@
+//! The side of the library that the shared suites run on: tasks.
+//!
+//! Each handle is the handle of `rediscope::aio` of the same name, with calls that return when they are over. The
+//! calls are polled on the thread of the test, which is no task; the connections are tasks of one runtime.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, FromRedisValue, RedisResult, ToRedisArgs, ToSingleRedisArg, Value};
+use rediscope::commands::QueueCommands;
+use rediscope::error::{CommitToken, ConfigError, InDoubt, Resolution};
+use rediscope::lock::{Lock as ThreadLock, RwLock as ThreadRwLock};
+use rediscope::status::{Closed, OpenScope, Status};
+use rediscope::{
+    Block, Builder, Condition, Error, IntoAddress, IntoKeys, Mode, Outcome, Plain, Replies,
+    Resolve, RetryPolicy, TransactionOptions, Watched, WatchedRead, aio,
+};
+use rediscope_testing::eventually;
+use tokio::runtime::Runtime;
+
+use crate::fixture::SOON;
+
+pub(crate) use rediscope::lock::{Lock, LockGuard, RwLock};
+
+/// Whether a large transaction sends commands ahead of its commit.
+pub(crate) const SENDS_CHUNKS: bool = false;
+
+/// Whether connections may use TLS.
+pub(crate) const HAS_TLS: bool = false;
+
+/// Items that the tasks do not have yet.
+macro_rules! threads_only {
+    ($($item:tt)*) => {};
+}
+pub(crate) use threads_only;
+
+/// Time within which every call is over. A call that lasts longer hangs.
+const HANGS: Duration = Duration::from_secs(180);
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).thread_name("side-of-tasks").enable_all().build().unwrap()
+});
+
+struct Unpark {
+    thread: Thread,
+    /// A call inside of this one may use up the thread's token.
+    woken: AtomicBool,
+}
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+/// Polls `future` on this thread until it is ready. Calls may be nested: the closure of a call makes calls.
+#[track_caller]
+pub(crate) fn wait<F: Future>(future: F) -> F::Output {
+    let started = Instant::now();
+    let unpark = Arc::new(Unpark { thread: thread::current(), woken: AtomicBool::new(true) });
+    let waker = Waker::from(Arc::clone(&unpark));
+    let mut future = pin!(future);
+    loop {
+        while !unpark.woken.swap(false, Ordering::Acquire) {
+            assert!(started.elapsed() < HANGS, "a call is not over after {HANGS:?}");
+            thread::park_timeout(HANGS / 100);
+        }
+        let _runtime = RUNTIME.enter();
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+    }
+}
+
+/// Waits until the connections of dropped scopes are idle or closed: their tasks clean them after the drop.
+#[track_caller]
+pub(crate) fn settled(sessions: &SessionManager) {
+    eventually(SOON, "the connections of dropped scopes are clean or closed", || {
+        let status = sessions.status();
+        [status.pooled, status.transactional].iter().all(|pool| pool.in_use == 0)
+    });
+}
+
+/// Sends what `tx` has queued, which stays until the commit otherwise.
+#[track_caller]
+pub(crate) fn send_ahead<M: Mode>(tx: &mut Transaction<M>) {
+    // Its error is the commit's too.
+    drop(wait(tx.0.flush()));
+}
+
+/// As the library's own bound, which is private: a closure whose error is not fixed has the library's.
+pub(crate) trait WithError<E> {
+    fn own(error: E) -> Error;
+}
+
+impl<R> WithError<Error> for R {
+    fn own(error: Error) -> Error {
+        error
+    }
+}
+
+/// `doubt.resolve()` of this side.
+pub(crate) trait ResolveDoubt {
+    fn resolved(&self) -> Resolution;
+}
+
+impl ResolveDoubt for InDoubt {
+    #[track_caller]
+    fn resolved(&self) -> Resolution {
+        todo!("resolve_async")
+    }
+}
+
+/// `builder.build()` on this side.
+pub(crate) trait BuildSide {
+    fn build_side(self) -> Result<SessionManager, ConfigError>;
+}
+
+impl BuildSide for Builder {
+    fn build_side(self) -> Result<SessionManager, ConfigError> {
+        let locks = Arc::new(Locks { builder: self.clone(), manager: OnceLock::new() });
+        Ok(SessionManager { inner: self.build_async()?, locks })
+    }
+}
+
+/// Locks are the threads' own until tasks have theirs. They are made at their first use.
+struct Locks {
+    builder: Builder,
+    manager: OnceLock<rediscope::SessionManager>,
+}
+
+#[derive(Clone)]
+pub(crate) struct SessionManager {
+    inner: aio::SessionManager,
+    locks: Arc<Locks>,
+}
+
+impl fmt::Debug for SessionManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl SessionManager {
+    pub(crate) fn builder(to: impl IntoAddress) -> Builder {
+        rediscope::SessionManager::builder(to)
+    }
+
+    pub(crate) fn connect(to: impl IntoAddress) -> Result<Self, ConfigError> {
+        Self::builder(to).build_side()
+    }
+
+    pub(crate) fn transactional(&self) -> Transactional {
+        Transactional(self.inner.transactional())
+    }
+
+    #[track_caller]
+    pub(crate) fn pooled(&self) -> Pooled {
+        Pooled(self.inner.pooled())
+    }
+
+    #[track_caller]
+    pub(crate) fn resolve(
+        &self,
+        token: &CommitToken,
+        within: impl Into<Option<Duration>>,
+    ) -> Resolution {
+        wait(self.inner.resolve(token, within))
+    }
+
+    pub(crate) fn open_scopes(&self) -> Vec<OpenScope> {
+        self.inner.open_scopes()
+    }
+
+    #[track_caller]
+    pub(crate) fn close(&self, timeout: Duration) -> Closed {
+        wait(self.inner.close(timeout))
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.inner.status()
+    }
+
+    fn threads(&self) -> &rediscope::SessionManager {
+        self.locks.manager.get_or_init(|| self.locks.builder.clone().build().unwrap())
+    }
+
+    pub(crate) fn lock(&self, name: impl AsRef<str>) -> ThreadLock {
+        self.threads().lock(name)
+    }
+
+    pub(crate) fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> ThreadLock {
+        self.threads().semaphore(name, permits)
+    }
+
+    pub(crate) fn rw_lock(&self, name: impl AsRef<str>) -> ThreadRwLock {
+        self.threads().rw_lock(name)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Transactional(aio::Transactional);
+
+impl Transactional {
+    pub(crate) fn with(&self, options: TransactionOptions) -> Self {
+        Self(self.0.with(options))
+    }
+
+    pub(crate) fn fenced_by(&self, guard: &LockGuard) -> Self {
+        self.with(TransactionOptions::new().fenced_by(guard))
+    }
+
+    #[track_caller]
+    pub(crate) fn begin(&self) -> Result<Transaction, Error> {
+        wait(self.0.begin()).map(Transaction)
+    }
+
+    #[track_caller]
+    pub(crate) fn begin_with(&self, options: TransactionOptions) -> Result<Transaction, Error> {
+        wait(self.0.begin_with(options)).map(Transaction)
+    }
+
+    #[track_caller]
+    pub(crate) fn begin_at(&self, key: impl ToSingleRedisArg) -> Result<Transaction, Error> {
+        wait(self.0.begin_at(key)).map(Transaction)
+    }
+
+    #[track_caller]
+    pub(crate) fn run<R: Resolve + WithError<E> + Send, E>(
+        &self,
+        closure: impl FnOnce(&mut Block) -> Result<R, E> + Send,
+    ) -> Result<R::Output, Error> {
+        wait(self.0.run_with(|tx| closure(tx).map_err(R::own)))
+    }
+
+    #[track_caller]
+    pub(crate) fn run_with<R: Resolve + Send, E: From<Error> + Send>(
+        &self,
+        closure: impl FnOnce(&mut Block) -> Result<R, E> + Send,
+    ) -> Result<R::Output, E> {
+        wait(self.0.run_with(closure))
+    }
+
+    pub(crate) fn watch(&self, keys: impl IntoKeys) -> Watch {
+        Watch(self.0.watch(keys))
+    }
+
+    pub(crate) fn reading(&self) -> Watch {
+        Watch(self.0.reading())
+    }
+
+    pub(crate) fn require(&self, condition: Condition) -> Conditional {
+        Conditional(self.0.require(condition))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Transaction<M: Mode = Plain>(aio::Transaction<M>);
+
+/// The commands of the table.
+impl<M: Mode> Deref for Transaction<M> {
+    type Target = aio::Transaction<M>;
+
+    fn deref(&self) -> &aio::Transaction<M> {
+        &self.0
+    }
+}
+
+impl<M: Mode> DerefMut for Transaction<M> {
+    fn deref_mut(&mut self) -> &mut aio::Transaction<M> {
+        &mut self.0
+    }
+}
+
+/// The guard, where a target of commands of any kind is wanted.
+pub(crate) fn queue<M: Mode>(tx: &mut Transaction<M>) -> &mut impl QueueCommands {
+    &mut tx.0
+}
+
+impl Transaction<Plain> {
+    #[track_caller]
+    pub(crate) fn commit(self) -> Result<Replies, Error> {
+        wait(self.0.commit())
+    }
+}
+
+impl Transaction<Watched> {
+    #[track_caller]
+    pub(crate) fn commit(self) -> Result<Outcome, Error> {
+        wait(self.0.commit())
+    }
+}
+
+impl<M: Mode> Transaction<M> {
+    #[track_caller]
+    pub(crate) fn discard(self) -> Result<(), Error> {
+        wait(self.0.discard())
+    }
+
+    pub(crate) fn check(&mut self) -> Result<(), Error> {
+        self.0.check()
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Watch(aio::Watch);
+
+impl Watch {
+    pub(crate) fn retry(self, policy: RetryPolicy) -> Self {
+        Self(self.0.retry(policy))
+    }
+
+    pub(crate) fn declare<T: FromRedisValue>(
+        &mut self,
+        read: Cmd,
+    ) -> Result<WatchedRead<T>, Error> {
+        self.0.declare(read)
+    }
+
+    pub(crate) fn require(self, condition: Condition) -> Self {
+        Self(self.0.require(condition))
+    }
+
+    #[track_caller]
+    pub(crate) fn begin(&self) -> Result<Watching, Error> {
+        wait(self.0.begin()).map(|watching| WatchingOf(Scope::Own(watching)))
+    }
+
+    #[track_caller]
+    pub(crate) fn run<R: Resolve + WithError<E> + Send, E>(
+        &self,
+        mut closure: impl FnMut(&mut WatchingOf<'_>, &mut Block) -> Result<R, E> + Send,
+    ) -> Result<R::Output, Error> {
+        self.run_with(|read: &mut WatchingOf<'_>, tx: &mut Block| closure(read, tx).map_err(R::own))
+    }
+
+    #[track_caller]
+    pub(crate) fn run_with<R: Resolve + Send, E: From<Error> + Send>(
+        &self,
+        mut closure: impl FnMut(&mut WatchingOf<'_>, &mut Block) -> Result<R, E> + Send,
+    ) -> Result<R::Output, E> {
+        let closure = Mutex::new(&mut closure);
+        wait(self.0.run_with(async |read: &mut aio::Watching, tx: &mut Block| {
+            let mut closure = closure.lock().unwrap_or_else(|panicked| panicked.into_inner());
+            closure(&mut WatchingOf(Scope::Lent(read)), tx)
+        }))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Conditional(aio::Conditional);
+
+impl Conditional {
+    pub(crate) fn require(self, condition: Condition) -> Self {
+        Self(self.0.require(condition))
+    }
+
+    pub(crate) fn retry(self, policy: RetryPolicy) -> Self {
+        Self(self.0.retry(policy))
+    }
+
+    #[track_caller]
+    pub(crate) fn begin(&self) -> Result<Transaction<Watched>, Error> {
+        wait(self.0.begin()).map(Transaction)
+    }
+
+    #[track_caller]
+    pub(crate) fn run<R: Resolve + WithError<E> + Send, E>(
+        &self,
+        mut closure: impl FnMut(&mut Block) -> Result<R, E> + Send,
+    ) -> Result<R::Output, Error> {
+        wait(self.0.run_with(|tx| closure(tx).map_err(R::own)))
+    }
+
+    #[track_caller]
+    pub(crate) fn run_with<R: Resolve + Send, E: From<Error> + Send>(
+        &self,
+        closure: impl FnMut(&mut Block) -> Result<R, E> + Send,
+    ) -> Result<R::Output, E> {
+        wait(self.0.run_with(closure))
+    }
+}
+
+/// A watching scope of the test, or one that a closure is given.
+#[derive(Debug)]
+enum Scope<'w> {
+    Own(aio::Watching),
+    Lent(&'w mut aio::Watching),
+}
+
+#[derive(Debug)]
+pub(crate) struct WatchingOf<'w>(Scope<'w>);
+
+pub(crate) type Watching = WatchingOf<'static>;
+
+macro_rules! reads {
+    ($($name:ident<$($generic:ident: $bound:ident),+>($($arg:ident: $type:ty),*) -> $reply:ty;)*) => {
+        impl WatchingOf<'_> {
+            $(
+                #[track_caller]
+                pub(crate) fn $name<$($generic: $bound),+>(
+                    &mut self,
+                    $($arg: $type),*
+                ) -> Result<$reply, Error> {
+                    wait(self.inner().$name($($arg),*))
+                }
+            )*
+        }
+    };
+}
+
+reads! {
+    get<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T;
+    exists<K: ToRedisArgs>(key: K) -> i64;
+    hgetall<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T;
+    llen<K: ToSingleRedisArg>(key: K) -> i64;
+    strlen<K: ToSingleRedisArg>(key: K) -> i64;
+}
+
+impl WatchingOf<'_> {
+    fn inner(&mut self) -> &mut aio::Watching {
+        match &mut self.0 {
+            Scope::Own(watching) => watching,
+            Scope::Lent(watching) => watching,
+        }
+    }
+
+    pub(crate) fn attempt(&self) -> u32 {
+        match &self.0 {
+            Scope::Own(watching) => watching.attempt(),
+            Scope::Lent(watching) => watching.attempt(),
+        }
+    }
+
+    pub(crate) fn declared<T: FromRedisValue>(&self, read: WatchedRead<T>) -> Result<T, Error> {
+        match &self.0 {
+            Scope::Own(watching) => watching.declared(read),
+            Scope::Lent(watching) => watching.declared(read),
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn query<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
+        wait(self.inner().query(cmd))
+    }
+
+    #[track_caller]
+    pub(crate) fn query_as_read<T: FromRedisValue>(&mut self, cmd: Cmd) -> Result<T, Error> {
+        wait(self.inner().query_as_read(cmd))
+    }
+}
+
+impl WatchingOf<'static> {
+    fn own(self) -> aio::Watching {
+        match self.0 {
+            Scope::Own(watching) => watching,
+            Scope::Lent(_) => unreachable!("a closure's scope lives as long as the closure"),
+        }
+    }
+
+    pub(crate) fn multi(self) -> Transaction<Watched> {
+        Transaction(self.own().multi())
+    }
+
+    #[track_caller]
+    pub(crate) fn abandon(self) -> Result<(), Error> {
+        wait(self.own().abandon())
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Pooled(aio::Pooled);
+
+/// Commands as the asynchronous trait of redis-rs takes them.
+fn unpacked(mut bytes: &[u8]) -> redis::Pipeline {
+    fn number<'b>(bytes: &mut &'b [u8], mark: u8) -> usize {
+        let end = bytes.windows(2).position(|pair| pair == b"\r\n").expect("a line");
+        let (line, rest): (&'b [u8], _) = bytes.split_at(end);
+        *bytes = &rest[2..];
+        assert_eq!(line[0], mark);
+        std::str::from_utf8(&line[1..]).unwrap().parse().unwrap()
+    }
+    let mut pipeline = redis::Pipeline::new();
+    while !bytes.is_empty() {
+        let mut cmd = Cmd::new();
+        for _ in 0..number(&mut bytes, b'*') {
+            let length = number(&mut bytes, b'$');
+            cmd.arg(&bytes[..length]);
+            bytes = &bytes[length + 2..];
+        }
+        pipeline.add_command(cmd);
+    }
+    pipeline
+}
+
+/// By the asynchronous trait of redis-rs, one call after the other.
+impl redis::ConnectionLike for Pooled {
+    fn req_packed_command(&mut self, bytes: &[u8]) -> RedisResult<Value> {
+        let pipeline = unpacked(bytes);
+        let cmd = pipeline.cmd_iter().next().expect("a command");
+        self.req_command(cmd)
+    }
+
+    fn req_packed_commands(
+        &mut self,
+        bytes: &[u8],
+        offset: usize,
+        count: usize,
+    ) -> RedisResult<Vec<Value>> {
+        let pipeline = unpacked(bytes);
+        wait(redis::aio::ConnectionLike::req_packed_commands(&mut self.0, &pipeline, offset, count))
+    }
+
+    fn req_command(&mut self, cmd: &Cmd) -> RedisResult<Value> {
+        wait(redis::aio::ConnectionLike::req_packed_command(&mut self.0, cmd))
+    }
+
+    fn get_db(&self) -> i64 {
+        redis::aio::ConnectionLike::get_db(&self.0)
+    }
+
+    fn check_connection(&mut self) -> bool {
+        redis::cmd("PING").query::<String>(self).is_ok()
+    }
+
+    fn is_open(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,25 @@
+//! The suites of `tests/it` that every side runs, on tasks.
+//!
+//! `cargo test --features tokio --test tasks faults::` runs the tests of one module.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code: a panic with a clear message is how it reports"
+)]
+#![allow(dead_code, unused_imports, reason = "parts of the suites are of threads only")]
+
+mod conditions;
+mod contract;
+mod exactly_once;
+mod faults;
+mod fixture;
+mod leaks;
+mod protocol;
+mod refusals;
+mod scope_exit;
+#[path = "side/tasks.rs"]
+mod side;
+mod timeouts;

@@ -1,0 +1,24 @@
+//! Tasks of tokio under load: calls that are dropped at any poll, calls with a timeout, and a server that is stopped.
+//!
+//! `make soak-tasks` runs the long version. `REDISCOPE_TASK_SCOPES` is the number of scopes, and
+//! `REDISCOPE_TASK_TIMEOUTS` that of calls with a timeout.
+
+mod doubts;
+mod dropped;
+mod scopes;
+mod stopped;
+
+use tokio::runtime::{Builder, Runtime};
+
+/// Number of connections for scopes, of each pool.
+const MAX_SIZE: u32 = 8;
+/// Number of connections for blocks of many callers, of each pool.
+const LANES: u32 = 2;
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    rediscope_testing::soak::number(name).unwrap_or(default)
+}
