@@ -14,6 +14,7 @@ use tokio::runtime;
 use crate::connection::tasks::socket::TaskSocket;
 use crate::connection::transport::closed;
 use crate::error::connection::ConnectionError;
+use crate::process::current::Process;
 use crate::protocol::resp::reply::Reply;
 use crate::sync::lock;
 
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     has_pushes: AtomicBool,
     pub(super) socket: Weak<TaskSocket>,
     pub(super) runtime: runtime::Id,
+    process: Process,
 }
 
 /// One message, its replies, and what the caller asks of the task.
@@ -102,6 +104,7 @@ impl Shared {
             has_pushes: AtomicBool::new(false),
             socket: Arc::downgrade(socket),
             runtime,
+            process: Process::here(),
         }
     }
 
@@ -139,13 +142,18 @@ impl Shared {
         }
     }
 
-    /// Has the task close the connection.
-    pub(super) fn close(&self) {
+    /// Has the task close the connection. Returns false in a forked child: the task is the parent's,
+    /// and any lock may be held for ever.
+    pub(super) fn close(&self) -> bool {
         self.is_closed.store(true, Ordering::Release);
+        if self.process.is_other_process() {
+            return false;
+        }
         let mut exchange = self.lock();
         if !mem::replace(&mut exchange.closes, true) {
             self.wake_after(exchange);
         }
+        true
     }
 
     /// Records why the connection has ended, and wakes the caller.

@@ -4,7 +4,7 @@
 //! A caller's future gives bytes to the task and waits for replies. So a future that is dropped
 //! leaves no half a message and no half a reply.
 
-mod connect;
+pub(crate) mod connect;
 mod exchange;
 pub(crate) mod io;
 mod socket;

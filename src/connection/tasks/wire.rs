@@ -118,7 +118,7 @@ impl TaskWire {
 
 impl Drop for TaskWire {
     fn drop(&mut self) {
-        self.task.shared.close();
+        let _: bool = self.task.shared.close();
     }
 }
 
@@ -135,9 +135,10 @@ impl ConnectionTask {
 
     /// Closes the socket. A call in progress fails.
     pub(crate) fn shut_down(&self) {
-        self.shared.close();
         // Now, also if the runtime polls no task.
-        if let Some(socket) = self.shared.socket.upgrade() {
+        if self.shared.close()
+            && let Some(socket) = self.shared.socket.upgrade()
+        {
             socket::shut_down(&socket);
         }
     }
