@@ -112,7 +112,7 @@ crate_alone() {
   mkdir -p "$folder"
   for part in src docs README.md; do ln -sfn "$root/$part" "$folder/$part"; done
   awk '
-    /^\[/ { kept = !/^\[(dev-dependencies|workspace|profile|\[bench)/ }
+    /^\[/ { kept = !/^\[(dev-dependencies|workspace|profile|\[bench|\[test)/ }
     kept { print }
     END { print "\n[workspace]\nresolver = \"3\"" }' Cargo.toml >"$folder/Cargo.toml"
   rm -f "$folder/Cargo.lock"

@@ -283,7 +283,8 @@ macro_rules! drop_and_cut {
             hold(most, None);
             for (way, length) in [Way::Sent, Way::Received].into_iter().zip(passed) {
                 // Each byte is met by one number of polls, and by all of them in a long run.
-                for after in (0..=length).filter(|after| (after + most) % step() == 0) {
+                let step = step().max(length / MOST_CUTS);
+                for after in (0..=length).filter(|after| (after + most) % step == 0) {
                     hold(most, Some((way, after)));
                     held += 1;
                 }
@@ -296,6 +297,9 @@ macro_rules! drop_and_cut {
     }};
 }
 
+/// Number of cuts in one direction with one number of polls. Only a block in chunks has more bytes.
+const MOST_CUTS: usize = 1000;
+
 /// Distance of the bytes at which a conversation is cut. 1: each number of polls meets each of them.
 fn step() -> usize {
     let step = std::env::var("REDISCOPE_CUT_STEP").ok();
@@ -305,16 +309,19 @@ fn step() -> usize {
 #[test]
 fn a_block_that_is_dropped_and_cut_leaves_a_clean_pool() {
     drop_and_cut!(conversations::a_block);
-}
-
-#[test]
-fn a_refused_block_that_is_dropped_and_cut_leaves_a_clean_pool() {
+    drop_and_cut!(conversations::a_block_for_a_batch);
     drop_and_cut!(conversations::a_refused_block);
 }
 
 #[test]
-fn exactly_once_blocks_that_are_dropped_and_cut_leave_a_clean_pool() {
+fn a_pinned_block_that_is_dropped_and_cut_leaves_a_clean_pool() {
+    drop_and_cut!(conversations::a_pinned_block);
+}
+
+#[test]
+fn blocks_that_are_exactly_once_dropped_and_cut_leave_a_clean_pool() {
     drop_and_cut!(conversations::exactly_once_blocks);
+    drop_and_cut!(conversations::blocks_with_a_key);
 }
 
 #[test]
@@ -323,7 +330,12 @@ fn watched_blocks_that_are_dropped_and_cut_leave_a_clean_pool() {
 }
 
 #[test]
-fn runs_that_are_dropped_and_cut_leave_a_clean_pool() {
+fn a_block_in_chunks_that_is_dropped_and_cut_leaves_a_clean_pool() {
+    drop_and_cut!(conversations::a_block_in_chunks);
+}
+
+#[test]
+fn a_watching_run_that_is_dropped_and_cut_leaves_a_clean_pool() {
     drop_and_cut!(conversations::a_watching_run);
 }
 
