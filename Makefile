@@ -5,7 +5,7 @@
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
 
-demo: ## run the main job on a private Redis server (REDIS_URL=... takes that one; ARGS=... is passed on)
+demo: ## run the main job of both sides on a private Redis server (REDIS_URL=... takes that one; ARGS=--tokio: one side)
 	@scripts/demo $(ARGS)
 
 test: ## run the suite: all of it in debug, the protocol and stress tests again in release
@@ -26,7 +26,7 @@ soak-tasks: ## run the soak of tasks: a million scopes twice, a fifth dropped; 1
 soak-topologies: ## move slots, kill masters, add and remove nodes under load; failovers by sentinels (ARGS="--rounds N --seed S")
 	@scripts/soak-topologies $(ARGS)
 
-bench: ## all peers in one run on a private server; writes docs/performance.md (ARGS="--seed N")
+bench: ## all peers of threads, then of tasks, on a private server; writes docs/performance.md (ARGS=tokio: tasks alone)
 	@scripts/bench $(ARGS)
 
 bench-quick: ## the same in under two minutes, once it is built

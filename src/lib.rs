@@ -1,4 +1,5 @@
-#![doc = include_str!("../README.md")]
+// The code of README has both sides, so it compiles as a doctest only with both.
+#![cfg_attr(any(not(doctest), feature = "tokio"), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "tokio")]

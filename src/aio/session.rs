@@ -113,6 +113,12 @@ impl Builder {
 }
 
 impl SessionManager {
+    /// Like [`SessionManager::builder`](crate::SessionManager::builder) of threads. It ends with
+    /// [`build_async`](crate::Builder::build_async).
+    pub fn builder(to: impl IntoAddress) -> Builder {
+        Builder::new(to.into_address())
+    }
+
     /// Creates a session manager for tasks with every setting at its default. This opens no connection
     /// and needs no runtime.
     ///

@@ -19,3 +19,8 @@ pub mod server;
 pub mod soak;
 pub mod targets;
 pub mod tens;
+
+/// The page whose code needs all these clients, compiled with the doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/migration-tokio.md")]
+mod migration {}

@@ -1,4 +1,4 @@
-//! Command line arguments that are numbers.
+//! Command line arguments: numbers and switches.
 
 use std::error::Error;
 
@@ -7,11 +7,30 @@ use std::error::Error;
 /// # Errors
 /// An argument that is not in `known`, or not a number.
 pub fn numbers<const N: usize>(
-    mut known: [(&'static str, u64); N],
+    known: [(&'static str, u64); N],
 ) -> Result<[u64; N], Box<dyn Error>> {
-    let usage = known.map(|(name, default)| format!("[{name} {default}]")).join(" ");
+    Ok(numbers_and_switches(known, [])?.0)
+}
+
+/// Like [`numbers`], with switches that have no number: whether each is there.
+///
+/// # Errors
+/// An argument that is in neither list, or not a number.
+pub fn numbers_and_switches<const N: usize, const M: usize>(
+    mut known: [(&'static str, u64); N],
+    switches: [&'static str; M],
+) -> Result<([u64; N], [bool; M]), Box<dyn Error>> {
+    let numbers = known.map(|(name, default)| format!("[{name} {default}]"));
+    let usage = numbers.into_iter().chain(switches.map(|name| format!("[{name}]")));
+    let usage = usage.collect::<Vec<_>>().join(" ");
+    let mut present = [false; M];
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
+        let switch = switches.iter().zip(&mut present).find(|(name, _)| **name == arg);
+        if let Some((_, present)) = switch {
+            *present = true;
+            continue;
+        }
         if arg == "--help" {
             println!("arguments and their defaults: {usage}");
             std::process::exit(0);
@@ -23,5 +42,5 @@ pub fn numbers<const N: usize>(
         };
         *number = value;
     }
-    Ok(known.map(|(_, value)| value))
+    Ok((known.map(|(_, value)| value), present))
 }

@@ -63,11 +63,21 @@ fn the_job_goes_on_after_its_process_is_killed() {
 
 #[test]
 fn the_bank_returns_no_wrong_result_while_its_connections_are_killed() {
+    audited("--blocking", "by 64 threads");
+}
+
+#[test]
+fn the_bank_of_tasks_returns_no_wrong_result_while_futures_are_dropped() {
+    audited("--tokio", "by 256 tasks of tokio");
+}
+
+fn audited(side: &str, callers: &str) {
     let server = Server::start();
     // Another program: the demo kills its own connections and removes its own keys only.
     let mut bystander = server.connection();
     redis::cmd("SET").arg("other").arg(1).exec(&mut bystander).unwrap();
-    let run = run(env!("CARGO_BIN_EXE_bank"), Some(&server), &["--transfers", "5000"]);
+    let run = run(env!("CARGO_BIN_EXE_bank"), Some(&server), &["--transfers", "5000", side]);
+    assert!(run.stdout.contains(callers), "{}", run.stdout);
     run.succeeded()
         .printed("wrong results 0")
         .printed("other errors 0")
@@ -87,9 +97,14 @@ fn the_bank_starts_a_server_of_its_own() {
     let run = run(
         env!("CARGO_BIN_EXE_bank"),
         None,
-        &["--transfers", "500", "--threads", "8", "--accounts", "50"],
+        &["--transfers", "500", "--threads", "8", "--tasks", "8", "--accounts", "50"],
     );
-    run.succeeded().printed("wrong results 0").printed("other errors 0");
+    run.succeeded();
+    for callers in ["by 8 threads", "by 8 tasks of tokio"] {
+        assert!(run.stdout.contains(callers), "{}", run.stdout);
+    }
+    let line = |label: &str| run.stdout.lines().filter(|line| line.starts_with(label)).count();
+    assert_eq!((line("wrong results"), line("other errors")), (2, 2), "{}", run.stdout);
     assert!(run.stdout.lines().any(|line| line.ends_with("(started for this)")), "{}", run.stdout);
 }
 

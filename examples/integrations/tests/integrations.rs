@@ -36,6 +36,18 @@ fn the_configuration_is_read_and_the_environment_overrides_it() {
 }
 
 #[test]
+fn the_service_on_tokio_loses_no_connection_to_clients_that_hang_up() {
+    let server = Server::start();
+    let run = run(env!("CARGO_BIN_EXE_async_web"), Some(&server), &["--requests", "20000"]);
+    run.succeeded()
+        .printed("20000 stored, 0 other responses")
+        .printed("connections after close: 0")
+        .printed("transactions counted by the server: 10000 of 10000");
+    assert!((1..=20).contains(&run.number("connections on the server:")), "{}", run.stdout);
+    assert_nothing_left_on(&server);
+}
+
+#[test]
 fn the_web_service_holds_no_more_connections_than_its_pools() {
     let server = Server::start();
     let run = run(env!("CARGO_BIN_EXE_web"), Some(&server), &["--requests", "2000"]);

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use rediscope::redis::{Commands, Connection, RedisResult};
 
 use crate::connections;
-use crate::transfer::{Bank, LEDGER_SHARDS, Transfer, TransferResult};
+use crate::transfer::{LEDGER_SHARDS, Ledger, Transfer, TransferResult};
 
 /// Maximum time until the server has removed closed connections from its list.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections of the program outside of the library: the one that opened the accounts, and the audit's.
+const AUDIT_CONNECTIONS: usize = 2;
 /// Balances read by one command.
 const CHUNK: usize = 1000;
 
@@ -20,7 +22,7 @@ const CHUNK: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct ServerState {
     /// How often each transfer was applied.
-    ledger: HashMap<u64, i64>,
+    applied: HashMap<u64, i64>,
     balances: Vec<i64>,
     /// The program's connections, counted after the load.
     pub(crate) connections: usize,
@@ -30,22 +32,22 @@ impl ServerState {
     /// `private`: the program started the server, so every connection is its own.
     pub(crate) fn read(
         admin: &mut Connection,
-        bank: &Bank,
+        ledger: &Ledger,
         accounts: usize,
         (limit, private): (usize, bool),
     ) -> Result<Self, Box<dyn Error>> {
-        let connections = connections_after_load(admin, bank, limit, private)?;
-        let mut ledger = HashMap::new();
+        let connections = connections_after_load(admin, ledger, limit, private)?;
+        let mut applied = HashMap::new();
         for shard in 0..LEDGER_SHARDS {
-            let part: HashMap<u64, i64> = admin.hgetall(bank.ledger(shard))?;
-            ledger.extend(part);
+            let part: HashMap<u64, i64> = admin.hgetall(ledger.shard(shard))?;
+            applied.extend(part);
         }
-        let keys: Vec<_> = (0..accounts).map(|number| bank.account(number)).collect();
+        let keys: Vec<_> = (0..accounts).map(|number| ledger.account(number)).collect();
         let mut balances = Vec::with_capacity(accounts);
         for chunk in keys.chunks(CHUNK) {
             balances.extend(admin.mget::<_, Vec<i64>>(chunk)?);
         }
-        Ok(Self { ledger, balances, connections })
+        Ok(Self { applied, balances, connections })
     }
 
     pub(crate) fn money(&self) -> i64 {
@@ -53,25 +55,25 @@ impl ServerState {
     }
 
     fn times(&self, id: u64) -> i64 {
-        self.ledger.get(&id).copied().unwrap_or(0)
+        self.applied.get(&id).copied().unwrap_or(0)
     }
 }
 
 /// Waits for at most `limit` connections, because a closed one stays listed for a moment.
 fn connections_after_load(
     admin: &mut Connection,
-    bank: &Bank,
+    ledger: &Ledger,
     limit: usize,
     private: bool,
 ) -> RedisResult<usize> {
     let deadline = Instant::now() + CLEANUP_TIMEOUT;
     loop {
         let clients = connections::clients(admin)?;
-        // Without the audit's own connection.
+        // Without the connections of the audit and of the run's own start.
         let count = if private {
-            clients.len().saturating_sub(1)
+            clients.len().saturating_sub(AUDIT_CONNECTIONS)
         } else {
-            bank.connections.own(clients).len()
+            ledger.connections.own(clients).len()
         };
         if count <= limit || Instant::now() > deadline {
             return Ok(count);
@@ -89,6 +91,8 @@ pub(crate) struct Verdict {
     pub(crate) panicked: u64,
     pub(crate) in_doubt: u64,
     pub(crate) in_doubt_applied: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) cancelled_applied: u64,
     pub(crate) failed: u64,
     /// The text of the first failures.
     pub(crate) failures: Vec<String>,
@@ -109,8 +113,8 @@ impl Verdict {
             verdict.compare(result, state.times(*id));
         }
         // The ledger has no entry beyond the transfers that were applied.
-        let entries: i64 = state.ledger.values().sum();
-        let accounted = verdict.committed + verdict.in_doubt_applied;
+        let entries: i64 = state.applied.values().sum();
+        let accounted = verdict.committed + verdict.in_doubt_applied + verdict.cancelled_applied;
         verdict.wrong += accounted.abs_diff(entries.unsigned_abs());
         verdict.wrong_balances = wrong_balances(state, seed, opening_balance);
         verdict
@@ -126,6 +130,10 @@ impl Verdict {
             TransferResult::InDoubt => {
                 self.in_doubt_applied += times.unsigned_abs();
                 (&mut self.in_doubt, times <= 1)
+            }
+            TransferResult::Cancelled => {
+                self.cancelled_applied += times.unsigned_abs();
+                (&mut self.cancelled, times <= 1)
             }
             TransferResult::Failed(error) => {
                 if self.failures.len() < 10 {
@@ -144,7 +152,7 @@ impl Verdict {
 fn wrong_balances(state: &ServerState, seed: u64, opening_balance: i64) -> usize {
     let accounts = state.balances.len();
     let mut expected = vec![opening_balance; accounts];
-    for (&id, &times) in &state.ledger {
+    for (&id, &times) in &state.applied {
         let transfer = Transfer::nth(id, seed, accounts);
         for (account, change) in [(transfer.from, -transfer.amount), (transfer.to, transfer.amount)]
         {

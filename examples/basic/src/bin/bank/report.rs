@@ -7,15 +7,18 @@ use rediscope::status::{PoolCounters, Status};
 
 use crate::audit::Verdict;
 use crate::connections::Killed;
-use crate::{MIN_KILLS, POOL};
+use crate::workload::MIN_KILLS;
+use crate::{LANES, POOL, Side};
 
 /// The figures of one run.
 #[derive(Debug)]
 pub(crate) struct Report {
+    pub(crate) side: Side,
     pub(crate) server: String,
     pub(crate) private: bool,
     pub(crate) took: Duration,
-    pub(crate) threads: u64,
+    /// Number of threads or tasks.
+    pub(crate) workers: u64,
     pub(crate) verdict: Verdict,
     pub(crate) killed: Killed,
     pub(crate) reads: u64,
@@ -27,10 +30,6 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    fn limit(&self) -> usize {
-        2 * POOL as usize
-    }
-
     fn other_errors(&self) -> u64 {
         self.verdict.failed + self.failed_reads.len() as u64
     }
@@ -38,7 +37,7 @@ impl Report {
     fn transfers(&self) -> u64 {
         let counts = &self.verdict;
         let ended_early = counts.broke + counts.dropped + counts.panicked;
-        counts.committed + ended_early + counts.in_doubt + counts.failed
+        counts.committed + ended_early + counts.in_doubt + counts.cancelled + counts.failed
     }
 
     /// The promises that were broken.
@@ -57,7 +56,7 @@ impl Report {
             ),
             broken(self.other_errors() > 0, format!("{} other errors", self.other_errors())),
             broken(
-                self.connections > self.limit(),
+                self.connections > self.side.connection_limit(),
                 format!("{} connections on the server", self.connections),
             ),
             broken(
@@ -76,11 +75,15 @@ impl fmt::Display for Report {
         let mut line = |label: &str, text: String| writeln!(f, "{label:<24}{text}");
         let verdict = &self.verdict;
         let (transfers, pooled) = (&self.status.transactional.counts, &self.status.pooled.counts);
+        let (callers, lanes) = match self.side {
+            Side::Threads => ("threads", String::new()),
+            Side::Tasks => ("tasks of tokio", format!(" + {} lanes", 2 * LANES)),
+        };
         let owner = if self.private { "started for this" } else { "from REDIS_URL" };
         line("server", format!("{} ({owner})", self.server))?;
         line(
             "transfers",
-            format!("{} by {} threads over {POOL} connections", self.transfers(), self.threads),
+            format!("{} by {} {callers} over {POOL} connections", self.transfers(), self.workers),
         )?;
         line("  committed", verdict.committed.to_string())?;
         line("  not enough money", format!("{} (returned early)", verdict.broke))?;
@@ -90,6 +93,15 @@ impl fmt::Display for Report {
             "  in doubt",
             format!("{}, of which {} were applied", verdict.in_doubt, verdict.in_doubt_applied),
         )?;
+        if self.side == Side::Tasks {
+            line(
+                "  future dropped",
+                format!(
+                    "{}, of which {} were applied",
+                    verdict.cancelled, verdict.cancelled_applied
+                ),
+            )?;
+        }
         line("conflicts", transfers.conflicts.to_string())?;
         line("retries", transfers.retries.to_string())?;
         line("discards", transfers.discards.to_string())?;
@@ -100,7 +112,10 @@ impl fmt::Display for Report {
         line("replaced connections", format!("{} for transfers", replaced(transfers)))?;
         line("", format!("{} for reads", replaced(pooled)))?;
         line("reads", format!("{}, {} failed", self.reads, self.failed_reads.len()))?;
-        line("connections on server", format!("{} (at most {POOL} + {POOL})", self.connections))?;
+        line(
+            "connections on server",
+            format!("{} (at most {POOL} + {POOL}{lanes})", self.connections),
+        )?;
         line("money before", self.money_before.to_string())?;
         line(
             "money after",

@@ -1,10 +1,6 @@
-//! One transfer: its amount and accounts, how it is made, and its result.
+//! One transfer: its amount and accounts, what is queued for it, and its result.
 
-use std::panic::{catch_unwind, panic_any, resume_unwind};
-
-use rediscope::{
-    Begin, CommitError, Error, Queued, TransactionOptions, Transactional, prelude::*, redis,
-};
+use rediscope::{CommitError, Error, Queued, prelude::*, redis};
 
 use crate::connections::OwnConnections;
 
@@ -20,18 +16,20 @@ pub(crate) struct Transfer {
     pub(crate) from: usize,
     pub(crate) to: usize,
     pub(crate) amount: i64,
-    ending: Ending,
+    pub(crate) ending: Ending,
 }
 
 /// How the closure of a transfer ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Ending {
+pub(crate) enum Ending {
     /// It commits, if the account has enough money.
     Commits,
     /// The transaction is dropped.
     Dropped,
     /// It panics.
     Panics,
+    /// A task drops the future after so many polls; a thread commits.
+    Cancelled { polls: u32 },
 }
 
 impl Transfer {
@@ -46,6 +44,7 @@ impl Transfer {
             ending: match random.u32(..1000) {
                 0..10 => Ending::Dropped,
                 10..15 => Ending::Panics,
+                15..35 => Ending::Cancelled { polls: random.u32(1..=6) },
                 _ => Ending::Commits,
             },
         }
@@ -65,13 +64,15 @@ pub(crate) enum TransferResult {
     Panicked,
     /// EXEC was sent and its reply was lost.
     InDoubt,
+    /// The future was dropped before its end, so the caller knows nothing.
+    Cancelled,
     /// Any other error, which fails the run.
     Failed(Error),
 }
 
 /// Errors of a transfer's closure: its own, and the library's.
 #[derive(Debug, thiserror::Error)]
-enum BankError {
+pub(crate) enum BankError {
     #[error("there is not enough money")]
     Broke,
     #[error(transparent)]
@@ -80,7 +81,7 @@ enum BankError {
 
 /// The payload of an intended panic.
 #[derive(Debug)]
-struct Bug;
+pub(crate) struct Bug;
 
 /// Silences the intended panics; all others are printed as before.
 pub(crate) fn expect_bugs() {
@@ -92,82 +93,48 @@ pub(crate) fn expect_bugs() {
     }));
 }
 
-/// Makes transfers on the accounts under one prefix.
+impl From<Result<i64, BankError>> for TransferResult {
+    fn from(moved: Result<i64, BankError>) -> Self {
+        match moved {
+            Ok(_) => Self::Committed,
+            Err(BankError::Broke) => Self::Broke,
+            Err(BankError::Redis(Error::Commit(CommitError::InDoubt(_)))) => Self::InDoubt,
+            Err(BankError::Redis(error)) => Self::Failed(error),
+        }
+    }
+}
+
+/// The keys of one run, and its connections.
 #[derive(Debug)]
-pub(crate) struct Bank {
-    pub(crate) handle: Transactional,
+pub(crate) struct Ledger {
     pub(crate) prefix: String,
     pub(crate) connections: OwnConnections,
 }
 
-impl Bank {
+impl Ledger {
     pub(crate) fn account(&self, number: usize) -> String {
         format!("{}account:{number}", self.prefix)
     }
 
-    pub(crate) fn ledger(&self, shard: u64) -> String {
+    pub(crate) fn shard(&self, shard: u64) -> String {
         format!("{}ledger:{shard}", self.prefix)
-    }
-
-    /// Makes one transfer and returns what the caller saw.
-    pub(crate) fn make(&self, transfer: &Transfer) -> TransferResult {
-        if transfer.ending == Ending::Dropped {
-            return match self.queue_and_drop(transfer) {
-                Ok(()) => TransferResult::Dropped,
-                Err(error) => TransferResult::Failed(error),
-            };
-        }
-        match catch_unwind(|| self.watch_and_move(transfer)) {
-            Ok(Ok(id)) => {
-                self.connections.add(id);
-                TransferResult::Committed
-            }
-            Ok(Err(BankError::Broke)) => TransferResult::Broke,
-            Ok(Err(BankError::Redis(Error::Commit(CommitError::InDoubt(_))))) => {
-                TransferResult::InDoubt
-            }
-            Ok(Err(BankError::Redis(error))) => TransferResult::Failed(error),
-            Err(panic) if panic.is::<Bug>() => TransferResult::Panicked,
-            Err(panic) => resume_unwind(panic),
-        }
-    }
-
-    /// Reads, decides and writes; some transfers panic once everything is queued.
-    ///
-    /// Returns the CLIENT ID of the connection.
-    #[expect(clippy::panic, reason = "the demo shows a panic inside the closure")]
-    fn watch_and_move(&self, transfer: &Transfer) -> Result<i64, BankError> {
-        let keys = [self.account(transfer.from), self.account(transfer.to)];
-        self.handle.watch(&keys).run_with(|read, tx| {
-            let (from, _to): (i64, i64) = read.mget(&keys)?;
-            if from < transfer.amount {
-                return Err(BankError::Broke);
-            }
-            let id = self.queue(transfer, tx);
-            if transfer.ending == Ending::Panics {
-                panic_any(Bug);
-            }
-            Ok(id)
-        })
-    }
-
-    /// Sends MULTI at once, so that the drop has to send DISCARD.
-    fn queue_and_drop(&self, transfer: &Transfer) -> Result<(), Error> {
-        let immediate = TransactionOptions::new().begin(Begin::Immediate);
-        let mut tx = self.handle.begin_with(immediate)?;
-        self.queue(transfer, &mut tx);
-        drop(tx);
-        Ok(())
     }
 
     /// Moves the money and counts the transfer in the ledger, all in one transaction.
     ///
     /// CLIENT ID is queued with them: it costs no round trip, and makes the connection known to the
     /// killer.
-    fn queue(&self, transfer: &Transfer, tx: &mut impl QueueCommands) -> Queued<i64> {
+    pub(crate) fn queue(&self, transfer: &Transfer, tx: &mut impl QueueCommands) -> Queued<i64> {
         tx.decr(self.account(transfer.from), transfer.amount);
         tx.incr(self.account(transfer.to), transfer.amount);
-        tx.hincr(self.ledger(transfer.id % LEDGER_SHARDS), transfer.id, 1);
+        tx.hincr(self.shard(transfer.id % LEDGER_SHARDS), transfer.id, 1);
         tx.queue(redis::cmd("CLIENT").arg("ID").take())
+    }
+
+    /// Notes the CLIENT ID of a transfer that was applied.
+    pub(crate) fn note(&self, moved: &Result<i64, BankError>) {
+        if let Ok(id) = moved {
+            self.connections.add(*id);
+        }
     }
 }
