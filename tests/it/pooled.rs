@@ -6,7 +6,10 @@ pub(crate) mod fixture;
 mod blocking;
 mod lost;
 mod proven;
-mod raw;
-mod read_along;
+// Raw connections and batches of waiting reads are of threads.
+crate::side::threads_only! {
+    mod raw;
+    mod read_along;
+}
 mod sharing;
 mod vocabulary;

@@ -110,6 +110,7 @@ const SUITES: &[&str] = &[
     "leaks",
     "lock_fencing",
     "locks",
+    "pooled",
     "protocol",
     "refusals",
     "scope_exit",

@@ -17,6 +17,7 @@ mod exactly_once;
 mod faults;
 mod fixture;
 mod leaks;
+mod pooled;
 mod protocol;
 mod refusals;
 mod scope_exit;

@@ -1,13 +1,14 @@
 //! Blocking commands wait on their own connection, for their own time, which must have an end.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, SessionManager};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use redis::streams::{StreamReadOptions, StreamReadReply};
+use rediscope::Error;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Error, SessionManager};
 
 use super::fixture::{pool_is_whole, sized, typed};
 use rediscope_testing::eventually;
@@ -17,7 +18,7 @@ use rediscope_testing::server::Server;
 const RESPONSE: Duration = Duration::from_millis(500);
 
 fn sessions(server: &Server) -> SessionManager {
-    sized(&server.url(), 1).trust_window(LONG).response_timeout(RESPONSE).build().unwrap()
+    sized(&server.url(), 1).trust_window(LONG).response_timeout(RESPONSE).build_side().unwrap()
 }
 
 #[test]

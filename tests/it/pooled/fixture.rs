@@ -1,11 +1,12 @@
 //! The fixture of the tests of the pooled handle.
 
 use crate::fixture::LONG;
+use crate::side::{BuildSide as _, Pooled, SessionManager};
 use std::collections::BTreeSet;
 
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Builder, Error, Pooled, SessionManager};
+use rediscope::{Builder, Error};
 
 use rediscope_testing::server::Server;
 use rediscope_testing::unique;
@@ -16,7 +17,7 @@ pub(crate) fn sized(url: &str, max_size: u32) -> Builder {
 
 /// Trusted once it is open, and one connection is open.
 pub(crate) fn trusting(url: &str) -> SessionManager {
-    let sessions = sized(url, 1).trust_window(LONG).build().unwrap();
+    let sessions = sized(url, 1).trust_window(LONG).build_side().unwrap();
     assert!(redis::ConnectionLike::check_connection(&mut sessions.pooled()));
     sessions
 }

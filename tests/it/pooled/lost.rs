@@ -2,13 +2,14 @@
 //! known is reported as unknown.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, SessionManager};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rediscope::Error;
 use rediscope::error::{Applied, ConnectionErrorKind};
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
-use rediscope::{Error, SessionManager};
 
 use super::fixture::{client_ids, lost, pool_is_whole, sized, trusting, typed};
 use rediscope_testing::eventually;
@@ -35,7 +36,7 @@ fn warm(sessions: &SessionManager, count: usize) {
 fn idle_connections_that_died_are_replaced_without_an_error() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = sized(&proxy.url(), 4).trust_window(Duration::ZERO).build().unwrap();
+    let sessions = sized(&proxy.url(), 4).trust_window(Duration::ZERO).build_side().unwrap();
     let deaths: [&dyn Fn(); 4] = [
         &|| assert!(server.kill_all_clients_except_me() > 0),
         &|| proxy.cut_all(),
@@ -66,7 +67,7 @@ fn idle_connections_that_went_silent_cost_one_timeout_and_not_one_each() {
         .trust_window(Duration::ZERO)
         .response_timeout(timeout)
         .checkout_timeout(Duration::from_secs(10))
-        .build()
+        .build_side()
         .unwrap();
     let mut db = sessions.pooled();
     for silent in 0..2 {
@@ -127,7 +128,7 @@ fn a_write_whose_reply_was_lost_is_unknown_and_was_sent_once() {
     let proxy = Proxy::to(&server);
     let timeout = Duration::from_millis(500);
     let builder = sized(&proxy.url(), 1).trust_window(LONG).response_timeout(timeout);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let mut db = sessions.pooled();
     for (trigger, fault, expected) in cases {
         pool_is_whole(&sessions, &server);
@@ -196,7 +197,7 @@ fn a_lost_connection_is_closed_and_never_used_again() {
     let proxy = Proxy::to(&server);
     let timeout = Duration::from_millis(500);
     let builder = sized(&proxy.url(), 1).trust_window(LONG).response_timeout(timeout);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("a", "first").unwrap();
     db.set::<_, _, ()>("b", "second").unwrap();
@@ -258,7 +259,7 @@ fn all_older_connections_to_a_demoted_server_are_closed() {
 fn readonly_after_an_applied_write_of_the_same_pipeline_closes_the_older_connections() {
     const READONLY: &str = "return redis.error_reply('READONLY You can\\'t write')";
     let server = Server::start();
-    let sessions = sized(&server.url(), 4).trust_window(Duration::ZERO).build().unwrap();
+    let sessions = sized(&server.url(), 4).trust_window(Duration::ZERO).build_side().unwrap();
     let readonly = || redis::cmd("EVAL").arg(READONLY).arg(0).take();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("key", 1).unwrap();
@@ -287,7 +288,7 @@ fn readonly_after_an_applied_write_of_the_same_pipeline_closes_the_older_connect
 fn a_pipeline_with_a_read_on_a_replica_closes_no_connection_again_and_again() {
     let server = Server::start();
     server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
-    let sessions = sized(&server.url(), 1).build().unwrap();
+    let sessions = sized(&server.url(), 1).build_side().unwrap();
     let mut db = sessions.pooled();
     let begun = Instant::now();
     eventually(SOON, "several limits of READONLY are over", || {

@@ -1,11 +1,12 @@
 //! What an error reply proves: a code alone proves nothing, an error text of the server's own does.
 
+use crate::side::{BuildSide as _, Pooled, SessionManager};
+use rediscope::Error;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::redis::{
     self, ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind,
 };
-use rediscope::{Error, Pooled, SessionManager};
 
 use super::fixture::{sized, typed};
 use rediscope_testing::front::Front;
@@ -31,8 +32,8 @@ impl Transports {
         let unix = Front::unix(proxy.address());
         #[cfg_attr(not(feature = "tls-rustls"), expect(unused_mut, reason = "TLS is added"))]
         let mut ways = vec![
-            ("TCP", sized(&proxy.url(), 1).build().unwrap()),
-            ("a unix socket", sized(unix.url(), 1).build().unwrap()),
+            ("TCP", sized(&proxy.url(), 1).build_side().unwrap()),
+            ("a unix socket", sized(unix.url(), 1).build_side().unwrap()),
         ];
         #[cfg_attr(not(feature = "tls-rustls"), expect(unused_mut, reason = "TLS is added"))]
         let mut fronts = vec![unix];
@@ -43,7 +44,7 @@ impl Transports {
             let trusted = rediscope::Tls::new().root_certificates(authority.pem());
             let patient = sized(tls.url(), 1).tls(trusted);
             let patient = patient.connect_timeout(std::time::Duration::from_secs(1));
-            ways.push(("TLS", patient.build().unwrap()));
+            ways.push(("TLS", patient.build_side().unwrap()));
             fronts.push(tls);
         }
         Self { ways, _fronts: fronts, proxy, server }
@@ -291,76 +292,78 @@ fn a_refusal_of_the_servers_own_proves_that_nothing_was_changed() {
     }
 }
 
-#[test]
-fn an_undecodable_reply_of_a_read_changed_nothing_and_one_of_a_write_did() {
-    #[derive(Debug)]
-    struct Money;
-    impl FromRedisValue for Money {
-        fn from_redis_value(_: redis::Value) -> Result<Self, ParsingError> {
-            Err("no currency is given".to_owned().into())
-        }
-        fn from_redis_value_ref(_: &redis::Value) -> Result<Self, ParsingError> {
-            Err("no currency is given".to_owned().into())
-        }
-    }
-    let fixture = Transports::start();
-    fixture.each(|way, mut db| {
-        // No other reply has the value in it.
-        db.set::<_, _, ()>("text", format!("hunter2 {way}")).unwrap();
-        let decode = |error: Error, name: &str, applied: Applied| {
-            assert_eq!(
-                applied_and_retryable(&error),
-                (applied, false),
-                "{name} over {way}: {error:?}"
-            );
-            let shown = format!("{error:#} {error:?}");
-            assert!(!shown.contains("hunter2") && shown.contains(name), "{shown}");
-            match error {
-                Error::Decode { command, .. } => assert_eq!(command, name),
-                other => panic!("{other:?}"),
+crate::side::threads_only! {
+    #[test]
+    fn an_undecodable_reply_of_a_read_changed_nothing_and_one_of_a_write_did() {
+        #[derive(Debug)]
+        struct Money;
+        impl FromRedisValue for Money {
+            fn from_redis_value(_: redis::Value) -> Result<Self, ParsingError> {
+                Err("no currency is given".to_owned().into())
             }
+            fn from_redis_value_ref(_: &redis::Value) -> Result<Self, ParsingError> {
+                Err("no currency is given".to_owned().into())
+            }
+        }
+        let fixture = Transports::start();
+        fixture.each(|way, mut db| {
+            // No other reply has the value in it.
+            db.set::<_, _, ()>("text", format!("hunter2 {way}")).unwrap();
+            let decode = |error: Error, name: &str, applied: Applied| {
+                assert_eq!(
+                    applied_and_retryable(&error),
+                    (applied, false),
+                    "{name} over {way}: {error:?}"
+                );
+                let shown = format!("{error:#} {error:?}");
+                assert!(!shown.contains("hunter2") && shown.contains(name), "{shown}");
+                match error {
+                    Error::Decode { command, .. } => assert_eq!(command, name),
+                    other => panic!("{other:?}"),
+                }
+            };
+            decode(typed(db.get::<_, i64>("none")), "GET", Applied::No);
+            decode(typed(db.get::<_, i64>("text")), "GET", Applied::No);
+            decode(typed(db.incr::<_, _, Vec<i64>>("n", 1)), "INCRBY", Applied::Yes);
+            decode(typed(db.getset::<_, _, i64>("text", "hunter2")), "GETSET", Applied::Yes);
+            // A later reply does not replace an earlier one that it does not fit.
+            let kept = db.incr::<_, _, Vec<i64>>("n", 1).unwrap_err();
+            db.get::<_, String>("text").unwrap();
+            decode(kept.into(), "INCRBY", Applied::Yes);
+            db.set::<_, _, ()>("pipes", "hunter2 too").unwrap();
+            let reads = redis::pipe().get("pipes").get("none").query::<(i64, i64)>(&mut db);
+            decode(typed(reads), "a pipeline", Applied::No);
+            let writes = redis::pipe().get("pipes").incr("n", 1).query::<(i64, i64)>(&mut db);
+            decode(typed(writes), "a pipeline", Applied::Yes);
+            // In the words of the user's own type, which show no value.
+            let own = typed(db.get::<_, Money>("text"));
+            let source = std::error::Error::source(&own).expect("the user's words").to_string();
+            assert_eq!(source, "no currency is given");
+            assert!(!own.to_string().contains(&source), "{own}");
+            decode(own, "GET", Applied::Unknown);
+            decode(typed(db.set::<_, _, Money>("text", "hunter2")), "SET", Applied::Unknown);
+        });
+        // If a thread has only read, or only written, that is known of each of its commands.
+        let db = fixture.ways[0].1.pooled();
+        let only = |writes: bool| {
+            let mut db = db.clone();
+            let mut money = || match writes {
+                true => db.set::<_, _, Money>("text", "hunter2"),
+                false => db.get::<_, Money>("text"),
+            };
+            let error = std::thread::scope(|scope| scope.spawn(|| typed(money())).join().unwrap());
+            applied_and_retryable(&error).0
         };
-        decode(typed(db.get::<_, i64>("none")), "GET", Applied::No);
-        decode(typed(db.get::<_, i64>("text")), "GET", Applied::No);
-        decode(typed(db.incr::<_, _, Vec<i64>>("n", 1)), "INCRBY", Applied::Yes);
-        decode(typed(db.getset::<_, _, i64>("text", "hunter2")), "GETSET", Applied::Yes);
-        // A later reply does not replace an earlier one that it does not fit.
-        let kept = db.incr::<_, _, Vec<i64>>("n", 1).unwrap_err();
-        db.get::<_, String>("text").unwrap();
-        decode(kept.into(), "INCRBY", Applied::Yes);
-        db.set::<_, _, ()>("pipes", "hunter2 too").unwrap();
-        let reads = redis::pipe().get("pipes").get("none").query::<(i64, i64)>(&mut db);
-        decode(typed(reads), "a pipeline", Applied::No);
-        let writes = redis::pipe().get("pipes").incr("n", 1).query::<(i64, i64)>(&mut db);
-        decode(typed(writes), "a pipeline", Applied::Yes);
-        // In the words of the user's own type, which show no value.
-        let own = typed(db.get::<_, Money>("text"));
-        let source = std::error::Error::source(&own).expect("the user's words").to_string();
-        assert_eq!(source, "no currency is given");
-        assert!(!own.to_string().contains(&source), "{own}");
-        decode(own, "GET", Applied::Unknown);
-        decode(typed(db.set::<_, _, Money>("text", "hunter2")), "SET", Applied::Unknown);
-    });
-    // If a thread has only read, or only written, that is known of each of its commands.
-    let db = fixture.ways[0].1.pooled();
-    let only = |writes: bool| {
-        let mut db = db.clone();
-        let mut money = || match writes {
-            true => db.set::<_, _, Money>("text", "hunter2"),
-            false => db.get::<_, Money>("text"),
-        };
-        let error = std::thread::scope(|scope| scope.spawn(|| typed(money())).join().unwrap());
-        applied_and_retryable(&error).0
-    };
-    assert_eq!((only(false), only(true)), (Applied::No, Applied::Yes));
-    // Of a connection that is not the handle's nothing is known.
-    let sessions = &fixture.ways[0].1;
-    let raw = sessions.pooled().with_raw(|raw| raw.get::<_, i64>("text").unwrap_err()).unwrap();
-    assert_eq!(Error::from(raw).applied(), Applied::Unknown);
-    let forged = "return redis.error_reply('OOM [INCR: not applied, ref 00000000]')";
-    let raw =
-        sessions.pooled().with_raw(|raw| command(&["EVAL", forged, "0"]).exec(raw).unwrap_err());
-    assert_eq!(applied_and_retryable(&Error::from(raw.unwrap())), (Applied::Unknown, false));
+        assert_eq!((only(false), only(true)), (Applied::No, Applied::Yes));
+        // Of a connection that is not the handle's nothing is known.
+        let sessions = &fixture.ways[0].1;
+        let raw = sessions.pooled().with_raw(|raw| raw.get::<_, i64>("text").unwrap_err()).unwrap();
+        assert_eq!(Error::from(raw).applied(), Applied::Unknown);
+        let forged = "return redis.error_reply('OOM [INCR: not applied, ref 00000000]')";
+        let raw =
+            sessions.pooled().with_raw(|raw| command(&["EVAL", forged, "0"]).exec(raw).unwrap_err());
+        assert_eq!(applied_and_retryable(&Error::from(raw.unwrap())), (Applied::Unknown, false));
+    }
 }
 
 /// redis-rs's error names no command: it belongs only to the one whose reply it shows.

@@ -1,5 +1,6 @@
 //! `with_raw`: whatever is done with a raw connection, no later caller notices any of it.
 
+use crate::side::{BuildSide as _, SessionManager};
 use crate::fixture::SOON;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
-use rediscope::{Error, SessionManager};
+use rediscope::Error;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use super::fixture::{client_ids, id, pool_is_whole, trusting, typed};
@@ -126,7 +127,7 @@ fn a_panic_inside_gives_the_place_back() {
 fn a_raw_connection_is_alive_when_it_is_handed_out() {
     let server = Server::start();
     let sessions =
-        super::fixture::sized(&server.url(), 1).trust_window(Duration::ZERO).build().unwrap();
+        super::fixture::sized(&server.url(), 1).trust_window(Duration::ZERO).build_side().unwrap();
     let mut db = sessions.pooled();
     for n in 1..=3 {
         db.get::<_, Option<i64>>("n").unwrap();
@@ -172,7 +173,7 @@ impl<S: tracing::Subscriber> Layer<S> for Unwinding {
 fn no_log_is_written_while_a_panic_of_a_reclaimed_call_unwinds() {
     let server = Server::start();
     let builder = SessionManager::builder(server.url()).max_size(1);
-    let sessions = builder.max_pin_time(Duration::from_millis(50)).build().unwrap();
+    let sessions = builder.max_pin_time(Duration::from_millis(50)).build_side().unwrap();
     let unwinding = Arc::<AtomicBool>::default();
     let subscriber = tracing_subscriber::registry().with(Unwinding(Arc::clone(&unwinding)));
     under_log(subscriber, || {

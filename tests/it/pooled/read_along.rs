@@ -1,9 +1,9 @@
 //! Reads that find no free connection are sent along by the next caller that gets one.
 
+use crate::side::Pooled;
 use crate::fixture::{Fixture, SOON};
 use std::thread;
 
-use rediscope::Pooled;
 use rediscope::redis::{RedisResult, cmd};
 
 use rediscope_testing::eventually;

@@ -1,5 +1,6 @@
 //! A connection is checked out for one round trip only, so that many callers share few.
 
+use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
 
@@ -40,7 +41,7 @@ fn eight_threads_take_turns_on_one_connection() {
 #[test]
 fn clones_on_many_threads_never_use_more_connections_than_there_may_be() {
     let server = Server::start();
-    let sessions = sized(&server.url(), 3).build().unwrap();
+    let sessions = sized(&server.url(), 3).build_side().unwrap();
     let db = sessions.pooled();
     thread::scope(|scope| {
         for nth in 0..12 {
@@ -84,17 +85,19 @@ fn a_drained_transactional_pool_leaves_single_commands_alone() {
     pool_is_whole(&sessions, &server);
 }
 
-#[test]
-fn a_command_inside_with_raw_on_a_pool_of_one_fails_as_a_deadlock() {
-    let server = Server::start();
-    let sessions = trusting(&server.url());
-    let db = sessions.pooled();
-    let reported = db.with_raw(|_| typed(db.clone().get::<_, Option<i64>>("n"))).unwrap();
-    match reported {
-        Error::Checkout(CheckoutError::WouldDeadlock { holders, .. }) => {
-            assert_eq!((holders.len(), holders[0].begun_at.file()), (1, file!()));
+crate::side::threads_only! {
+    #[test]
+    fn a_command_inside_with_raw_on_a_pool_of_one_fails_as_a_deadlock() {
+        let server = Server::start();
+        let sessions = trusting(&server.url());
+        let db = sessions.pooled();
+        let reported = db.with_raw(|_| typed(db.clone().get::<_, Option<i64>>("n"))).unwrap();
+        match reported {
+            Error::Checkout(CheckoutError::WouldDeadlock { holders, .. }) => {
+                assert_eq!((holders.len(), holders[0].begun_at.file()), (1, file!()));
+            }
+            error => panic!("{error:?}"),
         }
-        error => panic!("{error:?}"),
+        pool_is_whole(&sessions, &server);
     }
-    pool_is_whole(&sessions, &server);
 }

@@ -1,10 +1,11 @@
 //! What works on a `redis::Connection` works on the handle, and errors come back typed.
 
+use crate::side::{BuildSide as _, SessionManager};
 use std::collections::{BTreeSet, HashMap};
 
 use redis::{Commands, ConnectionLike, pipe};
+use rediscope::Error;
 use rediscope::error::{Applied, ConnectionErrorKind};
-use rediscope::{Error, SessionManager};
 
 use super::fixture::{lost, pool_is_whole, trusting, typed};
 use rediscope_testing::server::Server;
@@ -213,7 +214,7 @@ fn a_timeout_is_one_for_redis_rs_too() {
     let sessions = super::fixture::sized(&server.url(), 1)
         .trust_window(crate::fixture::LONG)
         .response_timeout(timeout)
-        .build()
+        .build_side()
         .unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("n", 1).unwrap();
@@ -246,7 +247,7 @@ fn the_rest_of_connection_like_is_true() {
         .connect_timeout(std::time::Duration::from_millis(100))
         .response_timeout(std::time::Duration::from_millis(100))
         .checkout_timeout(std::time::Duration::from_millis(300))
-        .build()
+        .build_side()
         .unwrap();
     let mut db = sessions.pooled();
     assert!(!db.check_connection());
@@ -255,35 +256,37 @@ fn the_rest_of_connection_like_is_true() {
     rediscope_testing::eventually(crate::fixture::SOON, "it is back", || db.check_connection());
 }
 
-#[test]
-fn the_table_of_reads_and_writes_is_the_servers() {
-    let server = Server::start();
-    let sessions = SessionManager::builder(server.url()).build().unwrap();
-    let table: Vec<redis::Value> = server.ask(&["COMMAND"]);
-    let (mut reads, mut writes, mut careful) = (0, 0, Vec::new());
-    for entry in table {
-        let redis::Value::Array(entry) = entry else { panic!("{entry:?}") };
-        let name: String = redis::from_redis_value_ref(&entry[0]).unwrap();
-        let flags: Vec<String> = redis::from_redis_value_ref(&entry[2]).unwrap();
-        let is = |flag: &str| flags.iter().any(|each| each == flag);
-        let mut reading = sessions.replica_reads();
-        let sent = redis::cmd(&name).arg("k").arg("1").query::<redis::Value>(&mut reading);
-        let refused = matches!(
-            sent.map_err(Error::from),
-            Err(Error::Refused { .. } | Error::Pipeline { .. })
-        );
-        if is("write") {
-            assert!(refused, "{name} writes, and was sent to a replica");
-            writes += 1;
-        } else if is("readonly") {
-            reads += 1;
-            if refused {
-                careful.push(name);
+crate::side::threads_only! {
+    #[test]
+    fn the_table_of_reads_and_writes_is_the_servers() {
+        let server = Server::start();
+        let sessions = SessionManager::builder(server.url()).build_side().unwrap();
+        let table: Vec<redis::Value> = server.ask(&["COMMAND"]);
+        let (mut reads, mut writes, mut careful) = (0, 0, Vec::new());
+        for entry in table {
+            let redis::Value::Array(entry) = entry else { panic!("{entry:?}") };
+            let name: String = redis::from_redis_value_ref(&entry[0]).unwrap();
+            let flags: Vec<String> = redis::from_redis_value_ref(&entry[2]).unwrap();
+            let is = |flag: &str| flags.iter().any(|each| each == flag);
+            let mut reading = sessions.replica_reads();
+            let sent = redis::cmd(&name).arg("k").arg("1").query::<redis::Value>(&mut reading);
+            let refused = matches!(
+                sent.map_err(Error::from),
+                Err(Error::Refused { .. } | Error::Pipeline { .. })
+            );
+            if is("write") {
+                assert!(refused, "{name} writes, and was sent to a replica");
+                writes += 1;
+            } else if is("readonly") {
+                reads += 1;
+                if refused {
+                    careful.push(name);
+                }
             }
         }
+        assert!(reads > 70 && writes > 90, "{reads} reads, {writes} writes");
+        // Reads by the server's table that this crate does not send twice.
+        careful.sort_unstable();
+        assert_eq!(careful, ["lolwut", "touch"]);
     }
-    assert!(reads > 70 && writes > 90, "{reads} reads, {writes} writes");
-    // Reads by the server's table that this crate does not send twice.
-    careful.sort_unstable();
-    assert_eq!(careful, ["lolwut", "touch"]);
 }
