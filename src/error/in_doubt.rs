@@ -5,6 +5,8 @@
 use std::error::Error;
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
+#[cfg(feature = "tokio")]
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +43,16 @@ pub(crate) trait ResolveCommit:
 {
     /// Asks the server; `None`: within the default timeout.
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution;
+
+    /// The same for a caller that is a task. Dropped before its end, the future may have asked.
+    #[cfg(feature = "tokio")]
+    fn resolve_async<'r>(
+        &'r self,
+        token: &'r CommitToken,
+        within: Option<Duration>,
+    ) -> Pin<Box<dyn Future<Output = Resolution> + Send + 'r>> {
+        Box::pin(async move { self.resolve(token, within) })
+    }
 }
 
 impl InDoubt {
@@ -77,6 +89,10 @@ impl InDoubt {
     /// give the [`token`](Self::token) to
     /// [`SessionManager::resolve`](crate::SessionManager::resolve).
     ///
+    /// For a transaction of `rediscope::aio` this returns
+    /// [`StillUnknown`](Resolution::StillUnknown) at once, with
+    /// [`UnresolvedReason::MustBeAwaited`]: it would block the runtime. `resolve_async` asks.
+    ///
     /// This uses a connection of its own, outside the pool. The result is final: after `Committed`
     /// or `NotCommitted`, an EXEC that arrives later changes nothing. It can be called from any
     /// thread, concurrently and again.
@@ -105,6 +121,28 @@ impl InDoubt {
     pub fn resolve(&self) -> Resolution {
         match self.resolvable.as_deref() {
             Some((token, resolver)) => resolver.resolve(token, None),
+            None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
+        }
+    }
+
+    /// As [`resolve`](Self::resolve), for a caller that is a task of tokio. If the future is dropped,
+    /// the transaction can be resolved again.
+    ///
+    /// A value that a blocking [`SessionManager`](crate::SessionManager) returned is resolved when the
+    /// future is first polled, which blocks the thread.
+    ///
+    /// ```no_run
+    /// # use rediscope::error::{InDoubt, Resolution};
+    /// # async fn example(doubt: InDoubt) {
+    /// if let Resolution::NotCommitted = doubt.resolve_async().await {
+    ///     println!("not applied, and never will be");
+    /// }
+    /// # }
+    /// ```
+    #[cfg(feature = "tokio")]
+    pub async fn resolve_async(&self) -> Resolution {
+        match self.resolvable.as_deref() {
+            Some((token, resolver)) => resolver.resolve_async(token, None).await,
             None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
     }
@@ -273,6 +311,9 @@ pub enum UnresolvedReason {
     /// alive. (Feature `tokio`.)
     #[cfg(feature = "tokio")]
     NotSentYet,
+    /// The transaction was one of `rediscope::aio`, whose connections cannot be used without a wait.
+    /// Await `resolve_async`, or `resolve` of its session manager. Nothing was sent.
+    MustBeAwaited,
     /// The session manager was made in another process, and this one is a fork of it. Make a new
     /// one, and resolve the token with it.
     OtherProcess,
@@ -314,6 +355,9 @@ impl UnresolvedReason {
             ),
             #[cfg(feature = "tokio")]
             Self::NotSentYet => f.write_str("the block was not sent yet, and may still be"),
+            Self::MustBeAwaited => {
+                f.write_str("a session manager of tasks asks the server: await resolve_async()")
+            }
             Self::OtherProcess => f.write_str(
                 "the session manager was made in another process, of which this one is a fork: \
                  resolve the token with a new one",

@@ -133,6 +133,16 @@ impl ConnectionTask {
         self.shared.is_closed()
     }
 
+    /// Returns whether the task has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.shared.lock().has_ended
+    }
+
+    /// Returns whether replies are still to come. Those that are late end the connection.
+    pub(crate) fn awaits_reply(&self) -> bool {
+        self.shared.lock().awaits
+    }
+
     /// Closes the socket. A call in progress fails.
     pub(crate) fn shut_down(&self) {
         // Now, also if the runtime polls no task.

@@ -1,59 +1,338 @@
 //! A connection that one task has alone, and the permit for it.
+//!
+//! A line does no I/O when it is dropped: a connection that is not clean is cleaned by its own task.
 
+use std::pin::pin;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
+use tokio::runtime::Handle;
 use tracing::Level;
+use tracing::level_filters::LevelFilter;
 
 use crate::connection::connection::Connection;
+use crate::connection::tasks::connect::login;
 use crate::connection::tasks::wire::TaskWire;
 use crate::error::checkout::CheckoutError;
-use crate::pool::blocking::BlockingCommand;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::logging::deferred::DeferredEvents;
+use crate::pool::blocking::{BlockingCommand, EndCommand};
+use crate::pool::cleanup::clean_or_log;
 use crate::pool::context::PoolContext;
+use crate::pool::entry::Kept;
 use crate::pool::line::Line;
+use crate::pool::reauthentication::reauthenticate;
+use crate::pool::scopes::{Holder, PinnedConnection, ScopeLine};
+use crate::pool::tasks::core::{TaskCore, no_runtime};
+use crate::pool::tasks::holder::HolderTask;
+use crate::pool::tasks::idle::{Found, TaskConnection};
+use crate::pool::tasks::right::Right;
+use crate::protocol::connection_state::CloseReason;
+use crate::sync::boxed::boxed;
+use crate::sync::timer::until;
+
+/// A scope's access to its connection.
+pub(crate) type TaskPin = PinnedConnection<TaskLine>;
 
 /// A connection that one task has alone, and the permit for it. On drop a clean connection is idle
 /// again; any other is cleaned by its own task, which then passes the permit on.
-pub(crate) struct TaskLine {}
+///
+/// It is moved for each call of a scope, so its size matters.
+pub(crate) struct TaskLine {
+    connection: Option<TaskConnection>,
+    core: Arc<TaskCore>,
+    /// `None`: another line has taken it over.
+    right: Option<Arc<Right>>,
+    events: DeferredEvents,
+    needs_asking: bool,
+    /// The line is dropped by a thread that must not wait for a log.
+    logs_elsewhere: bool,
+    /// The connection's task cleans the connection, or has cleaned it.
+    is_cleaned: bool,
+}
+
+impl Drop for TaskLine {
+    fn drop(&mut self) {
+        let Some(right) = self.right.take() else { return };
+        if self.core.settings().is_forked_child() {
+            // They belong to the parent, and the mutexes may stay locked forever.
+            std::mem::forget((self.connection.take(), right, Arc::clone(&self.core)));
+            return;
+        }
+        let mut kept = self.connection.take();
+        if let Some(connection) = &mut kept
+            && let Some(reason) = self.close_reason(connection)
+        {
+            if reason == CloseReason::LeftDirty && self.can_be_cleaned(connection) {
+                return self.clean(kept, right);
+            }
+            self.core.on_replaced(reason);
+            drop(kept.take());
+        }
+        self.core.give_back(&right, kept);
+        self.log();
+    }
+}
+
+impl TaskLine {
+    /// The line of a new right, without a connection yet.
+    pub(in crate::pool) fn new(core: &Arc<TaskCore>, right: Arc<Right>) -> Self {
+        Self {
+            connection: None,
+            core: Arc::clone(core),
+            right: Some(right),
+            events: DeferredEvents::default(),
+            needs_asking: false,
+            logs_elsewhere: false,
+            is_cleaned: false,
+        }
+    }
+
+    /// Marks the server as the target of a migration: each command or MULTI needs ASKING before it.
+    pub(in crate::pool) fn with_ask(mut self, needs_asking: bool) -> Self {
+        self.needs_asking = needs_asking;
+        self
+    }
+
+    /// Marks the line as one that a scope has.
+    pub(in crate::pool) fn set_scoped(&self) {
+        if let Some(right) = &self.right {
+            right.set_scoped();
+        }
+    }
+
+    fn close_reason(&self, connection: &mut Connection<TaskWire>) -> Option<CloseReason> {
+        let reason = connection.close_reason(Instant::now(), self.core.generation());
+        let is_closed = || connection.wire().task().is_closed();
+        match reason {
+            None if is_closed() => Some(CloseReason::Closed),
+            reason => reason,
+        }
+    }
+
+    /// Returns whether the connection's task can remove what a scope has left.
+    fn can_be_cleaned(&self, connection: &Connection<TaskWire>) -> bool {
+        // Asked here: the connection's task never sees the panic.
+        let can_be_cleaned = !self.is_cleaned && !std::thread::panicking();
+        can_be_cleaned
+            && connection.state().tainted().is_none()
+            && !connection.wire().task().is_closed()
+    }
+
+    /// Has the connection's task clean the connection, and then pass the permit on.
+    fn clean(&mut self, connection: Option<TaskConnection>, right: Arc<Right>) {
+        let task = connection.as_ref().map(|connection| connection.wire().task().clone());
+        right.begin_cleaning();
+        let mut line = Self {
+            connection,
+            core: Arc::clone(&self.core),
+            right: Some(right),
+            events: std::mem::take(&mut self.events),
+            needs_asking: false,
+            logs_elsewhere: true,
+            is_cleaned: true,
+        };
+        let cleaning = async move { clean_or_log(&mut line, None).await };
+        if let Some(task) = task
+            && let Err(cleaning) = task.adopt(Box::new(cleaning))
+        {
+            // The task has ended. This closes the connection, and passes the permit on.
+            drop(cleaning);
+        }
+    }
+
+    fn log(&mut self) {
+        let name = self.core.config.name;
+        self.events.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
+        match self.logs_elsewhere {
+            true => self.events.send_to(&self.core.config.logging.log_thread),
+            false => self.events.write(),
+        }
+    }
+
+    /// Takes an idle connection, or opens one and waits for it. A connection that is known to be dead,
+    /// outdated or too old is not used. If the future is dropped, its connection becomes idle.
+    pub(in crate::pool) async fn take_or_wait(
+        &mut self,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<(), CheckoutError> {
+        let core = Arc::clone(&self.core);
+        let mut requester = core.idle.requester();
+        let mut now = started;
+        loop {
+            if core.shared.is_closed() {
+                return Err(CheckoutError::Closed);
+            }
+            if !self.right.as_ref().is_some_and(|right| right.is_held()) {
+                return Err(revoked(started));
+            }
+            let connect_failed =
+                |source| CheckoutError::Connect { waited: started.elapsed(), source };
+            let runtime = Handle::try_current().map_err(|_| connect_failed(no_runtime()))?;
+            let changed = core.idle.changed();
+            let retry_at = match requester.take(&runtime) {
+                Found::Idle(connection) => {
+                    if self.attach(connection, now) && self.reauthenticate(deadline).await {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Found::Open(number) => {
+                    core.open(number, &runtime);
+                    None
+                }
+                Found::Wait(retry_at) => retry_at,
+            };
+            now = Instant::now();
+            core.check_opening(started, now, deadline)?;
+            let by = retry_at.map_or(deadline, |at| at.min(deadline));
+            until(by, pin!(changed)).await;
+            now = Instant::now();
+        }
+    }
+
+    /// Takes an idle connection over, if it can be used.
+    fn attach(&mut self, mut connection: TaskConnection, now: Instant) -> bool {
+        if let Some(reason) = self.core.why_unusable(&mut connection, now) {
+            self.core.on_replaced(reason);
+            drop(connection);
+            self.core.idle.closed_one();
+            return false;
+        }
+        connection.mark_taken();
+        let task = connection.wire().task().clone();
+        if !self.right.as_ref().is_some_and(|right| right.attach(task)) {
+            drop(self.core.idle.put(connection));
+            return false;
+        }
+        self.connection = Some(connection);
+        true
+    }
+
+    /// Re-authenticates if the credentials changed. Returns false if the connection was lost.
+    async fn reauthenticate(&mut self, deadline: Instant) -> bool {
+        if self.core.endpoint.login_version().is_none() {
+            return true;
+        }
+        let core = Arc::clone(&self.core);
+        let login = || login(&core.endpoint, core.settings(), Some(deadline));
+        boxed(reauthenticate(self, deadline, login)).await
+    }
+}
+
+/// The error of a line whose permit was taken back.
+fn revoked(started: Instant) -> CheckoutError {
+    let text = "the call was not polled for max_pin_time, and its connection was reclaimed";
+    let source = ConnectionError::new(ConnectionErrorKind::Closed, text).permanent();
+    CheckoutError::Connect { waited: started.elapsed(), source }
+}
 
 impl Line for TaskLine {
     type Wire = TaskWire;
 
     fn context(&self) -> &PoolContext {
-        todo!()
+        &self.core
     }
 
     fn needs_asking(&self) -> bool {
-        todo!()
+        self.needs_asking
     }
 
     fn current(&mut self) -> Option<&mut Connection<TaskWire>> {
-        todo!()
+        if let Some(right) = &self.right {
+            right.on_use();
+        }
+        self.connection.as_deref_mut()
     }
 
-    async fn connect(&mut self, _deadline: Instant) -> Result<(), CheckoutError> {
-        todo!()
+    async fn connect(&mut self, deadline: Instant) -> Result<(), CheckoutError> {
+        self.take_or_wait(Instant::now(), deadline).await
     }
 
     fn close(&mut self) {
-        todo!()
+        let Some(mut connection) = self.connection.take() else { return };
+        let reason = self.close_reason(&mut connection);
+        self.core.on_replaced(reason.unwrap_or(CloseReason::Closed));
+        drop(connection);
+        if self.right.as_ref().is_some_and(|right| right.detach()) {
+            self.core.idle.closed_one();
+        }
     }
 
     fn is_unwinding(&self) -> bool {
-        todo!()
+        // The connection's task is not unwound by its caller's panic.
+        !self.is_cleaned && std::thread::panicking()
     }
 
-    fn log_later(&mut self, _level: Level, _event: impl FnOnce() + Send + 'static) {
-        todo!()
+    fn log_later(&mut self, level: Level, event: impl FnOnce() + Send + 'static) {
+        if level <= LevelFilter::current() {
+            self.events.add(level, event);
+        }
     }
 
     fn begin_blocking(
         &self,
-        _command: &BlockingCommand,
+        command: &BlockingCommand,
     ) -> Result<impl Send + use<>, CheckoutError> {
-        Ok(())
+        let right = self.right.clone();
+        let end: Option<Arc<EndCommand>> =
+            right.map(|right| Arc::new(move || right.shut_down()) as _);
+        let begun = self.core.blocking.begin(command, HolderTask::here().name(), end);
+        begun.ok_or(CheckoutError::Closed)
     }
 
     fn is_closed(&self) -> bool {
-        todo!()
+        self.core.blocking.is_closed()
+    }
+}
+
+/// What takes a line's permit and connection away from a call.
+#[derive(Clone)]
+pub(crate) struct LineRevoker {
+    core: Weak<TaskCore>,
+    right: Arc<Right>,
+}
+
+impl Kept for TaskLine {
+    type Ender = LineRevoker;
+
+    fn set_ender(&self, ender: &mut Option<LineRevoker>) {
+        if let (None, Some(right)) = (&ender, &self.right) {
+            let (core, right) = (Arc::downgrade(&self.core), Arc::clone(right));
+            *ender = Some(LineRevoker { core, right });
+        }
+    }
+
+    fn uses(ender: &LineRevoker) -> u64 {
+        ender.right.uses()
+    }
+}
+
+impl ScopeLine for TaskLine {
+    type Core = TaskCore;
+    type Holder = HolderTask;
+
+    fn permit_number(&self) -> usize {
+        self.right.as_ref().map_or(usize::MAX, |right| right.number())
+    }
+
+    fn mark_reclaimed(&mut self) {
+        self.logs_elsewhere = true;
+    }
+
+    fn end_call(ender: &LineRevoker) {
+        ender.right.shut_down();
+    }
+
+    /// A call that awaits a reply ends by its deadline at the latest, if it is polled.
+    fn may_be_forgotten(ender: &LineRevoker) -> bool {
+        !ender.right.awaits_reply()
+    }
+
+    fn revoke(ender: &LineRevoker) {
+        if let Some(core) = ender.core.upgrade() {
+            core.revoke(&ender.right);
+        }
     }
 }

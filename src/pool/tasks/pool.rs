@@ -1,41 +1,172 @@
 //! The pool of one server, for callers that are tasks.
 
 use std::any::Any;
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+use scheduled_thread_pool::ScheduledThreadPool;
+use tokio::runtime::Handle;
+use tracing::Level;
 
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::tasks::io::Tasks;
-use crate::error::checkout::CheckoutError;
+use crate::error::checkout::{CheckoutError, CheckoutTimeout};
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::open_scope::OpenScope;
 use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::BatchResponse;
+use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
+use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
-use crate::pool::tasks::lanes::Lanes;
-use crate::pool::tasks::line::TaskLine;
-use crate::pool::tasks::pin::TaskPin;
+use crate::pool::tasks::core::{Acquired, LinesSeen, TaskCore};
+use crate::pool::tasks::line::{TaskLine, TaskPin};
 use crate::status::node::NodeStatus;
+use crate::sync::timer::until;
+
+/// Time in addition to its timeout that a closing pool waits for the end of its connections' tasks.
+const CLOSE_GRACE: Duration = Duration::from_millis(100);
+
+/// Delay between two looks at the tasks of a closed pool.
+const CLOSE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The pool of one server, for callers that are tasks. Clones are the same pool.
 #[derive(Clone)]
 pub(crate) struct TaskPool {
-    shared: Arc<TaskPoolShared>,
+    pub(in crate::pool) scopes: Arc<OpenScopes<TaskLine>>,
 }
 
-pub(crate) struct TaskPoolShared {
-    context: Arc<PoolContext>,
-    lanes: Lanes,
+impl Deref for TaskPool {
+    type Target = Arc<TaskCore>;
+
+    fn deref(&self) -> &Arc<TaskCore> {
+        self.scopes.core()
+    }
 }
 
 impl TaskPool {
+    /// Takes a connection for the permit, and counts and logs the outcome.
+    async fn connect(
+        &self,
+        acquired: Acquired,
+        started: Instant,
+        deadline: Instant,
+    ) -> Result<TaskLine, CheckoutError> {
+        let mut checkout = match acquired {
+            Acquired::Right(right) => {
+                let mut line = TaskLine::new(self, right);
+                line.take_or_wait(started, deadline).await.map(|()| line)
+            }
+            Acquired::Closed => Err(CheckoutError::Closed),
+            Acquired::TimedOut { waiters } => Err(self.timed_out(started, waiters)),
+        };
+        let name = self.config.name;
+        match &mut checkout {
+            Ok(line) => {
+                self.config.counters.checkouts.add();
+                line.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
+            }
+            Err(error) => self.on_refused(error),
+        }
+        checkout
+    }
+
+    async fn take(&self, deadline: Instant) -> Result<TaskLine, CheckoutError> {
+        let started = Instant::now();
+        let acquired = match self.try_acquire() {
+            Some(acquired) => acquired,
+            None if Handle::try_current().is_err() => {
+                let source = crate::pool::tasks::core::no_runtime();
+                return Err(CheckoutError::Connect { waited: Duration::ZERO, source });
+            }
+            None => {
+                self.warn_if_all_wait();
+                self.acquire(deadline).await
+            }
+        };
+        self.connect(acquired, started, deadline).await
+    }
+
+    /// Warns if each holder of a connection waits for another one. One task may legally wait for
+    /// itself, in two branches of a `join!`, so this is no proof of a deadlock.
+    fn warn_if_all_wait(&self) {
+        let checked = self.scopes.check_wait(|holder| self.is_waiting(holder));
+        let Err(WouldDeadlock { holders, .. }) = checked else { return };
+        for scope in holders {
+            let OpenScope { name, begun_at: place, thread, age, .. } = scope;
+            let name = name.as_deref();
+            tracing::warn!(
+                name, %place, %thread, ?age,
+                "every task that began a scope waits for a connection"
+            );
+        }
+    }
+
+    fn timed_out(&self, started: Instant, waiters: usize) -> CheckoutError {
+        let [_, idle] = self.idle.sizes();
+        CheckoutError::Timeout(Box::new(CheckoutTimeout {
+            waited: started.elapsed(),
+            max_size: self.settings().max_size,
+            in_use: self.in_use() as u32,
+            idle,
+            waiters,
+            holders: ServerPool::open_scopes(self),
+            last_connect_error: self.shared.connect_error().map(|(_, error)| error),
+        }))
+    }
+
     /// Waits until no connection is in use, reclaims the scopes that are open at `deadline`, and
     /// closes all connections. Returns the number of scopes that were reclaimed.
-    pub(crate) async fn drain(&self, _deadline: Instant) -> usize {
-        todo!()
+    pub(crate) async fn drain(&self, deadline: Instant) -> usize {
+        self.all_returned(deadline).await;
+        // A connection that is returned from here on is closed, and none is opened in its place.
+        self.shared.close();
+        self.idle.close();
+        let reclaimed = self.scopes.reclaim_all();
+        self.lanes.shut_down();
+        // Running calls fail now.
+        self.idle.shut_down();
+        // The wait ends here: tasks that are still cleaning a connection end by themselves.
+        let by = deadline.max(Instant::now() + CLOSE_GRACE);
+        while !self.idle.has_ended() && Instant::now() < by {
+            until(Instant::now() + CLOSE_PAUSE, std::future::pending::<()>()).await;
+        }
+        reclaimed
+    }
+
+    /// Runs the reaper often enough for the shortest limit.
+    fn start_reaper(&self, threads: &ScheduledThreadPool) {
+        let settings = self.settings();
+        let (limit, warning) = (settings.max_pin_time, settings.pin_warning);
+        let mut shortest = warning.map_or(limit, |warning| warning.min(limit));
+        for other in [settings.idle_timeout, Some(settings.cleanup_timeout)].into_iter().flatten() {
+            shortest = shortest.min(other);
+        }
+        let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
+        let pool = ServerPool::weak(self);
+        let (mut scopes, mut lines) = (ReaperState::default(), LinesSeen::default());
+        threads.execute_at_dynamic_rate(period, move || {
+            let pool = Self::upgrade(&pool)?;
+            let log_thread = &pool.config.logging.log_thread;
+            pool.scopes.reclaim_unused(&mut scopes, limit, warning, log_thread);
+            pool.revoke_unused(&mut lines, limit);
+            pool.tend_idle();
+            Some(period)
+        });
+    }
+
+    /// Opens a connection if there are fewer than `least`, without waiting for it. Outside of a
+    /// runtime this does nothing.
+    fn open_below(&self, least: usize) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        self.idle.set_runtime(&runtime);
+        if let Some(number) = self.idle.open_below(least, runtime.id()) {
+            self.open(number, &runtime);
+        }
     }
 }
 
@@ -43,34 +174,45 @@ impl ServerPool for TaskPool {
     type Io = Tasks;
     type Line = TaskLine;
     type Pin = TaskPin;
-    type Weak = Weak<TaskPoolShared>;
+    /// A forgotten scope does not keep the pool alive. (The line in the scope's entry does, until the
+    /// scope ends or is reclaimed.)
+    type Weak = Weak<OpenScopes<TaskLine>>;
 
     const HAS_LANES: bool = true;
 
     fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
-        let context = Arc::new(PoolContext::new(config, endpoint));
-        let lanes = Lanes::new(Arc::clone(&context));
-        Self { shared: Arc::new(TaskPoolShared { context, lanes }) }
+        let threads = Arc::clone(&config.threads);
+        let core = Arc::new(TaskCore::new(config, endpoint));
+        let pool = Self { scopes: Arc::new(OpenScopes::new(core)) };
+        pool.start_reaper(&threads);
+        if let Ok(runtime) = Handle::try_current() {
+            pool.idle.set_runtime(&runtime);
+            pool.tend_idle();
+        }
+        pool
     }
 
     fn weak(&self) -> Self::Weak {
-        Arc::downgrade(&self.shared)
+        Arc::downgrade(&self.scopes)
     }
 
     fn upgrade(weak: &Self::Weak) -> Option<Self> {
-        weak.upgrade().map(|shared| Self { shared })
+        weak.upgrade().map(|scopes| Self { scopes })
     }
 
     fn context(&self) -> &PoolContext {
-        &self.shared.context
+        self
     }
 
-    async fn checkout(&self, _deadline: Instant) -> Result<TaskLine, CheckoutError> {
-        todo!()
+    async fn checkout(&self, deadline: Instant) -> Result<TaskLine, CheckoutError> {
+        self.take(deadline).await
     }
 
-    async fn try_checkout(&self, _deadline: Instant) -> Result<Option<TaskLine>, CheckoutError> {
-        todo!()
+    async fn try_checkout(&self, deadline: Instant) -> Result<Option<TaskLine>, CheckoutError> {
+        match self.try_acquire() {
+            Some(acquired) => self.connect(acquired, Instant::now(), deadline).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     async fn checkout_batched(
@@ -79,51 +221,77 @@ impl ServerPool for TaskPool {
         _response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
     ) -> Result<BatchCheckout<TaskLine>, CheckoutError> {
-        if self.shared.context.settings().lanes == 0 {
-            return self.checkout(deadline).await.map(BatchCheckout::Alone);
+        if self.settings().lanes == 0 {
+            return self.take(deadline).await.map(BatchCheckout::Alone);
         }
-        self.shared.lanes.submit(deadline, request).await.map(BatchCheckout::Response)
+        self.lanes.submit(deadline, request).await.map(BatchCheckout::Response)
     }
 
+    /// Lanes send all batches.
     async fn send_batch(
         _line: TaskLine,
         _own: &BatchRequest,
         _deadline: Deadline,
     ) -> BatchResponse {
-        todo!()
+        let text = "no line of tasks leads a batch";
+        let cause = ConnectionError::new(ConnectionErrorKind::Io, text);
+        BatchResponse::Interrupted(Interrupted { left: false, cause })
     }
 
     async fn pin(
         &self,
-        _origin: ScopeOrigin,
-        _deadline: Instant,
-        _needs_asking: bool,
-        _router: Arc<dyn Any + Send + Sync>,
+        origin: ScopeOrigin,
+        deadline: Instant,
+        needs_asking: bool,
+        router: Arc<dyn Any + Send + Sync>,
     ) -> Result<TaskPin, CheckoutError> {
-        todo!()
+        let line = self.take(deadline).await?.with_ask(needs_asking);
+        line.set_scoped();
+        Ok(self.scopes.open(line, origin, router))
     }
 
-    fn with_ask(_line: TaskLine, _needs_asking: bool) -> TaskLine {
-        todo!()
+    fn with_ask(line: TaskLine, needs_asking: bool) -> TaskLine {
+        line.with_ask(needs_asking)
     }
 
     fn warm(&self) {
-        todo!()
+        self.open_below(1);
     }
 
     fn close(&self) {
-        todo!()
+        self.close_permits();
+        self.lanes.close();
+        self.blocking.close();
     }
 
     fn retire(&self) {
-        todo!()
+        self.close_permits();
+        self.lanes.close();
+        self.shared.close();
+        self.idle.close();
     }
 
     fn open_scopes(&self) -> Vec<OpenScope> {
-        todo!()
+        let mut scopes = self.scopes.list();
+        scopes.extend(self.blocking.list());
+        scopes.sort_by_key(|scope| std::cmp::Reverse(scope.age));
+        scopes
     }
 
-    fn status(&self, _address: String, _slots: usize) -> NodeStatus {
-        todo!()
+    fn status(&self, address: String, slots: usize) -> NodeStatus {
+        let [size, idle] = self.idle.sizes();
+        NodeStatus {
+            address,
+            slots,
+            size,
+            in_use: self.in_use() as u32,
+            idle,
+            waiting: self.waiting(),
+            last_connect_error: self.shared.connect_error().map(|(_, error)| error),
+        }
     }
 }
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+#[path = "../../../tests/unit/task_pool.rs"]
+mod tests;

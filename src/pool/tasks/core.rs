@@ -1,0 +1,325 @@
+//! What the lines of one pool of tasks share: semaphore, blocking commands, idle connections, lanes.
+//!
+//! This module depends on no line and no scope, so that both can hold it.
+
+use std::future::poll_fn;
+use std::ops::Deref;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, TryAcquireError};
+use tracing::Level;
+
+use crate::connection::connection::Connection;
+use crate::connection::endpoint::Endpoint;
+use crate::connection::tasks::io::spawn_connection;
+use crate::connection::tasks::wire::TaskWire;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool::blocking::BlockingCommands;
+use crate::pool::config::PoolConfig;
+use crate::pool::context::PoolContext;
+use crate::pool::tasks::holder::HolderTask;
+use crate::pool::tasks::idle::{TaskConnection, TaskIdle};
+use crate::pool::tasks::lanes::Lanes;
+use crate::pool::tasks::right::{Ended, Right};
+use crate::protocol::connection_state::CloseReason;
+use crate::sync::lock;
+use crate::sync::timer::until;
+
+/// Time in addition to `cleanup_timeout` after which a connection that is being cleaned is closed:
+/// its runtime is not run.
+const CLEANUP_GRACE: Duration = Duration::from_millis(500);
+
+/// What the lines of one pool share.
+pub(crate) struct TaskCore {
+    context: Arc<PoolContext>,
+    /// As many permits as the pool has connections at most; fair.
+    semaphore: Semaphore,
+    pub(in crate::pool) idle: TaskIdle,
+    pub(in crate::pool) blocking: Arc<BlockingCommands>,
+    pub(in crate::pool) lanes: Lanes,
+    /// The tasks and threads that wait for a permit.
+    waiting: Mutex<Vec<HolderTask>>,
+    /// Notified when a permit was returned.
+    returned: Notify,
+}
+
+impl Deref for TaskCore {
+    type Target = PoolContext;
+
+    fn deref(&self) -> &PoolContext {
+        &self.context
+    }
+}
+
+/// The result of a wait for a permit.
+pub(in crate::pool) enum Acquired {
+    Right(Arc<Right>),
+    TimedOut {
+        /// Number of callers that waited, this one included.
+        waiters: usize,
+    },
+    Closed,
+}
+
+impl TaskCore {
+    pub(crate) fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
+        let context = Arc::new(PoolContext::new(config, endpoint));
+        let max_size = context.settings().max_size;
+        Self {
+            lanes: Lanes::new(Arc::clone(&context)),
+            context,
+            semaphore: Semaphore::new(max_size as usize),
+            idle: TaskIdle::new(max_size),
+            blocking: Arc::default(),
+            waiting: Mutex::default(),
+            returned: Notify::new(),
+        }
+    }
+
+    /// Takes a permit that is free.
+    pub(in crate::pool) fn try_acquire(&self) -> Option<Acquired> {
+        match self.semaphore.try_acquire() {
+            Ok(permit) => {
+                permit.forget();
+                Some(self.acquired())
+            }
+            Err(TryAcquireError::Closed) => Some(Acquired::Closed),
+            Err(TryAcquireError::NoPermits) => None,
+        }
+    }
+
+    /// Waits for a permit, in the order of the callers. Dropped before its end, the future has taken
+    /// none.
+    pub(in crate::pool) async fn acquire(&self, deadline: Instant) -> Acquired {
+        let waiting = Waiting::new(self);
+        match until(deadline, self.semaphore.acquire()).await {
+            Some(Ok(permit)) => {
+                permit.forget();
+                self.acquired()
+            }
+            Some(Err(_)) => Acquired::Closed,
+            None => Acquired::TimedOut { waiters: waiting.number() },
+        }
+    }
+
+    fn acquired(&self) -> Acquired {
+        // The numbers are returned before their permits.
+        match self.idle.take_number() {
+            Some(right) => Acquired::Right(right),
+            None => Acquired::Closed,
+        }
+    }
+
+    /// Returns whether the task or thread waits for a permit.
+    pub(in crate::pool) fn is_waiting(&self, holder: &HolderTask) -> bool {
+        lock(&self.waiting).contains(holder)
+    }
+
+    /// Number of callers that wait for a permit.
+    pub(in crate::pool) fn waiting(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
+    /// Number of permits that callers hold.
+    pub(in crate::pool) fn in_use(&self) -> usize {
+        (self.settings().max_size as usize).saturating_sub(self.semaphore.available_permits())
+    }
+
+    /// No caller gets a permit from now on.
+    pub(in crate::pool) fn close_permits(&self) {
+        self.semaphore.close();
+    }
+
+    /// Waits until no permit is held, until `deadline` at the latest.
+    pub(in crate::pool) async fn all_returned(&self, deadline: Instant) {
+        let returned = poll_fn(|context| {
+            loop {
+                let mut changed = pin!(self.returned.notified());
+                changed.as_mut().enable();
+                if self.in_use() == 0 {
+                    return Poll::Ready(());
+                }
+                std::task::ready!(changed.poll(context));
+            }
+        });
+        until(deadline, returned).await;
+    }
+
+    /// Returns a permit, and its connection if that may be used again.
+    pub(in crate::pool) fn give_back(&self, right: &Right, connection: Option<TaskConnection>) {
+        // If the pool has taken the permit back, the connection does not count any more.
+        let Some(Ended { task }) = right.end() else { return drop(connection) };
+        self.end(right, connection, task.is_some());
+    }
+
+    /// Takes permit and connection from a line that its caller keeps. The connection is closed.
+    pub(in crate::pool) fn revoke(&self, right: &Right) {
+        let Some(Ended { task }) = right.end() else { return };
+        if let Some(task) = &task {
+            task.shut_down();
+            self.config.counters.replaced(CloseReason::Reclaimed);
+        }
+        self.end(right, None, task.is_some());
+    }
+
+    fn end(&self, right: &Right, connection: Option<TaskConnection>, counts: bool) {
+        let refused = self.idle.give_back(right.number(), connection, counts);
+        self.semaphore.add_permits(1);
+        self.returned.notify_waiters();
+        drop(refused);
+    }
+
+    /// Has a runtime open the connection with this number.
+    pub(in crate::pool) fn open(self: &Arc<Self>, number: u64, runtime: &Handle) {
+        let options = self.shared.open_options(self.config.purpose, &self.endpoint);
+        let (endpoint, settings) = (self.endpoint.clone(), Arc::clone(self.settings()));
+        let core = Arc::downgrade(self);
+        let task = spawn_connection(runtime, endpoint, settings, options, move |opened| {
+            // Without a pool the connection is closed.
+            if let Some(core) = core.upgrade() {
+                core.opened(number, opened);
+            }
+        });
+        self.idle.opening(number, task);
+    }
+
+    fn opened(&self, number: u64, opened: Result<Connection<TaskWire>, ConnectionError>) {
+        let log_thread = &self.config.logging.log_thread;
+        let opened = self.shared.opened(opened, &self.endpoint, log_thread);
+        drop(self.idle.opened(number, opened.ok().map(Box::new)));
+    }
+
+    /// Closes idle connections that are dead, outdated, too old or idle for too long, and opens others
+    /// up to `min_idle`.
+    pub(in crate::pool) fn tend_idle(self: &Arc<Self>) {
+        let (now, generation) = (Instant::now(), self.generation());
+        let idle_timeout = self.settings().idle_timeout;
+        let mut reasons = Vec::new();
+        let closed = self.idle.take_if(|connection, since| {
+            let reason = if connection.wire().task().is_closed() {
+                Some(CloseReason::Closed)
+            } else {
+                connection.close_reason(now, generation)
+            };
+            reasons.extend(reason);
+            let late =
+                idle_timeout.is_some_and(|limit| now.saturating_duration_since(since) >= limit);
+            reason.is_some() || late
+        });
+        drop(closed);
+        for reason in reasons {
+            self.on_replaced(reason);
+        }
+        if self.shared.is_closed() {
+            return;
+        }
+        while let Some((number, runtime)) = self.idle.open_idle(self.settings().min_idle as usize) {
+            self.open(number, &runtime);
+        }
+    }
+
+    /// Takes back permits of lines without a scope that were not used for `limit`, and of connections
+    /// whose cleanup takes too long.
+    pub(in crate::pool) fn revoke_unused(&self, seen: &mut LinesSeen, limit: Duration) {
+        let (now, rights) = (Instant::now(), self.idle.rights());
+        seen.0.retain(|line| rights.iter().any(|right| Arc::ptr_eq(right, &line.right)));
+        for right in rights {
+            let cleanup = self.settings().cleanup_timeout + CLEANUP_GRACE;
+            let is_stuck = right.cleaned_since().is_some_and(|since| since.elapsed() >= cleanup);
+            let uses = right.uses();
+            let known = seen.0.iter_mut().find(|line| Arc::ptr_eq(&line.right, &right));
+            let unused = match known {
+                Some(line) if line.uses == uses => now.saturating_duration_since(line.since),
+                Some(line) => {
+                    (line.uses, line.since) = (uses, now);
+                    Duration::ZERO
+                }
+                None => {
+                    let right = Arc::clone(&right);
+                    seen.0.push(LineSeen { right, uses, since: now });
+                    Duration::ZERO
+                }
+            };
+            let is_forgotten = !right.is_scoped() && unused >= limit && !right.awaits_reply();
+            if is_stuck || is_forgotten {
+                self.revoke(&right);
+                if is_forgotten {
+                    let name = self.config.name;
+                    self.config.logging.log_thread.log(Level::WARN, move || {
+                        tracing::warn!(
+                            pool = name,
+                            ?limit,
+                            "connection reclaimed from a call that was not polled for max_pin_time"
+                        );
+                    });
+                }
+            }
+        }
+    }
+
+    /// Counts and logs a connection that was closed instead of being reused.
+    pub(in crate::pool) fn on_replaced(&self, reason: CloseReason) {
+        self.config.counters.replaced(reason);
+        let address = self.endpoint.address().into_owned();
+        self.config.logging.log_thread.log(Level::DEBUG, move || {
+            let reason = reason.as_str();
+            tracing::debug!(server.address = &*address, reason, "connection replaced");
+        });
+    }
+}
+
+/// In a forked child the connections belong to the parent.
+impl Drop for TaskCore {
+    fn drop(&mut self) {
+        if self.settings().is_forked_child() {
+            self.idle.leak();
+        }
+    }
+}
+
+/// The use of the lent connections, as the reaper saw it in its last run.
+#[derive(Default)]
+pub(in crate::pool) struct LinesSeen(Vec<LineSeen>);
+
+struct LineSeen {
+    right: Arc<Right>,
+    uses: u64,
+    since: Instant,
+}
+
+/// A caller that waits for a permit, until this is dropped.
+struct Waiting<'c> {
+    core: &'c TaskCore,
+    holder: HolderTask,
+}
+
+impl<'c> Waiting<'c> {
+    fn new(core: &'c TaskCore) -> Self {
+        let holder = HolderTask::here();
+        lock(&core.waiting).push(holder.clone());
+        Self { core, holder }
+    }
+
+    fn number(&self) -> usize {
+        self.core.waiting()
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.core.waiting);
+        if let Some(at) = waiting.iter().position(|holder| *holder == self.holder) {
+            waiting.swap_remove(at);
+        }
+    }
+}
+
+/// The error of a call outside of a runtime.
+pub(in crate::pool) fn no_runtime() -> ConnectionError {
+    let text = "the call is not polled by a runtime of tokio";
+    ConnectionError::new(ConnectionErrorKind::Io, text).permanent()
+}

@@ -1,0 +1,436 @@
+//! The idle connections of a pool of tasks, the openings of further ones, and the free permits.
+//!
+//! Idle, lent and opening connections together are never more than `max_size`. A connection belongs
+//! to the runtime that opened it. For the tasks of another runtime it counts only if its place is
+//! needed: it is then closed.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Handle, Id as RuntimeId};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::connection::connection::Connection;
+use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
+use crate::pool::tasks::right::Right;
+use crate::sync::lock;
+
+/// Minimum and maximum delay after a failed connect.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(250)];
+
+/// A connection, boxed because it is moved often.
+pub(in crate::pool) type TaskConnection = Box<Connection<TaskWire>>;
+
+/// The idle connections of a pool, the openings of further ones, and the free permits.
+pub(in crate::pool) struct TaskIdle {
+    max_size: usize,
+    state: Mutex<IdleState>,
+    /// Notified when a connection has become idle or was closed, and when a connect has failed.
+    changed: Notify,
+}
+
+struct IdleState {
+    closed: bool,
+    /// The connections, the latest used last.
+    idle: Vec<IdleConnection>,
+    /// Number of connections that are idle, lent or being opened.
+    total: usize,
+    openings: Vec<Opening>,
+    next_opening: u64,
+    /// The runtimes of the callers that have a permit and wait for a connection.
+    requesters: Vec<RuntimeId>,
+    /// Number of connects that have failed in a row, and the earliest time of the next one.
+    failures: u32,
+    retry_at: Option<Instant>,
+    /// The runtime that last asked for a connection. It opens those for `min_idle`.
+    runtime: Option<Handle>,
+    /// The numbers of the free permits.
+    numbers: Vec<usize>,
+    /// The lent permits by their numbers.
+    rights: Vec<Option<Arc<Right>>>,
+    /// The tasks that may still run.
+    tasks: Vec<ConnectionTask>,
+}
+
+struct IdleConnection {
+    connection: TaskConnection,
+    since: Instant,
+}
+
+struct Opening {
+    number: u64,
+    runtime: RuntimeId,
+    task: Option<AbortHandle>,
+}
+
+/// What a caller gets that needs a connection.
+pub(in crate::pool) enum Found {
+    Idle(TaskConnection),
+    /// The caller opens a connection, under this number.
+    Open(u64),
+    /// The caller waits for a change, until that time at the latest.
+    Wait(Option<Instant>),
+}
+
+impl TaskIdle {
+    pub(in crate::pool) fn new(max_size: u32) -> Self {
+        let max_size = max_size as usize;
+        Self {
+            max_size,
+            state: Mutex::new(IdleState {
+                closed: false,
+                idle: Vec::new(),
+                total: 0,
+                openings: Vec::new(),
+                next_opening: 0,
+                requesters: Vec::new(),
+                failures: 0,
+                retry_at: None,
+                runtime: None,
+                numbers: (0..max_size).rev().collect(),
+                rights: vec![None; max_size],
+                tasks: Vec::new(),
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Takes the number of a free permit, for a caller that has one of the semaphore.
+    pub(in crate::pool) fn take_number(&self) -> Option<Arc<Right>> {
+        let mut state = lock(&self.state);
+        let right = Arc::new(Right::new(state.numbers.pop()?));
+        if let Some(place) = state.rights.get_mut(right.number()) {
+            *place = Some(Arc::clone(&right));
+        }
+        Some(right)
+    }
+
+    /// The lent permits.
+    pub(in crate::pool) fn rights(&self) -> Vec<Arc<Right>> {
+        lock(&self.state).rights.iter().flatten().cloned().collect()
+    }
+
+    /// Takes back the number of a permit, and its connection, which is idle from now on. `counts`:
+    /// the permit had a connection.
+    pub(in crate::pool) fn give_back(
+        &self,
+        number: usize,
+        connection: Option<TaskConnection>,
+        counts: bool,
+    ) -> Option<TaskConnection> {
+        let mut state = lock(&self.state);
+        state.numbers.push(number);
+        if let Some(place) = state.rights.get_mut(number) {
+            *place = None;
+        }
+        let refused = match connection {
+            Some(connection) if !state.closed => {
+                let since = Instant::now();
+                state.idle.push(IdleConnection { connection, since });
+                None
+            }
+            refused => {
+                state.total -= usize::from(counts);
+                refused
+            }
+        };
+        let is_awaited = !state.requesters.is_empty();
+        drop(state);
+        if is_awaited {
+            self.changed.notify_waiters();
+        }
+        refused
+    }
+
+    /// Records that a lent connection was closed.
+    pub(in crate::pool) fn closed_one(&self) {
+        lock(&self.state).total -= 1;
+        self.changed.notify_waiters();
+    }
+
+    /// Makes a lent connection idle again, whose caller keeps its permit.
+    pub(in crate::pool) fn put(&self, connection: TaskConnection) -> Option<TaskConnection> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            state.total -= 1;
+            return Some(connection);
+        }
+        state.idle.push(IdleConnection { connection, since: Instant::now() });
+        drop(state);
+        self.changed.notify_waiters();
+        None
+    }
+
+    /// A future that is ready after the next change from now on.
+    pub(in crate::pool) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.changed.notified()
+    }
+
+    pub(in crate::pool) fn notify(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Begins the search of a caller that has a permit.
+    pub(in crate::pool) fn requester(&self) -> Requester<'_> {
+        Requester { idle: self, runtime: None }
+    }
+
+    /// Records the task that opens a connection, so that it can be aborted.
+    pub(in crate::pool) fn opening(&self, number: u64, task: AbortHandle) {
+        let mut state = lock(&self.state);
+        if let Some(opening) = state.openings.iter_mut().find(|opening| opening.number == number) {
+            opening.task = Some(task);
+        } else if state.closed {
+            drop(state);
+            task.abort();
+        }
+    }
+
+    /// Records the end of an opening. Returns a connection that is not kept.
+    pub(in crate::pool) fn opened(
+        &self,
+        number: u64,
+        connection: Option<TaskConnection>,
+    ) -> Option<TaskConnection> {
+        let mut state = lock(&self.state);
+        let at = state.openings.iter().position(|opening| opening.number == number);
+        // Without an entry, the connection's place was given to another one.
+        let Some(at) = at else { return connection };
+        drop(state.openings.swap_remove(at));
+        let refused = match connection {
+            Some(connection) if !state.closed => {
+                (state.failures, state.retry_at) = (0, None);
+                state.tasks.retain(|task| !task.has_ended());
+                state.tasks.push(connection.wire().task().clone());
+                state.idle.push(IdleConnection { connection, since: Instant::now() });
+                None
+            }
+            refused => {
+                state.total -= 1;
+                let [first, longest] = BACKOFF;
+                let step = first.saturating_mul(1 << state.failures.min(16)).min(longest);
+                state.failures += 1;
+                state.retry_at = Some(Instant::now() + step.mul_f64(0.5 + fastrand::f64() / 2.0));
+                refused
+            }
+        };
+        drop(state);
+        self.changed.notify_waiters();
+        refused
+    }
+
+    /// Begins an opening for the future, if there are fewer than `least` connections and nothing
+    /// hinders it.
+    pub(in crate::pool) fn open_below(&self, least: usize, runtime: RuntimeId) -> Option<u64> {
+        let mut state = lock(&self.state);
+        let waits = state.retry_at.is_some_and(|at| at > Instant::now());
+        let enough = state.total >= least.min(self.max_size);
+        (!state.closed && !waits && !enough).then(|| state.begin_opening(runtime))
+    }
+
+    /// Begins an opening if too few connections are idle or being opened.
+    pub(in crate::pool) fn open_idle(&self, min_idle: usize) -> Option<(u64, Handle)> {
+        let mut state = lock(&self.state);
+        let runtime = state.runtime.clone()?;
+        let waits = state.retry_at.is_some_and(|at| at > Instant::now());
+        let enough = state.idle.len() + state.openings.len() >= min_idle;
+        if state.closed || waits || enough || state.total >= self.max_size {
+            return None;
+        }
+        Some((state.begin_opening(runtime.id()), runtime))
+    }
+
+    /// Records the runtime that opens connections for `min_idle`.
+    pub(in crate::pool) fn set_runtime(&self, runtime: &Handle) {
+        let mut state = lock(&self.state);
+        state.set_runtime(runtime);
+    }
+
+    /// Takes the connections out that are to be closed.
+    pub(in crate::pool) fn take_if(
+        &self,
+        mut is_to_be_closed: impl FnMut(&mut Connection<TaskWire>, Instant) -> bool,
+    ) -> Vec<TaskConnection> {
+        let mut state = lock(&self.state);
+        let (mut kept, mut taken) = (Vec::new(), Vec::new());
+        for mut idle in std::mem::take(&mut state.idle) {
+            match is_to_be_closed(&mut idle.connection, idle.since) {
+                true => taken.push(idle.connection),
+                false => kept.push(idle),
+            }
+        }
+        state.idle = kept;
+        state.total -= taken.len();
+        drop(state);
+        if !taken.is_empty() {
+            self.changed.notify_waiters();
+        }
+        taken
+    }
+
+    /// Closes the idle connections and ends the openings. Connections that are returned from here on
+    /// are not kept.
+    pub(in crate::pool) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        let idle = std::mem::take(&mut state.idle);
+        state.total -= idle.len();
+        let tasks: Vec<_> =
+            state.openings.iter_mut().filter_map(|opening| opening.task.take()).collect();
+        state.runtime = None;
+        drop(state);
+        tasks.iter().for_each(AbortHandle::abort);
+        for idle in idle {
+            idle.connection.wire().task().shut_down();
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Closes all connections. Calls that use one fail.
+    pub(in crate::pool) fn shut_down(&self) {
+        let tasks = lock(&self.state).tasks.clone();
+        tasks.iter().for_each(ConnectionTask::shut_down);
+    }
+
+    /// Returns whether no task of a connection runs, and none is being opened.
+    pub(in crate::pool) fn has_ended(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.tasks.retain(|task| !task.has_ended());
+        state.tasks.is_empty() && state.openings.is_empty()
+    }
+
+    /// Number of connections that are open, and of those that are idle.
+    pub(in crate::pool) fn sizes(&self) -> [u32; 2] {
+        let state = lock(&self.state);
+        [state.total - state.openings.len(), state.idle.len()].map(|size| size as u32)
+    }
+
+    /// In a forked child: the connections belong to the parent.
+    pub(in crate::pool) fn leak(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        std::mem::forget(std::mem::take(&mut state.idle));
+        std::mem::forget(std::mem::take(&mut state.tasks));
+        std::mem::forget(std::mem::take(&mut state.rights));
+        std::mem::forget(std::mem::take(&mut state.openings));
+        std::mem::forget(state.runtime.take());
+    }
+}
+
+impl IdleState {
+    fn begin_opening(&mut self, runtime: RuntimeId) -> u64 {
+        self.total += 1;
+        self.next_opening += 1;
+        let number = self.next_opening;
+        self.openings.push(Opening { number, runtime, task: None });
+        number
+    }
+
+    fn set_runtime(&mut self, runtime: &Handle) {
+        if self.runtime.as_ref().is_none_or(|known| known.id() != runtime.id()) {
+            self.runtime = Some(runtime.clone());
+        }
+    }
+
+    /// Makes room for a connection of `runtime`, by closing one of another runtime.
+    fn make_room(&mut self, runtime: RuntimeId) -> Option<Evicted> {
+        let of_other = |idle: &IdleConnection| idle.connection.wire().task().runtime() != runtime;
+        if let Some(at) = self.idle.iter().position(of_other) {
+            self.total -= 1;
+            return Some(Evicted::Idle(self.idle.remove(at).connection));
+        }
+        // If the other runtime has ended or is not run, its opening never ends.
+        let at = self.openings.iter().position(|opening| opening.runtime != runtime)?;
+        self.total -= 1;
+        Some(Evicted::Opening(self.openings.swap_remove(at).task))
+    }
+}
+
+/// What was closed to make room, dropped without the lock.
+enum Evicted {
+    Idle(TaskConnection),
+    Opening(Option<AbortHandle>),
+}
+
+impl Evicted {
+    fn close(self) {
+        match self {
+            // At once, also if its runtime is not run.
+            Self::Idle(connection) => connection.wire().task().shut_down(),
+            Self::Opening(task) => task.iter().for_each(AbortHandle::abort),
+        }
+    }
+}
+
+/// A caller that has a permit and needs a connection, until this is dropped.
+pub(in crate::pool) struct Requester<'i> {
+    idle: &'i TaskIdle,
+    /// Its runtime, once it waits.
+    runtime: Option<RuntimeId>,
+}
+
+impl Requester<'_> {
+    /// Takes an idle connection of the runtime. If there is none, and a further opening is needed, the
+    /// caller begins it.
+    pub(in crate::pool) fn take(&mut self, runtime: &Handle) -> Found {
+        let id = runtime.id();
+        let mut dead = Vec::new();
+        let mut state = lock(&self.idle.state);
+        let mut at = state.idle.len();
+        while let Some(before) = at.checked_sub(1) {
+            at = before;
+            let task = state.idle.get(at).map(|idle| idle.connection.wire().task());
+            let Some(task) = task else { break };
+            if task.is_closed() {
+                dead.push(state.idle.remove(at));
+                state.total -= 1;
+            } else if task.runtime() == id {
+                let IdleConnection { connection, .. } = state.idle.remove(at);
+                self.leave(&mut state);
+                drop(state);
+                drop(dead);
+                return Found::Idle(connection);
+            }
+        }
+        let waits = *self.runtime.get_or_insert_with(|| {
+            state.requesters.push(id);
+            id
+        });
+        state.set_runtime(runtime);
+        let requesters = state.requesters.iter().filter(|runtime| **runtime == waits).count();
+        let openings = state.openings.iter().filter(|opening| opening.runtime == id).count();
+        let retry_at = state.retry_at.filter(|at| *at > Instant::now());
+        let (mut found, mut evicted) = (Found::Wait(retry_at), None);
+        if retry_at.is_none() && openings < requesters && !state.closed {
+            if state.total >= self.idle.max_size {
+                evicted = state.make_room(id);
+            }
+            if state.total < self.idle.max_size {
+                found = Found::Open(state.begin_opening(id));
+            }
+        }
+        drop(state);
+        drop(dead);
+        if let Some(evicted) = evicted {
+            evicted.close();
+        }
+        found
+    }
+
+    fn leave(&mut self, state: &mut IdleState) {
+        if let Some(runtime) = self.runtime.take()
+            && let Some(at) = state.requesters.iter().position(|waiting| *waiting == runtime)
+        {
+            state.requesters.swap_remove(at);
+        }
+    }
+}
+
+impl Drop for Requester<'_> {
+    fn drop(&mut self) {
+        if self.runtime.is_some() {
+            let idle = self.idle;
+            self.leave(&mut lock(&idle.state));
+        }
+    }
+}
