@@ -48,6 +48,12 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     builder.worker_threads(2).thread_name("side-of-tasks").enable_all().build().unwrap()
 });
 
+/// Number of lanes. Most suites count the connections of a pool, so by default each block has one of its own.
+static LANES: LazyLock<u32> = LazyLock::new(|| {
+    let lanes = std::env::var("REDISCOPE_TEST_LANES").ok();
+    lanes.map_or(0, |lanes| lanes.parse().expect("a number of lanes"))
+});
+
 struct Unpark {
     thread: Thread,
     /// A call inside of this one may use up the thread's token.
@@ -127,7 +133,7 @@ pub(crate) trait BuildSide {
 impl BuildSide for Builder {
     fn build_side(self) -> Result<SessionManager, ConfigError> {
         let locks = Arc::new(Locks { builder: self.clone(), manager: OnceLock::new() });
-        Ok(SessionManager { inner: self.build_async()?, locks })
+        Ok(SessionManager { inner: self.lanes(*LANES).build_async()?, locks })
     }
 }
 
