@@ -46,7 +46,7 @@ fn misuse_does_not_compile_and_the_compiler_reports_the_reason() {
     let output = compile(&mistakes);
     let mut wrong = String::new();
     for mistake in &mistakes {
-        let output = &output.join(mistake.file_name().unwrap()).with_extension("stderr");
+        let output = &output.join(file_name(mistake)).with_extension("stderr");
         let output = fs::read_to_string(output).expect("trybuild wrote the errors");
         let expected = fs::read_to_string(mistake.with_extension("stderr")).unwrap_or_default();
         println!("--- {}\n{output}", mistake.display());
@@ -111,13 +111,58 @@ fn code_that_must_compile_compiles() {
     error::<ConfigError>();
 }
 
+#[cfg(feature = "tokio")]
+#[test]
+fn code_of_tasks_that_must_compile_compiles() {
+    use rediscope::aio;
+    use rediscope::error::TokenCell;
+    use rediscope::redis::AsyncCommands;
+
+    fn handle<T: Clone + Send + Sync + UnwindSafe + RefUnwindSafe + 'static>() {}
+    fn guard<T: Send + 'static>() {}
+    fn value<T: Clone + Send + Sync + 'static>() {}
+    fn future<T: Future + Send + Unpin + 'static>() {}
+    fn queues<T: QueueCommands>() {}
+    fn commands<T: AsyncCommands>() {}
+
+    handle::<aio::SessionManager>();
+    handle::<aio::Pooled>();
+    handle::<aio::Transactional>();
+    value::<aio::Watch>();
+    value::<aio::Conditional>();
+    value::<TokenCell>();
+
+    guard::<aio::Transaction>();
+    guard::<aio::Transaction<Watched>>();
+    guard::<aio::Watching>();
+    guard::<aio::Tries>();
+    guard::<aio::Attempt<'static>>();
+    future::<aio::Submitted<Queued<i64>>>();
+
+    queues::<aio::Transaction<Plain>>();
+    queues::<aio::Transaction<Watched>>();
+    queues::<aio::Attempt<'static>>();
+    commands::<aio::Pooled>();
+}
+
 fn mistakes() -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ui");
-    let entries = fs::read_dir(directory).expect("tests/ui").map(|entry| entry.unwrap().path());
-    let mut mistakes: Vec<_> =
-        entries.filter(|path| path.extension() == Some(OsStr::new("rs"))).collect();
+    // Those of tasks are built only with the feature.
+    let tasks = cfg!(feature = "tokio").then(|| directory.join("aio"));
+    let mut mistakes = Vec::new();
+    for directory in [directory].into_iter().chain(tasks) {
+        let entries = fs::read_dir(directory).expect("tests/ui").map(|entry| entry.unwrap().path());
+        mistakes.extend(entries.filter(|path| path.extension() == Some(OsStr::new("rs"))));
+    }
     mistakes.sort();
     mistakes
+}
+
+/// The name of a copy: the mistakes of both sides lie in one directory.
+fn file_name(mistake: &Path) -> String {
+    let name = mistake.file_name().unwrap().to_str().unwrap();
+    let of_tasks = mistake.parent().unwrap().ends_with("aio");
+    if of_tasks { format!("task_{name}") } else { name.to_owned() }
 }
 
 /// Builds copies of the mistakes and returns the directory in which each has its `.stderr`.
@@ -129,7 +174,7 @@ fn compile(mistakes: &[PathBuf]) -> PathBuf {
     let _ = fs::remove_dir_all(&directory);
     fs::create_dir_all(&directory).expect("a directory for the copies");
     for mistake in mistakes {
-        fs::copy(mistake, directory.join(mistake.file_name().unwrap())).expect("copy a mistake");
+        fs::copy(mistake, directory.join(file_name(mistake))).expect("copy a mistake");
     }
     let this = std::env::current_exe().expect("this program");
     let built = Command::new(this)
