@@ -26,6 +26,16 @@ impl RequestKind {
         matches!(self, Self::Block { commands } if commands >= MIN_TO_YIELD)
     }
 
+    /// Number of commands, without MULTI and EXEC.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn commands(self) -> u32 {
+        match self {
+            Self::Block { commands } => commands,
+            Self::Read => 1,
+            Self::Calls { count } => count,
+        }
+    }
+
     /// The expected replies.
     pub(crate) fn expected(self) -> [(Expect, u32); 3] {
         match self {

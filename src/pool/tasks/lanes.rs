@@ -1,22 +1,38 @@
 //! Lanes: connections that carry the requests of many tasks, each as isolated as alone.
+//!
+//! A lane belongs to the runtime that opened its connection, so each runtime has lanes of its own.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use tokio::runtime::{self, Handle};
+
 use crate::error::checkout::CheckoutError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::context::PoolContext;
+use crate::pool::tasks::lane::Lane;
+use crate::sync::lock;
 
 /// The lanes of one pool, a set for each runtime that uses them. They are opened when first used. Its
 /// drop closes them, and does not wait.
 pub(crate) struct Lanes {
     context: Arc<PoolContext>,
+    sets: Mutex<Vec<(runtime::Id, Arc<LaneSet>)>>,
+    closed: AtomicBool,
+}
+
+/// The lanes of one runtime.
+struct LaneSet {
+    lanes: Vec<Arc<Lane>>,
+    next: AtomicUsize,
 }
 
 impl Lanes {
     pub(crate) fn new(context: Arc<PoolContext>) -> Self {
-        Self { context }
+        Self { context, sets: Mutex::default(), closed: AtomicBool::new(false) }
     }
 
     /// Sends a request on a lane, with the requests of other tasks.
@@ -25,26 +41,100 @@ impl Lanes {
     /// that was sent are read and dropped.
     pub(crate) async fn submit(
         &self,
-        _deadline: Instant,
-        _request: &(impl Fn() -> BatchRequest + Sync),
+        deadline: Instant,
+        request: &(impl Fn() -> BatchRequest + Sync),
     ) -> Result<BatchResponse, CheckoutError> {
-        let _ = &self.context;
-        todo!()
+        let since = Instant::now();
+        let counters = &self.context.config.counters;
+        let Ok(runtime) = Handle::try_current() else {
+            let text = "there is no runtime of tokio here";
+            let source = ConnectionError::new(ConnectionErrorKind::Io, text);
+            return Err(CheckoutError::Connect { waited: since.elapsed(), source });
+        };
+        let set = self.set(runtime.id());
+        let submitted = match set.place()? {
+            Some((lane, place)) => lane.submit(&runtime, request(), (since, deadline), place).await,
+            None => {
+                let lane = set.lane()?;
+                let place = lane.place(since, deadline).await.inspect_err(|_| {
+                    counters.refused.add();
+                })?;
+                lane.submit(&runtime, request(), (since, deadline), place).await
+            }
+        };
+        match &submitted {
+            Ok(_) => counters.checkouts.add(),
+            Err(_) => counters.refused.add(),
+        }
+        submitted
+    }
+
+    /// The lanes of this runtime.
+    fn set(&self, runtime: runtime::Id) -> Arc<LaneSet> {
+        let mut sets = lock(&self.sets);
+        if let Some((_, set)) = sets.iter().find(|(id, _)| *id == runtime) {
+            return Arc::clone(set);
+        }
+        // Runtimes come and go.
+        sets.retain(|(_, set)| set.lanes.iter().any(|lane| lane.is_open() || lane.in_flight() > 0));
+        let lanes = (0..self.context.settings().lanes).map(|_| Lane::new(&self.context)).collect();
+        let set = Arc::new(LaneSet { lanes, next: AtomicUsize::new(0) });
+        if self.closed.load(Ordering::SeqCst) {
+            set.lanes.iter().for_each(|lane| lane.close());
+        }
+        sets.push((runtime, Arc::clone(&set)));
+        set
+    }
+
+    fn each(&self, visit: impl Fn(&Lane)) {
+        let sets: Vec<_> = lock(&self.sets).iter().map(|(_, set)| Arc::clone(set)).collect();
+        sets.iter().flat_map(|set| &set.lanes).for_each(|lane| visit(lane));
     }
 
     /// Refuses new requests. Those that wait or were sent are served.
     pub(crate) fn close(&self) {
-        todo!()
+        self.closed.store(true, Ordering::SeqCst);
+        self.each(Lane::close);
     }
 
     /// Number of requests that wait or were sent.
     pub(crate) fn in_flight(&self) -> usize {
-        todo!()
+        let requests = AtomicUsize::new(0);
+        self.each(|lane| _ = requests.fetch_add(lane.in_flight(), Ordering::Relaxed));
+        requests.into_inner()
     }
 
     /// Closes the lanes at once. Requests that were not sent fail with
     /// [`CheckoutError::Closed`].
     pub(crate) fn shut_down(&self) {
-        todo!()
+        self.closed.store(true, Ordering::SeqCst);
+        self.each(Lane::shut_down);
+    }
+}
+
+impl LaneSet {
+    fn lane(&self) -> Result<&Arc<Lane>, CheckoutError> {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lanes.get(next % self.lanes.len().max(1)).ok_or(CheckoutError::Closed)
+    }
+
+    /// Takes a free place in the next lane that has one.
+    #[expect(clippy::type_complexity, reason = "the parts have one reader")]
+    fn place(
+        &self,
+    ) -> Result<Option<(&Arc<Lane>, tokio::sync::OwnedSemaphorePermit)>, CheckoutError> {
+        for _ in &self.lanes {
+            let lane = self.lane()?;
+            if let Some(place) = lane.try_place()? {
+                return Ok(Some((lane, place)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        self.close();
     }
 }

@@ -1,0 +1,249 @@
+//! A job that one task submits and another one does, and the queue between them.
+//!
+//! Until the job is taken, its submitter can withdraw it; both is one step of one state. A job that is
+//! taken is done in any case: the response to an abandoned one is dropped.
+
+#[cfg(all(test, rediscope_shuttle))]
+#[path = "../../../tests/model/job.rs"]
+mod model;
+
+use std::collections::VecDeque;
+use std::mem;
+use std::task::{Context, Poll, Waker};
+
+use crate::sync::shim::{Arc, Mutex, lock};
+
+/// A job that one task submits and another one does.
+#[derive(Debug)]
+pub(crate) struct Job<T, R> {
+    state: Mutex<JobState<T, R>>,
+}
+
+#[derive(Debug)]
+struct JobState<T, R> {
+    stage: Stage<T, R>,
+    /// Wakes the submitter.
+    submitter: Option<Waker>,
+}
+
+#[derive(Debug)]
+enum Stage<T, R> {
+    /// The submitter may withdraw the request.
+    Queued(T),
+    /// The request is being sent, or was.
+    Taken,
+    /// It was taken, and nothing waits for its response.
+    Abandoned,
+    Done(R),
+    /// The response was taken, or the request was withdrawn.
+    Over,
+}
+
+/// What became of a job that its submitter has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// It was not taken, and never will be.
+    Withdrawn,
+    /// It may be done. Its response will be dropped.
+    Abandoned,
+    /// It had its response.
+    Done,
+}
+
+impl<T, R> Job<T, R> {
+    pub(crate) fn new(request: T) -> Arc<Self> {
+        let state = JobState { stage: Stage::Queued(request), submitter: None };
+        Arc::new(Self { state: Mutex::new(state) })
+    }
+
+    /// Returns the response. Wakes the task later if there is none yet.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<R> {
+        let mut state = lock(&self.state);
+        if matches!(state.stage, Stage::Done(_))
+            && let Stage::Done(response) = mem::replace(&mut state.stage, Stage::Over)
+        {
+            return Poll::Ready(response);
+        }
+        let former = match &state.submitter {
+            Some(known) if known.will_wake(context.waker()) => None,
+            _ => state.submitter.replace(context.waker().clone()),
+        };
+        drop(state);
+        drop(former);
+        Poll::Pending
+    }
+
+    /// Takes the request of a job that is queued.
+    pub(crate) fn take(&self) -> Option<T> {
+        let mut state = lock(&self.state);
+        match mem::replace(&mut state.stage, Stage::Taken) {
+            Stage::Queued(request) => Some(request),
+            other => {
+                state.stage = other;
+                None
+            }
+        }
+    }
+
+    /// Passes the request of a job that is queued to `look`.
+    pub(crate) fn look<V>(&self, look: impl FnOnce(&mut T) -> V) -> Option<V> {
+        match &mut lock(&self.state).stage {
+            Stage::Queued(request) => Some(look(request)),
+            _ => None,
+        }
+    }
+
+    /// Makes a taken job a queued one again, of which nothing was done. Returns false if nothing waits
+    /// for it.
+    pub(crate) fn requeue(&self, request: T) -> bool {
+        let mut state = lock(&self.state);
+        let waits = matches!(state.stage, Stage::Taken);
+        state.stage = if waits { Stage::Queued(request) } else { Stage::Over };
+        waits
+    }
+
+    /// Sets the response of a taken job, and wakes the submitter.
+    pub(crate) fn settle(&self, response: R) {
+        let mut state = lock(&self.state);
+        match state.stage {
+            Stage::Taken => state.stage = Stage::Done(response),
+            _ => {
+                state.stage = Stage::Over;
+                return;
+            }
+        }
+        let submitter = state.submitter.take();
+        drop(state);
+        if let Some(submitter) = submitter {
+            submitter.wake();
+        }
+    }
+
+    /// Has the submitter polled again.
+    pub(crate) fn wake(&self) {
+        let submitter = lock(&self.state).submitter.take();
+        if let Some(submitter) = submitter {
+            submitter.wake();
+        }
+    }
+
+    /// Records that the submitter waits no more.
+    pub(crate) fn leave(&self) -> Left {
+        let mut state = lock(&self.state);
+        let (stage, left) = match mem::replace(&mut state.stage, Stage::Over) {
+            Stage::Queued(request) => (Some(Stage::Queued(request)), Left::Withdrawn),
+            Stage::Taken | Stage::Abandoned => {
+                state.stage = Stage::Abandoned;
+                (None, Left::Abandoned)
+            }
+            done => (Some(done), Left::Done),
+        };
+        let submitter = state.submitter.take();
+        drop(state);
+        // The request, the response and the waker belong to others.
+        drop((stage, submitter));
+        left
+    }
+}
+
+/// The jobs that wait, first come first served, and the task that takes them.
+#[derive(Debug)]
+pub(crate) struct JobQueue<T, R> {
+    state: Mutex<QueueState<T, R>>,
+}
+
+#[derive(Debug)]
+struct QueueState<T, R> {
+    jobs: VecDeque<Arc<Job<T, R>>>,
+    /// Wakes the task that takes the jobs.
+    taker: Option<Waker>,
+    closed: bool,
+}
+
+impl<T, R> JobQueue<T, R> {
+    pub(crate) fn new() -> Self {
+        let state = QueueState { jobs: VecDeque::new(), taker: None, closed: false };
+        Self { state: Mutex::new(state) }
+    }
+
+    /// Adds a job. Returns false if the queue is closed.
+    #[must_use]
+    pub(crate) fn push(&self, job: &Arc<Job<T, R>>) -> bool {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return false;
+        }
+        state.jobs.push_back(Arc::clone(job));
+        let taker = state.taker.take();
+        drop(state);
+        if let Some(taker) = taker {
+            taker.wake();
+        }
+        true
+    }
+
+    /// Removes a job that was withdrawn, if it waits here.
+    pub(crate) fn remove(&self, job: &Arc<Job<T, R>>) {
+        let mut state = lock(&self.state);
+        let at = state.jobs.iter().position(|queued| Arc::ptr_eq(queued, job));
+        let removed = at.and_then(|at| state.jobs.remove(at));
+        drop(state);
+        drop(removed);
+    }
+
+    /// Puts jobs back in front of the others.
+    pub(crate) fn put_back(&self, mut jobs: VecDeque<Arc<Job<T, R>>>) {
+        let mut state = lock(&self.state);
+        jobs.append(&mut state.jobs);
+        state.jobs = jobs;
+    }
+
+    /// Moves the waiting jobs behind those in `jobs`.
+    pub(crate) fn drain_into(&self, jobs: &mut VecDeque<Arc<Job<T, R>>>) {
+        let mut state = lock(&self.state);
+        match jobs.is_empty() {
+            true => mem::swap(jobs, &mut state.jobs),
+            false => jobs.append(&mut state.jobs),
+        }
+    }
+
+    /// Returns whether jobs wait, or false once the queue is closed and empty. Wakes the task later if
+    /// neither is so.
+    pub(crate) fn poll_waiting(&self, context: &Context<'_>) -> Poll<bool> {
+        let mut state = lock(&self.state);
+        if !state.jobs.is_empty() {
+            return Poll::Ready(true);
+        }
+        if state.closed {
+            return Poll::Ready(false);
+        }
+        let former = match &state.taker {
+            Some(known) if known.will_wake(context.waker()) => None,
+            _ => state.taker.replace(context.waker().clone()),
+        };
+        drop(state);
+        drop(former);
+        Poll::Pending
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.state).jobs.is_empty()
+    }
+
+    /// Wakes the submitters of all waiting jobs.
+    pub(crate) fn wake_submitters(&self) {
+        let jobs = lock(&self.state).jobs.clone();
+        jobs.iter().for_each(|job| job.wake());
+    }
+
+    /// Refuses further jobs. Those that wait stay.
+    pub(crate) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        let taker = state.taker.take();
+        drop(state);
+        if let Some(taker) = taker {
+            taker.wake();
+        }
+    }
+}

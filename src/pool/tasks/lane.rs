@@ -1,0 +1,346 @@
+//! One lane: its waiting requests, and the state of its connection.
+//!
+//! The connection is opened by the first request, on the runtime of its task. While there is none, each
+//! request has a timer of its own; with one, the connection's task answers in time.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::task::AbortHandle;
+
+use crate::connection::connection::Connection;
+use crate::connection::tasks::io::spawn_connection;
+use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
+use crate::error::checkout::{CheckoutError, CheckoutTimeout};
+use crate::error::connection::ConnectionError;
+use crate::pool::batch_request::BatchRequest;
+use crate::pool::batch_response::BatchResponse;
+use crate::pool::context::PoolContext;
+use crate::pool::shared::CountedConnection;
+use crate::pool::tasks::job::{Job, JobQueue, Left};
+use crate::pool::tasks::lane_loop;
+use crate::protocol::retry::Backoff;
+use crate::sync::lock;
+use crate::sync::timer::{DeadlineTimer, until};
+
+/// Minimum and maximum delay before another attempt to open a connection.
+const CONNECT_BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(10), Duration::from_millis(250));
+
+/// A request in a lane, until it has its response.
+#[derive(Debug)]
+pub(crate) struct LaneRequest {
+    pub(crate) batch: BatchRequest,
+    pub(crate) since: Instant,
+    /// Number of times that it was sent in a group of which nothing was applied.
+    pub(crate) rejected_groups: u8,
+    /// Its place in the lane.
+    _place: OwnedSemaphorePermit,
+}
+
+pub(crate) type LaneResult = Result<BatchResponse, CheckoutError>;
+pub(crate) type LaneJob = Job<LaneRequest, LaneResult>;
+
+/// One lane.
+pub(crate) struct Lane {
+    pub(crate) context: Arc<PoolContext>,
+    pub(crate) queue: JobQueue<LaneRequest, LaneResult>,
+    /// Whether an exactly-once block waits, so that the register must be armed.
+    pub(crate) awaits_register: AtomicBool,
+    places: Arc<Semaphore>,
+    /// Whether the connection's task takes requests.
+    is_running: AtomicBool,
+    connection: Mutex<LaneConnection>,
+}
+
+struct LaneConnection {
+    state: LaneState,
+    backoff: Backoff,
+    closed: bool,
+}
+
+enum LaneState {
+    None,
+    /// `None`: the attempt is about to begin.
+    Opening(Option<AbortHandle>),
+    /// The last attempt failed, and the next one begins at this time.
+    Failed(Instant),
+    Open(ConnectionTask),
+}
+
+impl Lane {
+    pub(crate) fn new(context: &Arc<PoolContext>) -> Arc<Self> {
+        let (first, most) = CONNECT_BACKOFF;
+        let state = LaneState::None;
+        let connection =
+            LaneConnection { state, backoff: Backoff::new(first, most), closed: false };
+        Arc::new(Self {
+            context: Arc::clone(context),
+            queue: JobQueue::new(),
+            awaits_register: AtomicBool::new(false),
+            places: Arc::new(Semaphore::new(context.settings().max_in_flight as usize)),
+            is_running: AtomicBool::new(false),
+            connection: Mutex::new(connection),
+        })
+    }
+
+    /// Takes a place if one is free.
+    ///
+    /// # Errors
+    /// The lane is closed.
+    pub(crate) fn try_place(&self) -> Result<Option<OwnedSemaphorePermit>, CheckoutError> {
+        match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => Ok(Some(place)),
+            Err(TryAcquireError::NoPermits) => Ok(None),
+            Err(TryAcquireError::Closed) => Err(CheckoutError::Closed),
+        }
+    }
+
+    /// Waits for a place, first come first served.
+    pub(crate) async fn place(
+        &self,
+        since: Instant,
+        deadline: Instant,
+    ) -> Result<OwnedSemaphorePermit, CheckoutError> {
+        match until(deadline, Arc::clone(&self.places).acquire_owned()).await {
+            Some(Ok(place)) => Ok(place),
+            Some(Err(_)) => Err(CheckoutError::Closed),
+            None => Err(self.timeout(since)),
+        }
+    }
+
+    /// Submits a request, and returns its response.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        runtime: &Handle,
+        batch: BatchRequest,
+        (since, deadline): (Instant, Instant),
+        place: OwnedSemaphorePermit,
+    ) -> LaneResult {
+        if batch.exactly_once {
+            self.awaits_register.store(true, Ordering::Release);
+        }
+        let request = LaneRequest { batch, since, rejected_groups: 0, _place: place };
+        let job = Job::new(request);
+        if !self.queue.push(&job) {
+            return Err(CheckoutError::Closed);
+        }
+        // Its drop withdraws the job.
+        let submitted = Submitted { lane: self, job };
+        let (mut timer, mut is_late) = (DeadlineTimer::default(), false);
+        // If a write hangs, the next requests wait until it fails.
+        let limit = 2 * self.context.settings().response_timeout;
+        let is_short = deadline.saturating_duration_since(since) < limit;
+        poll_fn(|context| {
+            if let Poll::Ready(response) = submitted.job.poll(context) {
+                return Poll::Ready(response);
+            }
+            if is_late || (self.is_running.load(Ordering::Acquire) && !is_short) {
+                return Poll::Pending;
+            }
+            if self.poll_open(context, runtime, &mut timer, deadline).is_pending() {
+                return Poll::Pending;
+            }
+            // Too late: unless it is being sent, it is withdrawn.
+            if submitted.job.take().is_some() {
+                self.queue.remove(&submitted.job);
+                submitted.job.settle(Err(self.late(since)));
+            }
+            is_late = true;
+            submitted.job.poll(context)
+        })
+        .await
+    }
+
+    /// Has a connection opened if there is none. Ready at the deadline.
+    fn poll_open(
+        self: &Arc<Self>,
+        context: &mut Context<'_>,
+        runtime: &Handle,
+        timer: &mut DeadlineTimer,
+        deadline: Instant,
+    ) -> Poll<()> {
+        loop {
+            let next_attempt = self.open(runtime);
+            let at = next_attempt.map_or(deadline, |next| next.min(deadline));
+            if timer.poll(context, at).is_pending() {
+                return Poll::Pending;
+            }
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Begins to open a connection if there is none, and none is being opened. Returns the time of the
+    /// next attempt after one that failed.
+    pub(crate) fn open(self: &Arc<Self>, runtime: &Handle) -> Option<Instant> {
+        let mut connection = lock(&self.connection);
+        match connection.state {
+            LaneState::Opening(_) | LaneState::Open(_) => return None,
+            LaneState::Failed(until) if Instant::now() < until => return Some(until),
+            LaneState::Failed(_) | LaneState::None => {}
+        }
+        if connection.closed {
+            return None;
+        }
+        connection.state = LaneState::Opening(None);
+        drop(connection);
+        let PoolContext { config, endpoint, shared, .. } = &*self.context;
+        let options = shared.open_options(config.purpose, endpoint);
+        let (lane, counted) = (Arc::clone(self), CountedConnection::new(shared));
+        let then = move |opened| lane.opened(opened, counted);
+        let settings = Arc::clone(&config.settings);
+        let attempt = spawn_connection(runtime, endpoint.clone(), settings, options, then);
+        let mut connection = lock(&self.connection);
+        if let LaneState::Opening(none) = &mut connection.state {
+            *none = Some(attempt);
+        }
+        None
+    }
+
+    /// Takes over a new connection, in its task.
+    fn opened(
+        self: Arc<Self>,
+        opened: Result<Connection<TaskWire>, ConnectionError>,
+        counted: CountedConnection,
+    ) {
+        let PoolContext { config, endpoint, shared, .. } = &*self.context;
+        let opened = match shared.opened(opened, endpoint, &config.logging.log_thread) {
+            Ok(opened) => opened,
+            Err(error) => {
+                drop(counted);
+                return self.not_opened(error);
+            }
+        };
+        let task = opened.wire().task().clone();
+        let mut connection = lock(&self.connection);
+        if connection.closed && self.queue.is_empty() {
+            connection.state = LaneState::None;
+            drop(connection);
+            return;
+        }
+        connection.state = LaneState::Open(task.clone());
+        connection.backoff = Backoff::new(CONNECT_BACKOFF.0, CONNECT_BACKOFF.1);
+        drop(connection);
+        self.is_running.store(true, Ordering::Release);
+        let running = lane_loop::run(self, opened, counted);
+        // If the task has ended, the drop of its loop ends the lane's connection.
+        drop(task.adopt(Box::new(running)));
+    }
+
+    /// Ends an attempt that failed. If another one may succeed, the waiting requests begin it.
+    fn not_opened(&self, source: ConnectionError) {
+        let fails = !source.is_transient_failure() || self.context.config.fail_fast;
+        let mut connection = lock(&self.connection);
+        connection.state = match fails || connection.closed {
+            true => LaneState::None,
+            false => LaneState::Failed(Instant::now() + connection.backoff.wait()),
+        };
+        drop(connection);
+        match fails {
+            true => self.fail(|waited| CheckoutError::Connect { waited, source: source.clone() }),
+            false => self.queue.wake_submitters(),
+        }
+    }
+
+    /// Records that the connection's task takes no more requests, and returns those that it left.
+    pub(crate) fn connection_ended(&self) {
+        self.is_running.store(false, Ordering::Release);
+        lock(&self.connection).state = LaneState::None;
+        // Their tasks set timers, and one of them has another connection opened.
+        self.queue.wake_submitters();
+    }
+
+    /// Fails all waiting requests.
+    fn fail(&self, error: impl Fn(Duration) -> CheckoutError) {
+        let mut jobs = std::collections::VecDeque::new();
+        self.queue.drain_into(&mut jobs);
+        for job in jobs {
+            if let Some(request) = job.take() {
+                job.settle(Err(error(request.since.elapsed())));
+            }
+        }
+    }
+
+    /// The error of a request that was not sent by its deadline.
+    #[cold]
+    fn late(&self, since: Instant) -> CheckoutError {
+        if self.is_running.load(Ordering::Acquire) {
+            return self.timeout(since);
+        }
+        let source = self.context.shared.connect_error().map(|(_, error)| error);
+        let source = source
+            .unwrap_or_else(|| ConnectionError::timed_out("no connection was established in time"));
+        CheckoutError::Connect { waited: since.elapsed(), source }
+    }
+
+    #[cold]
+    fn timeout(&self, since: Instant) -> CheckoutError {
+        let max = self.context.settings().max_in_flight;
+        CheckoutError::Timeout(Box::new(CheckoutTimeout {
+            waited: since.elapsed(),
+            max_size: max,
+            in_use: self.in_flight() as u32,
+            idle: 0,
+            waiters: 1,
+            holders: Vec::new(),
+            last_connect_error: self.context.shared.connect_error().map(|(_, error)| error),
+        }))
+    }
+
+    /// Number of requests that wait or were sent.
+    pub(crate) fn in_flight(&self) -> usize {
+        (self.context.settings().max_in_flight as usize)
+            .saturating_sub(self.places.available_permits())
+    }
+
+    /// Whether there is a connection, or one is being opened.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(lock(&self.connection).state, LaneState::Opening(_) | LaneState::Open(_))
+    }
+
+    /// Refuses new requests. Those in the lane are served, then the connection is closed.
+    pub(crate) fn close(&self) {
+        lock(&self.connection).closed = true;
+        self.places.close();
+        self.queue.close();
+    }
+
+    /// Closes the connection at once. Waiting requests fail.
+    pub(crate) fn shut_down(&self) {
+        self.close();
+        let state = std::mem::replace(&mut lock(&self.connection).state, LaneState::None);
+        match &state {
+            LaneState::Opening(Some(attempt)) => attempt.abort(),
+            LaneState::Open(task) => task.shut_down(),
+            LaneState::Opening(None) | LaneState::Failed(_) | LaneState::None => {}
+        }
+        self.fail(|_| CheckoutError::Closed);
+    }
+}
+
+/// A submitted job. Its drop withdraws a job that was not taken.
+struct Submitted<'l> {
+    lane: &'l Arc<Lane>,
+    job: Arc<LaneJob>,
+}
+
+impl Drop for Submitted<'_> {
+    fn drop(&mut self) {
+        let counters = &self.lane.context.config.counters;
+        match self.job.leave() {
+            Left::Done => {}
+            Left::Withdrawn => {
+                self.lane.queue.remove(&self.job);
+                counters.withdrawn.add();
+            }
+            Left::Abandoned => counters.abandoned.add(),
+        }
+    }
+}

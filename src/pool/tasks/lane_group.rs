@@ -1,0 +1,459 @@
+//! The requests of one write of a lane, and what became of each.
+//!
+//! Exactly-once blocks are one group with one write of the register, so no two such groups are under
+//! way on a connection. The other blocks are a group of their own behind it. WATCH of the register
+//! comes last, because each EXEC ends it.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::mem;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+
+use crate::connection::connection::{Connection, Interruption};
+use crate::connection::deadline::Deadline;
+use crate::connection::tasks::wire::TaskWire;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::in_doubt::CommitToken;
+use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
+use crate::pool::context::PoolContext;
+use crate::pool::line::Line;
+use crate::pool::tasks::lane::{LaneJob, LaneRequest};
+use crate::pool::tasks::lane_line::LaneLine;
+use crate::protocol::batch::RequestKind;
+use crate::protocol::command::reader::CommandReader;
+use crate::protocol::connection_state::{CloseReason, Expect};
+use crate::protocol::exec::{Unproven, Verdict};
+use crate::protocol::merge::{MergedOutcome, MergedReplies, MergedWrite, Piece};
+use crate::protocol::resp::encode::UNWATCH;
+
+/// Number of rejected groups after which a block is sent in a group of its own.
+const ALONE_AFTER: u8 = 2;
+
+/// The requests of one write.
+pub(crate) struct Group {
+    write: MergedWrite,
+    /// In the order of the write: exactly-once blocks, other blocks, single requests.
+    members: VecDeque<Member>,
+    /// Number of exactly-once blocks.
+    exactly_once: usize,
+    /// The token of the exactly-once blocks.
+    token: Option<Arc<CommitToken>>,
+    /// Whether the register is given up, because the token of one of its blocks is known outside.
+    ends_register: bool,
+    left_exactly_once: bool,
+    sent: Option<Instant>,
+    outcome: Option<MergedOutcome>,
+}
+
+/// A request that was taken.
+struct Member {
+    job: Arc<LaneJob>,
+    request: LaneRequest,
+}
+
+/// What a waiting job needs.
+struct Needs {
+    kind: RequestKind,
+    bytes: usize,
+    exactly_once: bool,
+    alone: bool,
+}
+
+/// The members of a group by the way in which they are sent.
+#[derive(Default)]
+struct Chosen {
+    exactly_once: Vec<Member>,
+    /// The only exactly-once block is not to be merged with others.
+    exactly_once_alone: bool,
+    merged: Vec<Member>,
+    alone: Vec<Member>,
+    singles: Vec<Member>,
+}
+
+impl Group {
+    /// Takes the requests that fit into one write, and encodes the write. Exactly-once blocks are
+    /// taken only if the connection `is_armed`. `None`: the register cannot be made.
+    pub(crate) fn take(
+        waiting: &mut VecDeque<Arc<LaneJob>>,
+        connection: &mut Connection<TaskWire>,
+        context: &PoolContext,
+        is_armed: bool,
+        shapes: &mut RejectedShapes,
+    ) -> Option<Self> {
+        let most = context.settings().flush_bytes;
+        let (mut chosen, mut bytes) = (Chosen::default(), 0);
+        let mut left = VecDeque::new();
+        let mut left_exactly_once = false;
+        let mut token = None;
+        while let Some(job) = waiting.pop_front() {
+            let Some(needs) = job.look(|request| Needs::of(request, shapes)) else { continue };
+            let is_full = bytes > 0 && bytes + needs.bytes > most;
+            let fits = !needs.exactly_once || (is_armed && chosen.fits_exactly_once(needs.alone));
+            if is_full || !fits {
+                left_exactly_once |= needs.exactly_once;
+                left.push_back(job);
+                if is_full {
+                    break;
+                }
+                continue;
+            }
+            if needs.exactly_once && token.is_none() {
+                token = next_token(connection, context);
+            }
+            let Some(member) = Member::take(job, token.as_deref()) else { continue };
+            bytes += needs.bytes;
+            chosen.push(member, &needs);
+        }
+        left.append(waiting);
+        *waiting = left;
+        let token = token.filter(|_| !chosen.exactly_once.is_empty());
+        let mut group = Self {
+            write: MergedWrite::new(connection.take_scratch()),
+            members: VecDeque::new(),
+            exactly_once: chosen.exactly_once.len(),
+            token,
+            ends_register: chosen.exactly_once.iter().any(Member::has_cell),
+            left_exactly_once,
+            sent: None,
+            outcome: None,
+        };
+        let encoded = group.encode(&chosen, connection, context);
+        let Chosen { exactly_once, merged, alone, singles, .. } = chosen;
+        group.members = [exactly_once, merged, alone, singles].into_iter().flatten().collect();
+        // If it is not encoded, its drop settles its members.
+        encoded.map(|()| group)
+    }
+
+    /// Encodes the write. `None`: the register cannot be made.
+    fn encode(
+        &mut self,
+        chosen: &Chosen,
+        connection: &mut Connection<TaskWire>,
+        context: &PoolContext,
+    ) -> Option<()> {
+        let settings = context.settings();
+        let (prefix, ttl) = (settings.prefix.as_str(), settings.register_ttl);
+        let write = &mut self.write;
+        let has_blocks = !chosen.merged.is_empty() || !chosen.alone.is_empty();
+        let mut watches = connection.state().watches_marker();
+        let rearms = watches && connection.is_armed_for(ttl / 2, None);
+        if !chosen.exactly_once.is_empty() {
+            let marker = connection.marker(prefix).ok()?;
+            marker.advance();
+            let mut set = Vec::with_capacity(128);
+            marker.set(&mut set, ttl);
+            write.push_group(chosen.exactly_once.iter().map(Member::block), Some(&set));
+            watches = false;
+        } else if watches && has_blocks {
+            // The register may have expired, which does not concern these blocks.
+            write.push_internal(Expect::Unwatch, |bytes| bytes.extend_from_slice(UNWATCH));
+            watches = false;
+        }
+        if !chosen.merged.is_empty() {
+            write.push_group(chosen.merged.iter().map(Member::block), None);
+        }
+        for member in chosen.alone.iter().chain(&chosen.singles) {
+            write.push(member.request.batch.kind, &member.request.batch.bytes);
+        }
+        if self.ends_register {
+            let marker = connection.new_marker(prefix).ok()?;
+            marker.advance();
+            write.push_internal(Expect::Plain, |bytes| marker.set(bytes, ttl));
+            write.push_internal(Expect::WatchMarker, |bytes| marker.watch(bytes));
+        } else if !watches && (rearms || self.exactly_once > 0) {
+            let marker = connection.marker(prefix).ok()?;
+            write.push_internal(Expect::WatchMarker, |bytes| marker.watch(bytes));
+        }
+        Some(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether exactly-once blocks wait for the next write.
+    pub(crate) fn has_left_exactly_once(&self) -> bool {
+        self.left_exactly_once
+    }
+
+    /// Sends the write and reads its replies. Returns how the connection was lost, if it was.
+    pub(crate) async fn exchange(
+        &mut self,
+        connection: &mut Connection<TaskWire>,
+        deadline: Deadline,
+    ) -> Option<Interruption> {
+        self.sent = Some(Instant::now());
+        let (bytes, expected) = (self.write.bytes(), self.write.expected());
+        let mut replies = MergedReplies::new(&self.write);
+        let mut take = |expect, reply| replies.take(expect, reply);
+        let lost = connection.exchange(bytes, expected, deadline, &mut take).await.err();
+        self.outcome = Some(replies.finish(lost.as_ref().map(|lost| lost.left)));
+        lost
+    }
+
+    /// Records what the replies show of the connection, and gives each request its response. Returns
+    /// the requests of which nothing was applied and which are to be sent again.
+    pub(crate) fn settle(
+        mut self,
+        line: &mut LaneLine,
+        lost: Option<&Interruption>,
+        shapes: &mut RejectedShapes,
+    ) -> Vec<Arc<LaneJob>> {
+        let Some(outcome) = self.outcome.take() else { return Vec::new() };
+        if let Some(connection) = line.current() {
+            self.record(connection, &outcome, lost.is_some());
+            connection.keep_scratch(mem::take(&mut self.write).into_bytes());
+        }
+        // The first such refusal already replaces the connections.
+        let changed = outcome.errors.iter().any(|code| line.on_server_error_quiet(code));
+        // Nothing was sent, so that another connection may be used.
+        let unsent = lost.is_some_and(|lost| lost.left == Some(0));
+        let mut again = Vec::new();
+        let mut nth = 0;
+        for piece in outcome.pieces {
+            let Some(Member { job, mut request }) = self.members.pop_front() else { break };
+            let token = self.token.as_ref().filter(|_| nth < self.exactly_once);
+            nth += 1;
+            let response = match piece {
+                Piece::Again { alone } => {
+                    let rejected = if alone { ALONE_AFTER } else { 1 };
+                    request.rejected_groups = request.rejected_groups.saturating_add(rejected);
+                    if job.requeue(request) {
+                        again.push(job);
+                    }
+                    continue;
+                }
+                Piece::Lost { sent: false, .. } if unsent => {
+                    if job.requeue(request) {
+                        again.push(job);
+                    }
+                    continue;
+                }
+                Piece::Lost { sent, doubt } => {
+                    let cause = lost.map_or_else(ended, |lost| lost.cause.clone());
+                    interrupted(sent, cause, doubt, token)
+                }
+                Piece::Block(Verdict::Unknown(doubt)) if token.is_some() => {
+                    in_doubt(None, doubt, token)
+                }
+                Piece::Block(verdict) => {
+                    if let Verdict::Rejected(rejected) = &verdict
+                        && rejected.index.is_some()
+                    {
+                        shapes.add(&request.batch.bytes);
+                    }
+                    BatchResponse::Block(verdict)
+                }
+                Piece::Read(value) => BatchResponse::Read(value),
+                Piece::Calls(values) => BatchResponse::Calls(values),
+            };
+            // The place is free before the submitter runs.
+            drop(request);
+            job.settle(Ok(response));
+        }
+        if changed {
+            line.log_server_change();
+        }
+        again
+    }
+
+    /// Records on the connection what the replies show of its state.
+    fn record(
+        &self,
+        connection: &mut Connection<TaskWire>,
+        outcome: &MergedOutcome,
+        is_lost: bool,
+    ) {
+        for (nth, piece) in outcome.pieces.iter().enumerate() {
+            match piece {
+                Piece::Block(Verdict::Applied(_)) | Piece::Calls(_) => connection.mark_written(),
+                // The connection watched a key that no block here watched.
+                Piece::Block(Verdict::Nil) if nth >= self.exactly_once => {
+                    connection.taint(CloseReason::LeftDirty);
+                }
+                // After a reply that does not fit, the next one may belong to another connection too.
+                Piece::Block(Verdict::Unknown(_)) => connection.taint(CloseReason::Protocol),
+                _ => {}
+            }
+        }
+        if is_lost {
+            return;
+        }
+        connection.mark_alive();
+        let Some(first) = outcome.pieces.first().filter(|_| self.exactly_once > 0) else { return };
+        match first {
+            Piece::Block(Verdict::Applied(values)) if values.last() != Some(&Value::Okay) => {
+                connection.taint(CloseReason::LeftDirty);
+            }
+            _ if self.ends_register => {
+                connection.set_marker_written(self.sent.filter(|_| !outcome.internal_failed));
+            }
+            Piece::Block(Verdict::Applied(_)) => connection.set_marker_written(self.sent),
+            Piece::Block(Verdict::Nil) => connection.set_marker_written(None),
+            _ => {}
+        }
+    }
+}
+
+/// The connection's task ended before the replies arrived.
+impl Drop for Group {
+    fn drop(&mut self) {
+        let sent = self.sent.is_some();
+        for (nth, Member { job, request }) in mem::take(&mut self.members).into_iter().enumerate() {
+            drop(request);
+            let token = self.token.as_ref().filter(|_| nth < self.exactly_once);
+            job.settle(Ok(interrupted(sent, ended(), Unproven::default(), token)));
+        }
+    }
+}
+
+fn ended() -> ConnectionError {
+    let text = "the runtime of the connection has ended";
+    ConnectionError::new(ConnectionErrorKind::Closed, text)
+}
+
+/// The response to a request whose replies did not arrive. `sent`: all its bytes may have been sent.
+fn interrupted(
+    sent: bool,
+    cause: ConnectionError,
+    doubt: Unproven,
+    token: Option<&Arc<CommitToken>>,
+) -> BatchResponse {
+    match sent && token.is_some() {
+        true => in_doubt(Some(cause), doubt, token),
+        false => BatchResponse::Interrupted(Interrupted { left: sent, cause }),
+    }
+}
+
+fn in_doubt(
+    lost: Option<ConnectionError>,
+    doubt: Unproven,
+    token: Option<&Arc<CommitToken>>,
+) -> BatchResponse {
+    match token {
+        Some(token) => {
+            let token = Arc::clone(token);
+            BatchResponse::InDoubt(Box::new(BatchDoubt { doubt, lost, token }))
+        }
+        None => BatchResponse::Block(Verdict::Unknown(doubt)),
+    }
+}
+
+/// The token of the exactly-once blocks that are sent next on the connection.
+fn next_token(
+    connection: &mut Connection<TaskWire>,
+    context: &PoolContext,
+) -> Option<Arc<CommitToken>> {
+    let (endpoint, prefix) = (&context.endpoint, &context.settings().prefix);
+    let marker = connection.marker(prefix).ok()?;
+    let (register, number) = (marker.register(), marker.number() + 1);
+    Some(Arc::new(CommitToken::new(register, number, endpoint.db(), &endpoint.address())))
+}
+
+impl Member {
+    /// Takes the job's request. If the caller has its token's cell, the cell is set in the same step.
+    fn take(job: Arc<LaneJob>, token: Option<&CommitToken>) -> Option<Self> {
+        let cell =
+            job.look(|request| request.batch.token.clone().filter(|_| request.batch.exactly_once));
+        let request = match (cell?, token) {
+            (Some(cell), Some(token)) => {
+                let mut request = None;
+                cell.fill(token, || {
+                    request = job.take();
+                    request.is_some()
+                });
+                request?
+            }
+            _ => job.take()?,
+        };
+        Some(Self { job, request })
+    }
+
+    fn has_cell(&self) -> bool {
+        self.request.batch.token.is_some()
+    }
+
+    /// The block, and the number of its commands.
+    fn block(&self) -> (&[u8], u32) {
+        (&self.request.batch.bytes, self.request.batch.kind.commands())
+    }
+}
+
+impl Needs {
+    fn of(request: &LaneRequest, shapes: &mut RejectedShapes) -> Self {
+        let kind = request.batch.kind;
+        let is_block = matches!(kind, RequestKind::Block { .. });
+        let alone = is_block
+            && (request.rejected_groups >= ALONE_AFTER || shapes.has(&request.batch.bytes));
+        let exactly_once = is_block && request.batch.exactly_once;
+        Self { kind, bytes: request.batch.bytes.len(), exactly_once, alone }
+    }
+}
+
+impl Chosen {
+    fn fits_exactly_once(&self, alone: bool) -> bool {
+        self.exactly_once.is_empty() || !(alone || self.exactly_once_alone)
+    }
+
+    fn push(&mut self, member: Member, needs: &Needs) {
+        let members = match needs.kind {
+            RequestKind::Block { .. } if needs.exactly_once => {
+                self.exactly_once_alone = needs.alone;
+                &mut self.exactly_once
+            }
+            RequestKind::Block { .. } if needs.alone => &mut self.alone,
+            RequestKind::Block { .. } => &mut self.merged,
+            RequestKind::Read | RequestKind::Calls { .. } => &mut self.singles,
+        };
+        members.push(member);
+    }
+}
+
+/// Time for which blocks like a rejected one are sent in a group of their own.
+const APART_FOR: Duration = Duration::from_secs(1);
+
+/// Maximum number of shapes that are remembered.
+const MOST_SHAPES: usize = 16;
+
+/// The shapes of the blocks that the server has lately rejected: the names of their commands, and the
+/// number of arguments. A block like them would have the others of its group sent again.
+#[derive(Default)]
+pub(crate) struct RejectedShapes {
+    shapes: Vec<(u64, Instant)>,
+}
+
+impl RejectedShapes {
+    fn add(&mut self, block: &[u8]) {
+        let now = Instant::now();
+        self.shapes.retain(|(_, until)| *until > now);
+        if self.shapes.len() < MOST_SHAPES {
+            self.shapes.push((shape(block), now + APART_FOR));
+        }
+    }
+
+    fn has(&mut self, block: &[u8]) -> bool {
+        if self.shapes.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        self.shapes.retain(|(_, until)| *until > now);
+        let of_block = shape(block);
+        self.shapes.iter().any(|(shape, _)| *shape == of_block)
+    }
+}
+
+fn shape(block: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for args in CommandReader::new(block).flatten() {
+        (args.first(), args.len()).hash(&mut hasher);
+    }
+    hasher.finish()
+}

@@ -1,0 +1,291 @@
+//! The loop of a lane, which its connection's task runs: take the waiting requests, send them in one
+//! write, hand out the replies.
+//!
+//! Requests of which nothing was sent go to the next connection. No byte is sent on a connection that
+//! is known to be dead.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+
+use crate::connection::connection::{Connection, Interruption};
+use crate::connection::deadline;
+use crate::connection::tasks::connect;
+use crate::connection::tasks::wire::TaskWire;
+use crate::error::connection::ConnectionError;
+use crate::pool::batch_response::BatchResponse;
+use crate::pool::line::Line;
+use crate::pool::reauthentication::reauthenticate;
+use crate::pool::shared::CountedConnection;
+use crate::pool::tasks::lane::{Lane, LaneJob};
+use crate::pool::tasks::lane_group::{Group, RejectedShapes};
+use crate::pool::tasks::lane_line::LaneLine;
+use crate::protocol::connection_state::{CloseReason, Expect};
+use crate::protocol::exec::{RejectedCommand, Verdict};
+use crate::protocol::resp::encode::UNWATCH;
+use crate::protocol::resp::reply::Reply;
+use crate::protocol::server_error::ServerError;
+use crate::sync::boxed::boxed;
+use crate::sync::timer::DeadlineTimer;
+
+/// Serves the lane's requests until its connection is closed.
+pub(crate) async fn run(
+    lane: Arc<Lane>,
+    connection: Connection<TaskWire>,
+    counted: CountedConnection,
+) {
+    let line = LaneLine::new(Arc::clone(&lane.context), connection);
+    let mut lane_loop = LaneLoop {
+        line,
+        waiting: VecDeque::new(),
+        average: 1,
+        idle: DeadlineTimer::default(),
+        last_used: Instant::now(),
+        shapes: RejectedShapes::default(),
+        lane,
+        _counted: counted,
+    };
+    while lane_loop.round().await {}
+    let lane = Arc::clone(&lane_loop.lane);
+    drop(lane_loop);
+    if !lane.queue.is_empty()
+        && let Ok(runtime) = Handle::try_current()
+    {
+        let _: Option<Instant> = lane.open(&runtime);
+    }
+}
+
+/// The loop of a lane on one connection.
+struct LaneLoop {
+    /// The first field: the connection is closed before it is no longer counted.
+    line: LaneLine,
+    /// Requests that were at the head of the queue and are not taken yet.
+    waiting: VecDeque<Arc<LaneJob>>,
+    /// Moving average of the requests in a write, in sixteenths.
+    average: usize,
+    idle: DeadlineTimer,
+    last_used: Instant,
+    shapes: RejectedShapes,
+    lane: Arc<Lane>,
+    _counted: CountedConnection,
+}
+
+/// The connection was closed, or the task's runtime was shut down.
+impl Drop for LaneLoop {
+    fn drop(&mut self) {
+        self.line.close();
+        self.lane.queue.put_back(std::mem::take(&mut self.waiting));
+        self.lane.connection_ended();
+    }
+}
+
+/// Above this average, in sixteenths, other tasks run before a write, which they may join.
+const BUSY: usize = 17;
+
+impl LaneLoop {
+    /// Waits for requests and serves them once. Returns false if the connection is to be closed.
+    async fn round(&mut self) -> bool {
+        if !self.wait().await {
+            return false;
+        }
+        if self.average > BUSY {
+            give_way().await;
+        }
+        self.lane.queue.drain_into(&mut self.waiting);
+        if !self.is_usable() || !boxed(self.prepare()).await {
+            return false;
+        }
+        // Requests that came meanwhile.
+        self.lane.queue.drain_into(&mut self.waiting);
+        self.serve().await
+    }
+
+    /// Waits until there are requests. Returns false if there will be none for long.
+    async fn wait(&mut self) -> bool {
+        if !self.waiting.is_empty() {
+            return true;
+        }
+        let (queue, idle) = (&self.lane.queue, &mut self.idle);
+        let limit = self.lane.context.settings().idle_timeout;
+        let until = limit.map(|limit| deadline::later(self.last_used, limit));
+        poll_fn(|context| match (queue.poll_waiting(context), until) {
+            (Poll::Ready(waiting), _) => Poll::Ready(waiting),
+            (Poll::Pending, Some(until)) => idle.poll(context, until).map(|()| false),
+            (Poll::Pending, None) => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Returns whether the connection may be used, without waiting. It is closed if not.
+    fn is_usable(&mut self) -> bool {
+        let (now, generation) = (Instant::now(), self.lane.context.generation());
+        let Some(connection) = self.line.current() else { return false };
+        if self.lane.context.is_silent_since(connection.last_alive()) {
+            connection.taint(CloseReason::TimedOut);
+        } else if connection.close_reason(now, generation).is_none() {
+            connection.mark_taken();
+            return self.line.has_connection();
+        }
+        false
+    }
+
+    /// Makes sure that the connection is alive, and arms its register if an exactly-once block waits.
+    /// Returns false if the connection was lost.
+    async fn prepare(&mut self) -> bool {
+        let by = deadline::after(self.lane.context.settings().response_timeout);
+        let (endpoint, settings) =
+            (self.lane.context.endpoint.clone(), Arc::clone(self.lane.context.settings()));
+        let login = || async move { connect::login(&endpoint, &settings, Some(by)).await };
+        if !reauthenticate(&mut self.line, by, login).await {
+            return false;
+        }
+        if self.lane.awaits_register.swap(false, Ordering::AcqRel) && !self.is_armed() {
+            return self.arm().await;
+        }
+        if self.line.is_trusted() {
+            return true;
+        }
+        let deadline = self.line.response_deadline();
+        let Some(connection) = self.line.current() else { return false };
+        match connection.ping(deadline).await {
+            Ok(_) => true,
+            Err(cause) => {
+                self.lost(&cause);
+                false
+            }
+        }
+    }
+
+    fn is_armed(&mut self) -> bool {
+        let age = self.lane.context.settings().register_ttl / 2;
+        self.line.current().is_some_and(|connection| connection.is_armed_for(age, None))
+    }
+
+    /// Writes the connection's register and watches it, and reads both replies: no EXEC of an
+    /// exactly-once block is sent before. Returns false if the connection was lost.
+    async fn arm(&mut self) -> bool {
+        let settings = Arc::clone(self.lane.context.settings());
+        let deadline = self.line.response_deadline();
+        let Some(connection) = self.line.current() else { return false };
+        let watches = connection.state().watches_marker();
+        let mut bytes = Vec::new();
+        if watches {
+            bytes.extend_from_slice(UNWATCH);
+        }
+        let marker = match connection.marker(&settings.prefix) {
+            Ok(marker) => marker,
+            Err(cause) => {
+                self.lost(&cause);
+                return false;
+            }
+        };
+        marker.advance();
+        marker.set(&mut bytes, settings.register_ttl);
+        marker.watch(&mut bytes);
+        let expected =
+            [(Expect::Unwatch, u32::from(watches)), (Expect::Plain, 1), (Expect::WatchMarker, 1)];
+        let (asked, mut refused) = (Instant::now(), None);
+        let mut take = |expect, reply| {
+            if let Reply::Value(redis::Value::ServerError(error)) = reply {
+                refused.get_or_insert((expect, ServerError::from_reply(&error, false)));
+            }
+        };
+        let armed = connection.exchange(&bytes, &expected, deadline, &mut take).await;
+        if let Err(Interruption { cause, .. }) = armed {
+            self.lost(&cause);
+            return false;
+        }
+        connection.mark_alive();
+        let Some((expect, error)) = refused else {
+            connection.set_marker_written(Some(asked));
+            return true;
+        };
+        connection.set_marker_written(None);
+        self.line.on_server_error(error.code());
+        self.reject_exactly_once(expect, &error);
+        self.line.current().is_some_and(|connection| connection.state().tainted().is_none())
+    }
+
+    /// Ends the exactly-once blocks that wait: the server refuses their register.
+    fn reject_exactly_once(&mut self, expect: Expect, error: &ServerError) {
+        let is_set = expect == Expect::Plain;
+        self.lane.queue.drain_into(&mut self.waiting);
+        self.waiting.retain(|job| {
+            let commands = job
+                .look(|request| request.batch.exactly_once.then(|| request.batch.kind.commands()));
+            let Some(Some(commands)) = commands else { return true };
+            if job.take().is_some() {
+                // SET of the register follows the block's commands.
+                let index = is_set.then_some(commands);
+                let (word, error) = ("WATCH of the register", error.clone());
+                let rejected = Verdict::Rejected(RejectedCommand { index, word, error });
+                job.settle(Ok(BatchResponse::Block(rejected)));
+            }
+            false
+        });
+    }
+
+    /// Sends the requests that fit into one write, and hands out the replies. Returns false if the
+    /// connection is to be closed.
+    async fn serve(&mut self) -> bool {
+        let is_armed = self.is_armed();
+        let context = Arc::clone(&self.lane.context);
+        let Some(connection) = self.line.current() else { return false };
+        let taken =
+            Group::take(&mut self.waiting, connection, &context, is_armed, &mut self.shapes);
+        let Some(mut group) = taken else {
+            // The register cannot be made.
+            return false;
+        };
+        if group.has_left_exactly_once() {
+            self.lane.awaits_register.store(true, Ordering::Release);
+        }
+        if group.is_empty() {
+            return true;
+        }
+        self.average = (self.average * 15).div_ceil(16) + group.len();
+        let deadline = self.line.response_deadline();
+        let Some(connection) = self.line.current() else { return false };
+        let lost = group.exchange(connection, deadline).await;
+        let again = group.settle(&mut self.line, lost.as_ref(), &mut self.shapes);
+        for job in again.into_iter().rev() {
+            if job.look(|request| request.batch.exactly_once) == Some(true) {
+                self.lane.awaits_register.store(true, Ordering::Release);
+            }
+            self.waiting.push_front(job);
+        }
+        self.last_used = Instant::now();
+        match lost {
+            Some(Interruption { cause, .. }) => {
+                self.lost(&cause);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Closes the connection, which was found dead.
+    fn lost(&mut self, cause: &ConnectionError) {
+        self.line.on_lost(cause);
+        self.line.log_replaced(cause);
+    }
+}
+
+/// Lets the other tasks of the runtime run once.
+async fn give_way() {
+    let mut gave_way = false;
+    poll_fn(|context| {
+        if gave_way {
+            return Poll::Ready(());
+        }
+        gave_way = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
