@@ -24,6 +24,8 @@ use crate::connection::login::Login;
 use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::SentinelClient;
 use crate::connection::sentinel::queries::SentinelQueries;
+#[cfg(feature = "tokio")]
+use crate::connection::tasks::{io::Tasks, wire::TaskWire};
 use crate::connection::wire::Wire;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
@@ -40,6 +42,8 @@ use crate::pool::router::Router;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::ServerPool;
+#[cfg(feature = "tokio")]
+use crate::pool::tasks::pool::TaskPool;
 use crate::pooled::{fan_out, request::Request, send as pooled};
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::connection_state::Expect;
@@ -152,4 +156,10 @@ fn the_futures_of_all_decisions_are_send() {
     let _ = a_line::<<StubPool as ServerPool>::Line>;
     let _ = a_side::<<StubPool as ServerPool>::Io>;
     let _ = a_connection::<<<StubPool as ServerPool>::Io as Io>::Wire>;
+    #[cfg(feature = "tokio")]
+    {
+        let _ = (a_router::<TaskPool>, a_transaction::<TaskPool>, a_resolver::<TaskPool>);
+        let _ = a_line::<<TaskPool as ServerPool>::Line>;
+        let _ = (a_side::<Tasks>, a_connection::<TaskWire>);
+    }
 }

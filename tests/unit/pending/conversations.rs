@@ -27,6 +27,8 @@ use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::{PinnedLine, ServerPool};
+#[cfg(feature = "tokio")]
+use crate::pool::tasks::pool::TaskPool;
 use crate::pool::tests::{SOON, Server, config_of_one, eventually};
 use crate::pooled::request::Request;
 use crate::pooled::send::send;
@@ -379,9 +381,20 @@ macro_rules! on_both_sides {
         };
         eventually(SOON, "the thread's connections are closed", || server.clients().is_empty());
         on_server(&server, &["FLUSHALL"]);
-        let router = Router::<StubPool>::one(config, endpoint);
-        let by_task = run($conversation(&router, &server));
+        let by_task = {
+            let router = Router::<StubPool>::one(config.clone(), endpoint.clone());
+            run($conversation(&router, &server))
+        };
         assert_eq!(by_thread, by_task);
+        eventually(SOON, "the task's connections are closed", || server.clients().is_empty());
+        #[cfg(feature = "tokio")]
+        {
+            on_server(&server, &["FLUSHALL"]);
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let router = Router::<TaskPool>::one(config, endpoint);
+            assert_eq!(by_thread, runtime.block_on($conversation(&router, &server)));
+        }
         by_task
     }};
 }
