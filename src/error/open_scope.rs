@@ -17,7 +17,8 @@ pub struct OpenScope {
     /// The place that began the scope. For a blocking command: the place that made its handle, by
     /// [`SessionManager::pooled`](crate::SessionManager::pooled).
     pub begun_at: &'static Location<'static>,
-    /// The thread that began the scope.
+    /// The thread that began the scope; in `rediscope::aio`, the task: `task 17`, or the thread
+    /// outside of any task.
     pub thread: Arc<str>,
     /// Time since the scope began.
     pub age: Duration,
@@ -33,6 +34,9 @@ impl fmt::Display for OpenScope {
         if let Some(command) = &self.blocking {
             write!(f, "{command} of the handle made at ")?;
         }
-        write!(f, "{} on thread {:?} for {:.1?}", self.begun_at, self.thread, self.age)
+        match self.thread.strip_prefix("task ") {
+            Some(_) => write!(f, "{} in {} for {:.1?}", self.begun_at, self.thread, self.age),
+            None => write!(f, "{} on thread {:?} for {:.1?}", self.begun_at, self.thread, self.age),
+        }
     }
 }

@@ -129,3 +129,382 @@ fn a_dropped_scope_in_multi_or_under_watch_is_cleaned_by_its_connections_task() 
     assert_eq!(pool.config.counters.counts().all_replaced(), 0);
     assert_eq!(pool.config.counters.counts().connects, 1);
 }
+
+/// Polls the future at most `most` times, each time it was woken, then drops it.
+async fn poll_at_most<T>(most: usize, future: impl Future<Output = T>) -> Option<T> {
+    let (mut future, mut polls) = (pin!(future), 0);
+    std::future::poll_fn(|context| {
+        if polls == most {
+            return Poll::Ready(None);
+        }
+        polls += 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if polls == most => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// A scope with two calls, whose transaction is not ended.
+async fn scope(pool: &TaskPool) {
+    let pin = pinned(pool).await;
+    let mut call = pin.call::<Error>().unwrap();
+    send(&mut call, WATCH, Expect::Watch).await;
+    ping(&mut call).await;
+    drop(call);
+    let mut call = pin.last_call::<Error>().unwrap();
+    send(&mut call, MULTI, Expect::Multi).await;
+    tokio::task::yield_now().await;
+}
+
+#[test]
+fn a_future_dropped_after_any_poll_loses_no_permit_and_no_connection() {
+    for runtime in [one_thread(), threads()] {
+        let server = Server::start();
+        let pool = pool(&server, |settings| settings.max_size = 2);
+        let ended = runtime.block_on(async {
+            let mut ended = 0;
+            for most in 0..24 {
+                // The second one waits for a permit, or for the first one's connection.
+                let first = pinned(&pool).await;
+                let second = checkout(&pool).await;
+                let waiting = poll_at_most(most, scope(&pool));
+                drop(second);
+                let done = waiting.await;
+                ended += usize::from(done.is_some());
+                drop(first);
+                let done = poll_at_most(most, async {
+                    ping(&mut checkout(&pool).await).await;
+                    scope(&pool).await;
+                });
+                ended += usize::from(done.await.is_some());
+                let begun = Instant::now();
+                while pool.in_use() > 0 {
+                    assert!(begun.elapsed() < SOON, "a permit is lost after {most} polls");
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let (one, other) = (checkout(&pool).await, checkout(&pool).await);
+                assert_eq!(pool.idle.sizes(), [2, 0], "after {most} polls");
+                drop((one, other));
+            }
+            ended
+        });
+        assert!((8..48).contains(&ended), "{ended} futures ended");
+        is_clean(&server, &pool, 2);
+        assert_eq!(pool.config.counters.counts().all_replaced(), 0);
+    }
+}
+
+#[test]
+fn a_forgotten_scope_and_a_forgotten_call_are_reclaimed() {
+    let (server, runtime) = (Server::start(), threads());
+    let limit = Duration::from_millis(100);
+    let pool = pool(&server, |settings| (settings.max_size, settings.max_pin_time) = (1, limit));
+    let reclaimed = || {
+        eventually(SOON, "the permit is back", || pool.in_use() == 0);
+        eventually(SOON, "the connection is closed", || server.clients().is_empty());
+        assert!(pool.scopes.list().is_empty());
+    };
+    std::mem::forget(runtime.block_on(pinned(&pool)));
+    assert_eq!(pool.scopes.list().len(), 1);
+    reclaimed();
+    // A call whose reply has come, and which is polled no more.
+    let pin = runtime.block_on(pinned(&pool));
+    let call = pin.call::<Error>().unwrap();
+    assert_eq!(pool.scopes.list().len(), 1);
+    reclaimed();
+    drop(call);
+    assert!(matches!(pin.call::<Error>().err(), Some(Error::PinExpired(_))));
+    // The same without a scope, in the middle of an exchange.
+    let _in = runtime.enter();
+    let mut forgotten = Box::pin(async {
+        let mut line = checkout(&pool).await;
+        send(&mut line, MULTI, Expect::Multi).await;
+        ping(&mut line).await;
+    });
+    // The reply to MULTI has come, and is not taken.
+    eventually(SOON, "a client is in MULTI", || {
+        let polled = server.clients().iter().any(|flags| flags.contains('x'));
+        if !polled {
+            assert!(poll_once(forgotten.as_mut()).is_pending());
+        }
+        polled
+    });
+    reclaimed();
+    drop(forgotten);
+    drop(pin);
+    let mut line = runtime.block_on(checkout(&pool));
+    runtime.block_on(ping(&mut line));
+    drop(line);
+    is_clean(&server, &pool, 1);
+}
+
+#[test]
+fn a_revoked_line_that_goes_on_gets_an_error_and_no_connection() {
+    let (server, runtime) = (Server::start(), threads());
+    let limit = Duration::from_millis(60);
+    let pool = pool(&server, |settings| (settings.max_size, settings.max_pin_time) = (1, limit));
+    let mut line = runtime.block_on(checkout(&pool));
+    eventually(SOON, "the permit is back", || pool.in_use() == 0);
+    let next = runtime.block_on(checkout(&pool));
+    assert!(!line.has_connection());
+    let connected = runtime.block_on(line.connect(Instant::now() + SOON));
+    let Err(CheckoutError::Connect { source, .. }) = connected else { panic!("{connected:?}") };
+    assert!(source.to_string().contains("max_pin_time"), "{source}");
+    drop(line);
+    assert_eq!(pool.in_use(), 1);
+    drop(next);
+    is_clean(&server, &pool, 1);
+}
+
+#[test]
+fn a_call_that_awaits_its_reply_is_not_revoked_and_its_reply_arrives() {
+    let (server, runtime) = (Server::start(), threads());
+    let pool = pool(&server, |settings| {
+        settings.max_pin_time = Duration::from_millis(20);
+        (settings.max_size, settings.response_timeout) = (1, SOON);
+    });
+    let pin = runtime.block_on(pinned(&pool));
+    let mut call = pin.call::<Error>().unwrap();
+    let waiting = runtime.spawn(async move { send(&mut call, BLPOP, Expect::Plain).await });
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(pool.in_use(), 1);
+    let pushed: redis::RedisResult<i64> =
+        redis::cmd("RPUSH").arg("a").arg("b").query(&mut server.connect().unwrap());
+    pushed.unwrap();
+    runtime.block_on(waiting).unwrap();
+    // The scope was marked, and has ended with the call.
+    eventually(SOON, "the permit is back", || pool.in_use() == 0);
+    assert!(matches!(pin.call::<Error>().err(), Some(Error::PinExpired(_))));
+}
+
+#[test]
+fn a_guard_of_a_runtime_that_has_ended_gives_its_permit_back() {
+    let server = Server::start();
+    let pool = pool(&server, |settings| settings.max_size = 1);
+    for _ in 0..3 {
+        let runtime = one_thread();
+        let pin = runtime.block_on(async {
+            let pin = pinned(&pool).await;
+            send(&mut pin.call::<Error>().unwrap(), MULTI, Expect::Multi).await;
+            pin
+        });
+        drop(runtime);
+        eventually(SOON, "the connection is closed", || server.clients().is_empty());
+        drop(pin);
+        assert_eq!(pool.in_use(), 0);
+        assert_eq!(pool.idle.sizes(), [0, 0]);
+    }
+}
+
+#[test]
+fn a_guard_in_multi_of_a_runtime_that_is_not_run_is_taken_back() {
+    let (server, stopped, runtime) = (Server::start(), one_thread(), one_thread());
+    let pool = pool(&server, |settings| {
+        settings.max_size = 1;
+        settings.cleanup_timeout = Duration::from_millis(10);
+        settings.pin_warning = Some(Duration::from_millis(20));
+    });
+    let pin = stopped.block_on(async {
+        let pin = pinned(&pool).await;
+        send(&mut pin.call::<Error>().unwrap(), MULTI, Expect::Multi).await;
+        pin
+    });
+    drop(pin);
+    runtime.block_on(async { ping(&mut checkout(&pool).await).await });
+    is_clean(&server, &pool, 1);
+    drop(stopped);
+    is_clean(&server, &pool, 1);
+}
+
+#[test]
+fn a_runtime_uses_its_own_connections_and_closes_anothers_if_it_needs_the_place() {
+    let (server, one, other) = (Server::start(), one_thread(), one_thread());
+    let pool = pool(&server, |settings| settings.max_size = 2);
+    let used = || pool.config.counters.counts().connects;
+    one.block_on(async { ping(&mut checkout(&pool).await).await });
+    other.block_on(async { ping(&mut checkout(&pool).await).await });
+    assert_eq!(used(), 2);
+    for runtime in [&one, &other, &one, &other] {
+        runtime.block_on(async { ping(&mut checkout(&pool).await).await });
+    }
+    assert_eq!(used(), 2);
+    other.block_on(async {
+        let mut lines = (checkout(&pool).await, checkout(&pool).await);
+        ping(&mut lines.0).await;
+        ping(&mut lines.1).await;
+    });
+    is_clean(&server, &pool, 2);
+    assert_eq!(used(), 3);
+    drop(other);
+    one.block_on(async { ping(&mut checkout(&pool).await).await });
+    is_clean(&server, &pool, 1);
+    // The other one's tasks may use a connection of this one.
+    let mut line = one.block_on(checkout(&pool));
+    let running = threads();
+    let pinging = running.spawn(async move {
+        ping(&mut line).await;
+    });
+    one.block_on(pinging).unwrap();
+    is_clean(&server, &pool, 1);
+}
+
+#[test]
+fn a_panic_that_drops_a_guard_closes_its_connection() {
+    let (server, runtime) = (Server::start(), threads());
+    let pool = pool(&server, |settings| settings.max_size = 1);
+    let begun = pool.clone();
+    let ended = runtime.block_on(runtime.spawn(async move {
+        let pin = pinned(&begun).await;
+        send(&mut pin.call::<Error>().unwrap(), MULTI, Expect::Multi).await;
+        std::panic::resume_unwind(Box::new("of the caller"))
+    }));
+    let ended: Result<(), _> = ended;
+    assert!(ended.unwrap_err().is_panic());
+    eventually(SOON, "no client is in MULTI", || server.clients().is_empty());
+    assert_eq!(pool.in_use(), 0);
+    let counts = pool.config.counters.counts();
+    assert_eq!(counts.replaced, [(crate::protocol::connection_state::CloseReason::LeftDirty, 1)]);
+}
+
+#[test]
+fn a_timeout_names_the_tasks_that_hold_the_connections() {
+    let (server, runtime) = (Server::start(), threads());
+    let pool = pool(&server, |settings| settings.max_size = 1);
+    let begun = pool.clone();
+    let (pin, task) = runtime.block_on(async move {
+        tokio::spawn(async move { (pinned(&begun).await, tokio::task::id()) }).await.unwrap()
+    });
+    let refused = runtime
+        .block_on(async { pool.checkout(Instant::now() + Duration::from_millis(30)).await.err() });
+    let Some(CheckoutError::Timeout(timeout)) = refused else { panic!("{refused:?}") };
+    assert_eq!((timeout.in_use, timeout.waiters, timeout.holders.len()), (1, 1, 1));
+    assert_eq!(*timeout.holders[0].thread, format!("task {task}"));
+    assert!(timeout.to_string().contains(&format!("in task {task} for")), "{timeout}");
+    assert_eq!(pool.waiting(), 0);
+    drop(pin);
+    is_clean(&server, &pool, 1);
+}
+
+#[test]
+fn closing_ends_all_tasks_and_fails_running_calls() {
+    let (server, runtime) = (Server::start(), threads());
+    let pool = pool(&server, |settings| settings.max_size = 3);
+    runtime.block_on(async {
+        let idle = pinned(&pool).await;
+        let held = pinned(&pool).await;
+        let called = pinned(&pool).await;
+        drop(idle);
+        let mut call = called.call::<Error>().unwrap();
+        let blocked = tokio::spawn(async move {
+            let deadline = crate::connection::deadline::Deadline::after(SOON);
+            let connection = call.current().unwrap();
+            connection
+                .exchange(BLPOP, &[(Expect::Plain, 1)], deadline, &mut |_, _| {})
+                .await
+                .is_err()
+        });
+        while !server.clients().iter().any(|flags| flags.contains('b')) {
+            tokio::task::yield_now().await;
+        }
+        pool.close();
+        let refused = pool.checkout(Instant::now() + SOON).await.err();
+        assert!(matches!(refused, Some(CheckoutError::Closed)), "{refused:?}");
+        assert_eq!(pool.drain(Instant::now() + Duration::from_millis(20)).await, 2);
+        assert!(blocked.await.unwrap());
+        assert!(matches!(held.call::<Error>().err(), Some(Error::PinExpired(_))));
+    });
+    eventually(SOON, "no task", || runtime.metrics().num_alive_tasks() == 0);
+    eventually(SOON, "no client", || server.clients().is_empty());
+}
+
+#[test]
+fn the_last_handle_closes_the_connections_also_with_a_guard_alive() {
+    let (server, runtime) = (Server::start(), threads());
+    let pool = pool(&server, |settings| settings.max_size = 2);
+    let pin = runtime.block_on(async {
+        let pins = (pinned(&pool).await, pinned(&pool).await);
+        send(&mut pins.1.call::<Error>().unwrap(), MULTI, Expect::Multi).await;
+        pins.1
+    });
+    drop(pool);
+    // The scope keeps the pool.
+    assert!(pin.call::<Error>().is_ok());
+    drop(pin);
+    eventually(SOON, "no task", || runtime.metrics().num_alive_tasks() == 0);
+    eventually(SOON, "no client", || server.clients().is_empty());
+}
+
+#[test]
+fn idle_connections_are_opened_kept_and_closed_by_the_settings() {
+    let (server, runtime) = (Server::start(), threads());
+    let _in = runtime.enter();
+    let kept = pool(&server, |settings| {
+        (settings.max_size, settings.min_idle) = (4, 2);
+        settings.idle_timeout = Some(Duration::from_millis(100));
+    });
+    eventually(SOON, "two idle connections", || kept.idle.sizes() == [2, 2]);
+    let opened = kept.config.counters.counts().connects;
+    eventually(SOON, "others after idle_timeout", || {
+        kept.idle.sizes() == [2, 2] && kept.config.counters.counts().connects >= opened + 2
+    });
+    drop(kept);
+    eventually(SOON, "no client", || server.clients().is_empty());
+    let young = pool(&server, |settings| settings.max_lifetime = Some(Duration::from_millis(50)));
+    for connects in 1..3 {
+        runtime.block_on(async { ping(&mut checkout(&young).await).await });
+        assert_eq!(young.config.counters.counts().connects, connects);
+        std::thread::sleep(Duration::from_millis(60));
+    }
+}
+
+/// Many tasks, a part of which is dropped at random polls.
+#[test]
+fn two_hundred_tasks_with_random_drops_never_have_more_connections_than_allowed() {
+    let (server, runtime) = (Server::start(), threads());
+    let pool = pool(&server, |settings| settings.max_size = 5);
+    let server = Arc::new(server);
+    let ended = runtime.block_on(async {
+        let tasks: Vec<_> = (0..200)
+            .map(|_| {
+                let pool = pool.clone();
+                tokio::spawn(async move {
+                    for _ in 0..20 {
+                        let most = fastrand::usize(1..12);
+                        match fastrand::u8(0..4) {
+                            0 => drop(poll_at_most(most, scope(&pool)).await),
+                            1 => drop(
+                                poll_at_most(most, async {
+                                    ping(&mut checkout(&pool).await).await
+                                })
+                                .await,
+                            ),
+                            2 => scope(&pool).await,
+                            _ => ping(&mut checkout(&pool).await).await,
+                        }
+                    }
+                })
+            })
+            .collect();
+        let watched = tokio::task::spawn_blocking({
+            let (server, pool) = (Arc::clone(&server), pool.clone());
+            move || {
+                let mut most = 0;
+                while pool.config.counters.counts().checkouts < 1_500 {
+                    most = most.max(server.clients().len());
+                }
+                most
+            }
+        });
+        for task in tasks {
+            task.await.unwrap();
+        }
+        watched.await.unwrap()
+    });
+    assert!(ended <= 5, "{ended} connections");
+    is_clean(&server, &pool, pool.idle.sizes()[0] as usize);
+    assert_eq!(pool.config.counters.counts().all_replaced(), 0);
+    assert!(runtime.metrics().num_alive_tasks() <= 5);
+}

@@ -138,9 +138,10 @@ impl ConnectionTask {
         self.shared.lock().has_ended
     }
 
-    /// Returns whether replies are still to come. Those that are late end the connection.
+    /// Returns whether replies are still to come, by the deadline of their message.
     pub(crate) fn awaits_reply(&self) -> bool {
-        self.shared.lock().awaits
+        let exchange = self.shared.lock();
+        exchange.awaits && exchange.deadline > Instant::now()
     }
 
     /// Closes the socket. A call in progress fails.

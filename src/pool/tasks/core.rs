@@ -2,15 +2,12 @@
 //!
 //! This module depends on no line and no scope, so that both can hold it.
 
-use std::future::poll_fn;
 use std::ops::Deref;
-use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, TryAcquireError};
+use tokio::sync::{Semaphore, TryAcquireError};
 use tracing::Level;
 
 use crate::connection::connection::Connection;
@@ -43,8 +40,6 @@ pub(crate) struct TaskCore {
     pub(in crate::pool) lanes: Lanes,
     /// The tasks and threads that wait for a permit.
     waiting: Mutex<Vec<HolderTask>>,
-    /// Notified when a permit was returned.
-    returned: Notify,
 }
 
 impl Deref for TaskCore {
@@ -71,12 +66,11 @@ impl TaskCore {
         let max_size = context.settings().max_size;
         Self {
             lanes: Lanes::new(Arc::clone(&context)),
-            context,
             semaphore: Semaphore::new(max_size as usize),
-            idle: TaskIdle::new(max_size),
+            idle: TaskIdle::new(context.settings()),
+            context,
             blocking: Arc::default(),
             waiting: Mutex::default(),
-            returned: Notify::new(),
         }
     }
 
@@ -134,21 +128,6 @@ impl TaskCore {
         self.semaphore.close();
     }
 
-    /// Waits until no permit is held, until `deadline` at the latest.
-    pub(in crate::pool) async fn all_returned(&self, deadline: Instant) {
-        let returned = poll_fn(|context| {
-            loop {
-                let mut changed = pin!(self.returned.notified());
-                changed.as_mut().enable();
-                if self.in_use() == 0 {
-                    return Poll::Ready(());
-                }
-                std::task::ready!(changed.poll(context));
-            }
-        });
-        until(deadline, returned).await;
-    }
-
     /// Returns a permit, and its connection if that may be used again.
     pub(in crate::pool) fn give_back(&self, right: &Right, connection: Option<TaskConnection>) {
         // If the pool has taken the permit back, the connection does not count any more.
@@ -169,7 +148,6 @@ impl TaskCore {
     fn end(&self, right: &Right, connection: Option<TaskConnection>, counts: bool) {
         let refused = self.idle.give_back(right.number(), connection, counts);
         self.semaphore.add_permits(1);
-        self.returned.notify_waiters();
         drop(refused);
     }
 
@@ -217,7 +195,7 @@ impl TaskCore {
         if self.shared.is_closed() {
             return;
         }
-        while let Some((number, runtime)) = self.idle.open_idle(self.settings().min_idle as usize) {
+        while let Some((number, runtime)) = self.idle.open_idle() {
             self.open(number, &runtime);
         }
     }

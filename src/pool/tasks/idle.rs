@@ -14,10 +14,14 @@ use tokio::task::AbortHandle;
 use crate::connection::connection::Connection;
 use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
 use crate::pool::tasks::right::Right;
+use crate::settings::settings::Settings;
 use crate::sync::lock;
 
 /// Minimum and maximum delay after a failed connect.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(250)];
+
+/// Delay before a caller looks again whether the task of a closed connection has ended.
+const END_PAUSE: Duration = Duration::from_millis(1);
 
 /// A connection, boxed because it is moved often.
 pub(in crate::pool) type TaskConnection = Box<Connection<TaskWire>>;
@@ -25,6 +29,7 @@ pub(in crate::pool) type TaskConnection = Box<Connection<TaskWire>>;
 /// The idle connections of a pool, the openings of further ones, and the free permits.
 pub(in crate::pool) struct TaskIdle {
     max_size: usize,
+    min_idle: usize,
     state: Mutex<IdleState>,
     /// Notified when a connection has become idle or was closed, and when a connect has failed.
     changed: Notify,
@@ -74,10 +79,11 @@ pub(in crate::pool) enum Found {
 }
 
 impl TaskIdle {
-    pub(in crate::pool) fn new(max_size: u32) -> Self {
-        let max_size = max_size as usize;
+    pub(in crate::pool) fn new(settings: &Settings) -> Self {
+        let [max_size, min_idle] = [settings.max_size, settings.min_idle].map(|size| size as usize);
         Self {
             max_size,
+            min_idle,
             state: Mutex::new(IdleState {
                 closed: false,
                 idle: Vec::new(),
@@ -167,10 +173,6 @@ impl TaskIdle {
         self.changed.notified()
     }
 
-    pub(in crate::pool) fn notify(&self) {
-        self.changed.notify_waiters();
-    }
-
     /// Begins the search of a caller that has a permit.
     pub(in crate::pool) fn requester(&self) -> Requester<'_> {
         Requester { idle: self, runtime: None }
@@ -230,11 +232,11 @@ impl TaskIdle {
     }
 
     /// Begins an opening if too few connections are idle or being opened.
-    pub(in crate::pool) fn open_idle(&self, min_idle: usize) -> Option<(u64, Handle)> {
+    pub(in crate::pool) fn open_idle(&self) -> Option<(u64, Handle)> {
         let mut state = lock(&self.state);
         let runtime = state.runtime.clone()?;
         let waits = state.retry_at.is_some_and(|at| at > Instant::now());
-        let enough = state.idle.len() + state.openings.len() >= min_idle;
+        let enough = state.idle.len() + state.openings.len() >= self.min_idle;
         if state.closed || waits || enough || state.total >= self.max_size {
             return None;
         }
@@ -243,8 +245,10 @@ impl TaskIdle {
 
     /// Records the runtime that opens connections for `min_idle`.
     pub(in crate::pool) fn set_runtime(&self, runtime: &Handle) {
-        let mut state = lock(&self.state);
-        state.set_runtime(runtime);
+        // A handle keeps parts of a runtime that has ended.
+        if self.min_idle > 0 {
+            lock(&self.state).set_runtime(runtime);
+        }
     }
 
     /// Takes the connections out that are to be closed.
@@ -332,6 +336,14 @@ impl IdleState {
         }
     }
 
+    /// Number of closed connections of `runtime` whose task, and with it the socket, has not ended.
+    fn ending(&self, runtime: RuntimeId) -> usize {
+        let ends = |task: &&ConnectionTask| {
+            task.is_closed() && task.runtime() == runtime && !task.has_ended()
+        };
+        self.tasks.iter().filter(ends).count()
+    }
+
     /// Makes room for a connection of `runtime`, by closing one of another runtime.
     fn make_room(&mut self, runtime: RuntimeId) -> Option<Evicted> {
         let of_other = |idle: &IdleConnection| idle.connection.wire().task().runtime() != runtime;
@@ -396,18 +408,22 @@ impl Requester<'_> {
             state.requesters.push(id);
             id
         });
-        state.set_runtime(runtime);
+        if self.idle.min_idle > 0 {
+            state.set_runtime(runtime);
+        }
         let requesters = state.requesters.iter().filter(|runtime| **runtime == waits).count();
         let openings = state.openings.iter().filter(|opening| opening.runtime == id).count();
         let retry_at = state.retry_at.filter(|at| *at > Instant::now());
         let (mut found, mut evicted) = (Found::Wait(retry_at), None);
+        let full = self.idle.max_size.saturating_sub(state.ending(id));
         if retry_at.is_none() && openings < requesters && !state.closed {
             if state.total >= self.idle.max_size {
                 evicted = state.make_room(id);
             }
-            if state.total < self.idle.max_size {
-                found = Found::Open(state.begin_opening(id));
-            }
+            found = match state.total < full {
+                true => Found::Open(state.begin_opening(id)),
+                false => Found::Wait(Some(Instant::now() + END_PAUSE)),
+            };
         }
         drop(state);
         drop(dead);

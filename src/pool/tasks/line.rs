@@ -60,6 +60,11 @@ impl Drop for TaskLine {
             return;
         }
         let mut kept = self.connection.take();
+        if !right.is_held() {
+            // The pool has taken permit and connection back.
+            drop(kept);
+            return self.log();
+        }
         if let Some(connection) = &mut kept
             && let Some(reason) = self.close_reason(connection)
         {
@@ -253,9 +258,10 @@ impl Line for TaskLine {
     fn close(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         let reason = self.close_reason(&mut connection);
-        self.core.on_replaced(reason.unwrap_or(CloseReason::Closed));
         drop(connection);
+        // Without one, the pool has taken the connection back.
         if self.right.as_ref().is_some_and(|right| right.detach()) {
+            self.core.on_replaced(reason.unwrap_or(CloseReason::Closed));
             self.core.idle.closed_one();
         }
     }

@@ -23,7 +23,7 @@ use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
-use crate::pool::tasks::core::{Acquired, LinesSeen, TaskCore};
+use crate::pool::tasks::core::{Acquired, LinesSeen, TaskCore, no_runtime};
 use crate::pool::tasks::line::{TaskLine, TaskPin};
 use crate::status::node::NodeStatus;
 use crate::sync::timer::until;
@@ -31,7 +31,7 @@ use crate::sync::timer::until;
 /// Time in addition to its timeout that a closing pool waits for the end of its connections' tasks.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
 
-/// Delay between two looks at the tasks of a closed pool.
+/// Delay between two looks at a pool that is being closed.
 const CLOSE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The pool of one server, for callers that are tasks. Clones are the same pool.
@@ -80,7 +80,7 @@ impl TaskPool {
         let acquired = match self.try_acquire() {
             Some(acquired) => acquired,
             None if Handle::try_current().is_err() => {
-                let source = crate::pool::tasks::core::no_runtime();
+                let source = no_runtime();
                 return Err(CheckoutError::Connect { waited: Duration::ZERO, source });
             }
             None => {
@@ -122,7 +122,9 @@ impl TaskPool {
     /// Waits until no connection is in use, reclaims the scopes that are open at `deadline`, and
     /// closes all connections. Returns the number of scopes that were reclaimed.
     pub(crate) async fn drain(&self, deadline: Instant) -> usize {
-        self.all_returned(deadline).await;
+        while (self.in_use() > 0 || self.lanes.in_flight() > 0) && Instant::now() < deadline {
+            pause(deadline).await;
+        }
         // A connection that is returned from here on is closed, and none is opened in its place.
         self.shared.close();
         self.idle.close();
@@ -133,7 +135,7 @@ impl TaskPool {
         // The wait ends here: tasks that are still cleaning a connection end by themselves.
         let by = deadline.max(Instant::now() + CLOSE_GRACE);
         while !self.idle.has_ended() && Instant::now() < by {
-            until(Instant::now() + CLOSE_PAUSE, std::future::pending::<()>()).await;
+            pause(by).await;
         }
         reclaimed
     }
@@ -142,10 +144,8 @@ impl TaskPool {
     fn start_reaper(&self, threads: &ScheduledThreadPool) {
         let settings = self.settings();
         let (limit, warning) = (settings.max_pin_time, settings.pin_warning);
-        let mut shortest = warning.map_or(limit, |warning| warning.min(limit));
-        for other in [settings.idle_timeout, Some(settings.cleanup_timeout)].into_iter().flatten() {
-            shortest = shortest.min(other);
-        }
+        let limits = [Some(limit), warning, settings.idle_timeout].into_iter().flatten();
+        let shortest = limits.min().unwrap_or(limit);
         let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let pool = ServerPool::weak(self);
         let (mut scopes, mut lines) = (ReaperState::default(), LinesSeen::default());
@@ -168,6 +168,12 @@ impl TaskPool {
             self.open(number, &runtime);
         }
     }
+}
+
+/// Waits a little.
+async fn pause(deadline: Instant) {
+    let by = deadline.min(Instant::now() + CLOSE_PAUSE);
+    until(by, std::future::pending::<()>()).await;
 }
 
 impl ServerPool for TaskPool {

@@ -30,8 +30,9 @@ struct RightState {
     cleaned_since: Option<Instant>,
 }
 
-/// What a right had when it ended: its connection counts in the pool.
+/// What a right had when it ended.
 pub(in crate::pool) struct Ended {
+    /// The task of a connection, which counts in the pool.
     pub(in crate::pool) task: Option<ConnectionTask>,
 }
 
@@ -83,12 +84,9 @@ impl Right {
         lock(&self.state).task.take().is_some()
     }
 
-    /// Records that the connection's task begins to clean the connection. Returns false if the right
-    /// has ended.
-    pub(in crate::pool) fn begin_cleaning(&self) -> bool {
-        let mut state = lock(&self.state);
-        state.cleaned_since = Some(Instant::now());
-        state.held
+    /// Records that the connection's task begins to clean the connection.
+    pub(in crate::pool) fn begin_cleaning(&self) {
+        lock(&self.state).cleaned_since = Some(Instant::now());
     }
 
     pub(in crate::pool) fn cleaned_since(&self) -> Option<Instant> {
