@@ -140,6 +140,7 @@ fn chunked(fixture: &Fixture, fate: Fate) -> InDoubt {
     for _ in 0..20 {
         tx.incr("n", 1);
     }
+    crate::side::send_ahead(&mut tx);
     assert!(fixture.sent().contains(&"INCRBY".to_owned()), "some were sent ahead");
     fixture.lose(fate);
     doubt(tx.commit())
@@ -154,20 +155,22 @@ fn a_doubt_about_a_transaction_sent_in_chunks_is_resolved_as_what_is_true() {
     }
 }
 
-#[test]
-fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
-    let fixture = start_with(&[], |builder| builder.flush_bytes(64));
-    let handle = fixture.armed();
-    fixture.lose(Fate::NotApplied);
-    let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
-    let lost = commit_error(lost);
-    assert!(matches!(lost, Error::Commit(CommitError::NotSent { .. })), "{lost:?}");
-    assert_eq!((lost.applied(), lost.is_retryable()), (Applied::No, true));
-    assert_eq!(fixture.number("n"), 0);
-    fixture.lose(Fate::Applied);
-    let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
-    assert!(matches!(lost, Err(Error::Reply(rediscope::error::ReplyError::Lost))), "{lost:?}");
-    assert_eq!(fixture.number("n"), 20);
+crate::side::threads_only! {
+    #[test]
+    fn a_block_sent_in_chunks_that_was_not_applied_is_reported_as_not_sent() {
+        let fixture = start_with(&[], |builder| builder.flush_bytes(64));
+        let handle = fixture.armed();
+        fixture.lose(Fate::NotApplied);
+        let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
+        let lost = commit_error(lost);
+        assert!(matches!(lost, Error::Commit(CommitError::NotSent { .. })), "{lost:?}");
+        assert_eq!((lost.applied(), lost.is_retryable()), (Applied::No, true));
+        assert_eq!(fixture.number("n"), 0);
+        fixture.lose(Fate::Applied);
+        let lost = handle.run(|tx| Ok((0..20).map(|_| tx.incr("n", 1)).collect::<Vec<_>>()));
+        assert!(matches!(lost, Err(Error::Reply(rediscope::error::ReplyError::Lost))), "{lost:?}");
+        assert_eq!(fixture.number("n"), 20);
+    }
 }
 
 #[test]

@@ -65,8 +65,10 @@ fn commands_that_end_a_watch_arm_the_connection_again_in_the_same_write() {
     let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
     words(&fixture);
     drop(immediate.begin().unwrap());
+    crate::side::settled(&fixture.sessions);
     assert_eq!(words(&fixture), ["MULTI", "DISCARD", "WATCH"]);
     drop(handle.watch(["w"]).begin().unwrap());
+    crate::side::settled(&fixture.sessions);
     assert_eq!(words(&fixture), ["WATCH", "UNWATCH", "WATCH"]);
     handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
     assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
@@ -109,6 +111,7 @@ fn a_transaction_sent_in_chunks_is_armed_before_its_first_one() {
     for _ in 0..10 {
         tx.incr("n", 1);
     }
+    crate::side::send_ahead(&mut tx);
     assert_eq!(tx.commit().unwrap().len(), 10);
     let sent = words(&fixture);
     let at = sent.iter().position(|word| word == "SET").unwrap();

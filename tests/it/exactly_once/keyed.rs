@@ -265,6 +265,7 @@ fn every_form_of_a_transaction_honours_the_key() {
     for _ in 0..20 {
         chunked.incr("n", 100);
     }
+    crate::side::send_ahead(&mut chunked);
     already(chunked.check());
     already(chunked.commit());
     already(handle.watch(["w"]).begin().map(drop));

@@ -91,6 +91,7 @@ fn a_plain_transaction_sent_in_chunks_never_meets_a_register_that_ages_meanwhile
         for _ in 0..5 {
             tx.incr("n", 1);
         }
+        crate::side::send_ahead(&mut tx);
         ripen(&fixture, age);
         for _ in 0..5 {
             tx.incr("n", 1);
@@ -196,6 +197,7 @@ fn if_nothing_can_be_sent_again_an_expired_register_is_an_error_and_nothing_is_a
     for _ in 0..10 {
         tx.incr("n", 1);
     }
+    crate::side::send_ahead(&mut tx);
     ripen(&fixture, Age::Expired);
     let lost = tx.commit().unwrap_err();
     assert!(matches!(lost, Error::Commit(CommitError::NotSent { .. })), "{lost:?}");

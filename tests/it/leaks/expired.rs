@@ -53,6 +53,7 @@ fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing(
     let sessions = hasty(&fixture);
     let (mut tx, line) = (sessions.transactional().begin().unwrap(), line!());
     tx.set("key", 1);
+    crate::side::send_ahead(&mut tx);
     assert_eq!(fixture.journal(), ["MULTI", "SET"], "the server knows of it already");
     is_reclaimed(&fixture, &sessions);
     tx.set("key", 2);

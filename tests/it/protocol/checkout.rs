@@ -158,70 +158,74 @@ fn a_timeout_names_the_holders_connect_error() {
     pool_is_whole(&sessions, &server);
 }
 
-#[test]
-fn a_closure_that_waits_for_its_own_connection_fails_at_once() {
-    let server = Server::start();
-    // Were it to wait, the test would.
-    let sessions = patient(&server, 1);
-    let accounts = sessions.transactional();
-    let mut line = 0;
-    let result = accounts.watch(["key"]).run(|_, outer| {
-        outer.set("outer", 1);
-        line = line!() + 1;
-        accounts.watch(["key"]).run(|_, inner| Ok(inner.set("inner", 1)))?;
-        Ok(())
-    });
-    match checkout(result, false) {
-        CheckoutError::WouldDeadlock { holders, .. } => {
-            assert_eq!(holders.len(), 1);
-            assert!(holders[0].is_closure && holders[0].begun_at.file() == file!());
-            assert!(holders[0].begun_at.line() < line);
-        }
-        error => panic!("{error:?}"),
-    }
-    assert!(!exists(&server, "outer") && !exists(&server, "inner"));
-    type Inner = fn(&Transactional) -> Result<(), Error>;
-    let inner: [Inner; 2] = [
-        |accounts| accounts.begin().map(drop),
-        |accounts| accounts.run(|tx| Ok(tx.set("inner", 1))),
-    ];
-    for inner in inner {
-        let result = accounts.watch(["key"]).run(|_, tx| {
-            tx.set("outer", 1);
-            inner(&accounts)
+crate::side::threads_only! {
+    #[test]
+    fn a_closure_that_waits_for_its_own_connection_fails_at_once() {
+        let server = Server::start();
+        // Were it to wait, the test would.
+        let sessions = patient(&server, 1);
+        let accounts = sessions.transactional();
+        let mut line = 0;
+        let result = accounts.watch(["key"]).run(|_, outer| {
+            outer.set("outer", 1);
+            line = line!() + 1;
+            accounts.watch(["key"]).run(|_, inner| Ok(inner.set("inner", 1)))?;
+            Ok(())
         });
-        assert!(matches!(checkout(not_sent(result), false), CheckoutError::WouldDeadlock { .. }));
+        match checkout(result, false) {
+            CheckoutError::WouldDeadlock { holders, .. } => {
+                assert_eq!(holders.len(), 1);
+                assert!(holders[0].is_closure && holders[0].begun_at.file() == file!());
+                assert!(holders[0].begun_at.line() < line);
+            }
+            error => panic!("{error:?}"),
+        }
+        assert!(!exists(&server, "outer") && !exists(&server, "inner"));
+        type Inner = fn(&Transactional) -> Result<(), Error>;
+        let inner: [Inner; 2] = [
+            |accounts| accounts.begin().map(drop),
+            |accounts| accounts.run(|tx| Ok(tx.set("inner", 1))),
+        ];
+        for inner in inner {
+            let result = accounts.watch(["key"]).run(|_, tx| {
+                tx.set("outer", 1);
+                inner(&accounts)
+            });
+            assert!(matches!(checkout(not_sent(result), false), CheckoutError::WouldDeadlock { .. }));
+        }
+        assert!(!exists(&server, "outer") && !exists(&server, "inner"));
+        pool_is_whole(&sessions, &server);
     }
-    assert!(!exists(&server, "outer") && !exists(&server, "inner"));
-    pool_is_whole(&sessions, &server);
 }
 
-#[test]
-fn two_closures_that_wait_for_each_other_are_parted_at_once() {
-    let server = Server::start();
-    let sessions = patient(&server, 2);
-    let accounts = sessions.transactional();
-    let both_in = std::sync::Barrier::new(2);
-    let greedy = || {
-        accounts.watch(["key"]).run(|_, outer| {
-            both_in.wait();
-            outer.incr("outer", 1);
-            let inner = accounts.begin()?;
-            inner.discard()
-        })
-    };
-    let results = thread::scope(|scope| {
-        let other = scope.spawn(greedy);
-        [greedy(), other.join().unwrap()]
-    });
-    // The second scope fails; its connection goes to the other one.
-    let reported: Vec<_> = results.into_iter().filter_map(Result::err).collect();
-    let [Error::Checkout(CheckoutError::WouldDeadlock { holders, .. })] = &reported[..] else {
-        panic!("{reported:?}");
-    };
-    assert_eq!(holders.len(), 2);
-    assert_eq!(get(&server, "outer").unwrap(), "1");
-    pool_is_whole(&sessions, &server);
+crate::side::threads_only! {
+    #[test]
+    fn two_closures_that_wait_for_each_other_are_parted_at_once() {
+        let server = Server::start();
+        let sessions = patient(&server, 2);
+        let accounts = sessions.transactional();
+        let both_in = std::sync::Barrier::new(2);
+        let greedy = || {
+            accounts.watch(["key"]).run(|_, outer| {
+                both_in.wait();
+                outer.incr("outer", 1);
+                let inner = accounts.begin()?;
+                inner.discard()
+            })
+        };
+        let results = thread::scope(|scope| {
+            let other = scope.spawn(greedy);
+            [greedy(), other.join().unwrap()]
+        });
+        // The second scope fails; its connection goes to the other one.
+        let reported: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+        let [Error::Checkout(CheckoutError::WouldDeadlock { holders, .. })] = &reported[..] else {
+            panic!("{reported:?}");
+        };
+        assert_eq!(holders.len(), 2);
+        assert_eq!(get(&server, "outer").unwrap(), "1");
+        pool_is_whole(&sessions, &server);
+    }
 }
 
 #[test]
@@ -240,23 +244,25 @@ fn a_run_closure_holds_no_connection_so_that_blocks_may_nest() {
     pool_is_whole(&sessions, &server);
 }
 
-#[test]
-fn a_run_closure_that_was_sent_ahead_holds_a_connection_and_gets_the_deadlock_error() {
-    let server = Server::start();
-    let sessions = SessionManager::builder(server.url())
-        .max_size(1)
-        .flush_bytes(1)
-        .checkout_timeout(Duration::from_secs(600))
-        .build_side()
-        .unwrap();
-    let accounts = sessions.transactional();
-    let result = accounts.run(|tx| {
-        tx.set("outer", 1);
-        accounts.begin().map(drop)
-    });
-    assert!(matches!(checkout(result, false), CheckoutError::WouldDeadlock { .. }));
-    assert!(!exists(&server, "outer"));
-    pool_is_whole(&sessions, &server);
+crate::side::threads_only! {
+    #[test]
+    fn a_run_closure_that_was_sent_ahead_holds_a_connection_and_gets_the_deadlock_error() {
+        let server = Server::start();
+        let sessions = SessionManager::builder(server.url())
+            .max_size(1)
+            .flush_bytes(1)
+            .checkout_timeout(Duration::from_secs(600))
+            .build_side()
+            .unwrap();
+        let accounts = sessions.transactional();
+        let result = accounts.run(|tx| {
+            tx.set("outer", 1);
+            accounts.begin().map(drop)
+        });
+        assert!(matches!(checkout(result, false), CheckoutError::WouldDeadlock { .. }));
+        assert!(!exists(&server, "outer"));
+        pool_is_whole(&sessions, &server);
+    }
 }
 
 #[test]

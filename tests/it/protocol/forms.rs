@@ -109,7 +109,10 @@ fn an_immediate_guard_has_sent_multi_when_it_is_begun_and_proves_it_again_when_i
 
     let (names, turns) = sent(&fixture, || accounts.begin().unwrap().commit().unwrap());
     assert_eq!((names, turns), (words(&["MULTI", "EXEC"]), 2));
-    let (names, _) = sent(&fixture, || drop(accounts.begin().unwrap()));
+    let (names, _) = sent(&fixture, || {
+        drop(accounts.begin().unwrap());
+        crate::side::settled(&sessions);
+    });
     assert_eq!(names, ["MULTI", "DISCARD"]);
     pool_is_whole(&sessions, &fixture.server);
 

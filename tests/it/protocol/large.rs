@@ -32,29 +32,31 @@ pub(crate) fn queued(fixture: &Proxied) -> i64 {
     all.iter().map(|client| client["multi"].parse().unwrap()).max().unwrap_or(-1)
 }
 
-#[test]
-fn chunks_are_sent_ahead_and_read_in_between_and_nothing_is_applied_before_the_commit() {
-    let fixture = Proxied::start();
-    let sessions = chunked(&fixture);
-    let mut tx = sessions.transactional().begin().unwrap();
-    let mut ahead = Vec::new();
-    let mut last = None;
-    for _ in 0..100 {
-        last = Some(tx.rpush("list", "x".repeat(70)));
-        ahead.push(queued(&fixture));
+crate::side::threads_only! {
+    #[test]
+    fn chunks_are_sent_ahead_and_read_in_between_and_nothing_is_applied_before_the_commit() {
+        let fixture = Proxied::start();
+        let sessions = chunked(&fixture);
+        let mut tx = sessions.transactional().begin().unwrap();
+        let mut ahead = Vec::new();
+        let mut last = None;
+        for _ in 0..100 {
+            last = Some(tx.rpush("list", "x".repeat(70)));
+            ahead.push(queued(&fixture));
+        }
+        assert_eq!(length(&fixture), 0);
+        // A handful waits here, the rest there; the last word is the commit's.
+        assert!(ahead.is_sorted() && *ahead.last().unwrap() > 80, "{ahead:?}");
+        ahead.dedup();
+        assert!(ahead.len() > 8, "{ahead:?}");
+        let turns = fixture.proxy.turns();
+        let replies = tx.commit().unwrap();
+        assert_eq!((replies.len(), replies.get(last).unwrap()), (100, Some(100)));
+        assert_eq!((length(&fixture), fixture.proxy.turns() - turns), (100, 1));
+        let sent = fixture.journal();
+        assert_eq!((sent.len(), sent[0].as_str(), sent[101].as_str()), (102, "MULTI", "EXEC"));
+        pool_is_whole(&sessions, &fixture.server);
     }
-    assert_eq!(length(&fixture), 0);
-    // A handful waits here, the rest there; the last word is the commit's.
-    assert!(ahead.is_sorted() && *ahead.last().unwrap() > 80, "{ahead:?}");
-    ahead.dedup();
-    assert!(ahead.len() > 8, "{ahead:?}");
-    let turns = fixture.proxy.turns();
-    let replies = tx.commit().unwrap();
-    assert_eq!((replies.len(), replies.get(last).unwrap()), (100, Some(100)));
-    assert_eq!((length(&fixture), fixture.proxy.turns() - turns), (100, 1));
-    let sent = fixture.journal();
-    assert_eq!((sent.len(), sent[0].as_str(), sent[101].as_str()), (102, "MULTI", "EXEC"));
-    pool_is_whole(&sessions, &fixture.server);
 }
 
 #[test]
@@ -64,42 +66,47 @@ fn multi_is_awaited_before_the_first_chunk_even_on_a_trusted_connection() {
     let before = fixture.proxy.turns();
     let mut tx = sessions.transactional().begin().unwrap();
     fill(crate::side::queue(&mut tx), 11);
+    crate::side::send_ahead(&mut tx);
     assert_eq!(fixture.proxy.turns() - before, 2);
     tx.commit().unwrap();
     assert_eq!((fixture.proxy.turns() - before, length(&fixture)), (3, 11));
     pool_is_whole(&sessions, &fixture.server);
 }
 
-#[test]
-fn a_run_block_is_sent_ahead_too_and_a_value_comes_back_for_every_handle() {
-    let fixture = Proxied::start();
-    let sessions = chunked(&fixture);
-    let mut runs = 0;
-    let lengths = sessions.transactional().run(|tx| {
-        runs += 1;
-        assert_eq!(sessions.status().transactional.in_use, 0, "no connection before it is large");
-        let handles: Vec<_> = (0..50).map(|_| tx.rpush("list", "x".repeat(70))).collect();
-        assert_eq!(sessions.status().transactional.in_use, 1);
-        assert!(queued(&fixture) > 0 && length(&fixture) == 0);
-        Ok(handles)
-    });
-    assert_eq!((lengths.unwrap(), runs), ((1..=50).collect::<Vec<_>>(), 1));
-    pool_is_whole(&sessions, &fixture.server);
+crate::side::threads_only! {
+    #[test]
+    fn a_run_block_is_sent_ahead_too_and_a_value_comes_back_for_every_handle() {
+        let fixture = Proxied::start();
+        let sessions = chunked(&fixture);
+        let mut runs = 0;
+        let lengths = sessions.transactional().run(|tx| {
+            runs += 1;
+            assert_eq!(sessions.status().transactional.in_use, 0, "no connection before it is large");
+            let handles: Vec<_> = (0..50).map(|_| tx.rpush("list", "x".repeat(70))).collect();
+            assert_eq!(sessions.status().transactional.in_use, 1);
+            assert!(queued(&fixture) > 0 && length(&fixture) == 0);
+            Ok(handles)
+        });
+        assert_eq!((lengths.unwrap(), runs), ((1..=50).collect::<Vec<_>>(), 1));
+        pool_is_whole(&sessions, &fixture.server);
+    }
 }
 
-#[test]
-fn a_run_block_that_errs_after_a_chunk_applies_nothing() {
-    let fixture = Proxied::start();
-    let sessions = chunked(&fixture);
-    let before = client_ids(&fixture.server);
-    let failed = sessions.transactional().run::<(), _>(|tx| {
-        fill(tx, 50);
-        Err(Error::NoKeys)
-    });
-    assert!(matches!(failed, Err(Error::NoKeys)));
-    assert_eq!(fixture.journal().last().unwrap(), "DISCARD");
-    assert_eq!((length(&fixture), client_ids(&fixture.server)), (0, before));
-    pool_is_whole(&sessions, &fixture.server);
+crate::side::threads_only! {
+    #[test]
+    fn a_run_block_that_errs_after_a_chunk_applies_nothing() {
+        let fixture = Proxied::start();
+        let sessions = chunked(&fixture);
+        let before = client_ids(&fixture.server);
+        let failed = sessions.transactional().run::<(), _>(|tx| {
+            fill(tx, 50);
+            Err(Error::NoKeys)
+        });
+        assert!(matches!(failed, Err(Error::NoKeys)));
+        assert_eq!(fixture.journal().last().unwrap(), "DISCARD");
+        assert_eq!((length(&fixture), client_ids(&fixture.server)), (0, before));
+        pool_is_whole(&sessions, &fixture.server);
+    }
 }
 
 #[test]
@@ -126,6 +133,7 @@ fn a_watching_guard_is_sent_ahead_and_still_conflicts() {
     for changed in [false, true] {
         let mut tx = sessions.transactional().watch(["key"]).begin().unwrap().multi();
         fill(crate::side::queue(&mut tx), 25);
+        crate::side::send_ahead(&mut tx);
         assert!(queued(&fixture) > 0);
         if changed {
             fixture.server.ask::<()>(&["SET", "key", "changed"]);
@@ -145,8 +153,10 @@ fn dropped_after_a_chunk_it_is_discarded_and_the_connection_stays() {
         let discards = fixture.server.calls("discard");
         let mut tx = sessions.transactional().begin().unwrap();
         fill(crate::side::queue(&mut tx), 50);
+        crate::side::send_ahead(&mut tx);
         assert!(queued(&fixture) > 0);
         end(tx);
+        crate::side::settled(&sessions);
         assert_eq!((fixture.server.calls("discard"), queued(&fixture)), (discards + 1, -1));
     }
     assert_eq!((length(&fixture), client_ids(&fixture.server)), (0, before));
@@ -160,6 +170,7 @@ fn a_failed_discard_is_an_error_of_discard_and_hidden_by_drop_and_applies_nothin
     let accounts = sessions.transactional();
     let mut tx = accounts.begin().unwrap();
     fill(crate::side::queue(&mut tx), 50);
+    crate::side::send_ahead(&mut tx);
     fixture.proxy.arm((Trigger::BeforeReplyTo("DISCARD"), Fault::Cut));
     match tx.discard().unwrap_err() {
         Error::Lost { during, applied: Applied::No, .. } => assert_eq!(during, "DISCARD"),
@@ -169,8 +180,10 @@ fn a_failed_discard_is_an_error_of_discard_and_hidden_by_drop_and_applies_nothin
     pool_is_whole(&sessions, &fixture.server);
     let mut tx = accounts.begin().unwrap();
     fill(crate::side::queue(&mut tx), 50);
+    crate::side::send_ahead(&mut tx);
     fixture.proxy.arm((Trigger::BeforeCommandNamed("DISCARD"), Fault::Cut));
     drop(tx);
+    crate::side::settled(&sessions);
     fixture.proxy.disarm();
     assert!(!exists(&fixture.server, "list"));
     pool_is_whole(&sessions, &fixture.server);

@@ -65,6 +65,7 @@ fn a_replica_keeps_its_code_readonly_and_is_left_for_good_when_it_is_promoted() 
     let all_three = || {
         let scopes = [(); 3].map(|()| sessions.transactional().begin_with(immediate()).unwrap());
         drop(scopes);
+        crate::side::settled(&sessions);
     };
     all_three();
     let before = users(&replica);
@@ -155,6 +156,7 @@ fn exec_is_refused(fixture: &Proxied, change: impl FnOnce(), code: &str, retryab
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");
+    crate::side::send_ahead(&mut tx);
     assert_eq!(fixture.journal(), ["MULTI", "SET"], "it was sent ahead");
     change();
     tx.check().unwrap();
@@ -193,8 +195,10 @@ fn a_chunk_that_is_refused_fails_check_and_commit() {
     let sessions = fixture.warm(fixture.builder().trust_window(LONG).flush_bytes(1));
     let mut tx = sessions.transactional().begin().unwrap();
     tx.set("key", "a value");
+    crate::side::send_ahead(&mut tx);
     tx.check().unwrap();
     tx.queue::<()>(redis::cmd("NOSUCH").arg("x").take());
+    crate::side::send_ahead(&mut tx);
     tx.set("key", "another");
     let checked = tx.check().unwrap_err();
     let committed = tx.commit().unwrap_err();

@@ -103,13 +103,17 @@ impl Way {
             let builder = SessionManager::builder(front.url());
             (Some(front), builder)
         };
-        vec![
+        #[cfg_attr(not(feature = "tls-rustls"), expect(unused_mut, reason = "TLS is added"))]
+        let mut all = vec![
             ("TCP", Self::tcp()),
             ("RESP3", Self::through(resp3)),
             ("unix", Self::through(unix)),
-            #[cfg(feature = "tls-rustls")]
-            ("TLS", Self::through(tls)),
-        ]
+        ];
+        #[cfg(feature = "tls-rustls")]
+        if crate::side::HAS_TLS {
+            all.push(("TLS", Self::through(tls)));
+        }
+        all
     }
 
     fn with(&self, options: TransactionOptions) -> Transactional {

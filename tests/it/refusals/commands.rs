@@ -175,6 +175,7 @@ fn a_refused_command_behind_a_chunk_discards_what_was_sent_ahead() {
     let accounts = quiet.sessions.transactional();
     let mut tx = accounts.begin().unwrap();
     tx.set("key", 1);
+    crate::side::send_ahead(&mut tx);
     assert!(quiet.server.client_list().iter().any(|client| client["multi"] == "1"));
     tx.queue::<()>(redis::cmd("exec").take());
     tx.set("key", 2);
@@ -202,30 +203,32 @@ fn redis_rs_own_transactions_are_refused_on_the_pooled_handle() {
     quiet.nothing_was_lost();
 }
 
-#[test]
-fn requests_that_are_none_are_refused() {
-    use redis::ConnectionLike;
-    let mut quiet = Quiet::start();
-    let mut db = quiet.sessions.pooled();
-    let mut errors: Vec<Error> = Vec::new();
-    for bytes in
-        ["PING\r\n", "*1\r\n$4\r\nPI", "*0\r\n", "*1\r\n$-1\r\n", "*2\r\n$3\r\nGET\r\n", ""]
-    {
-        errors.push(db.req_packed_command(bytes.as_bytes()).unwrap_err().into());
-        errors.push(db.req_packed_commands(bytes.as_bytes(), 0, 1).unwrap_err().into());
+crate::side::threads_only! {
+    #[test]
+    fn requests_that_are_none_are_refused() {
+        use redis::ConnectionLike;
+        let mut quiet = Quiet::start();
+        let mut db = quiet.sessions.pooled();
+        let mut errors: Vec<Error> = Vec::new();
+        for bytes in
+            ["PING\r\n", "*1\r\n$4\r\nPI", "*0\r\n", "*1\r\n$-1\r\n", "*2\r\n$3\r\nGET\r\n", ""]
+        {
+            errors.push(db.req_packed_command(bytes.as_bytes()).unwrap_err().into());
+            errors.push(db.req_packed_commands(bytes.as_bytes(), 0, 1).unwrap_err().into());
+        }
+        errors.push(Cmd::new().exec(&mut db).unwrap_err().into());
+        errors.push(redis::pipe().exec(&mut db).unwrap_err().into());
+        for error in errors {
+            refused(&error);
+        }
+        quiet.nothing_was_sent();
+        let nameless = quiet.sessions.transactional().run(|tx| Ok(tx.queue::<()>(Cmd::new())));
+        refused(&nameless.unwrap_err());
+        let empty = quiet.sessions.transactional().run(|tx| Ok(tx.queue::<()>(redis::cmd(""))));
+        refused(&empty.unwrap_err());
+        quiet.nothing_was_sent();
+        quiet.nothing_was_lost();
     }
-    errors.push(Cmd::new().exec(&mut db).unwrap_err().into());
-    errors.push(redis::pipe().exec(&mut db).unwrap_err().into());
-    for error in errors {
-        refused(&error);
-    }
-    quiet.nothing_was_sent();
-    let nameless = quiet.sessions.transactional().run(|tx| Ok(tx.queue::<()>(Cmd::new())));
-    refused(&nameless.unwrap_err());
-    let empty = quiet.sessions.transactional().run(|tx| Ok(tx.queue::<()>(redis::cmd(""))));
-    refused(&empty.unwrap_err());
-    quiet.nothing_was_sent();
-    quiet.nothing_was_lost();
 }
 
 #[test]

@@ -61,28 +61,30 @@ fn a_transaction_may_hold_max_bytes_and_not_one_command_more() {
     quiet.nothing_was_lost();
 }
 
-#[test]
-fn chunks_that_were_sent_ahead_count_and_are_discarded() {
-    let mut quiet =
-        Quiet::with(|builder| builder.max_bytes(1000).max_commands(20).flush_bytes(100));
-    let accounts = quiet.sessions.transactional();
-    let bytes = accounts.run(|tx| {
-        for _ in 0..15 {
-            tx.append("key", "x".repeat(100));
-        }
-        Ok(())
-    });
-    assert_eq!(too_large(&bytes.unwrap_err()).0, "bytes");
-    let commands = accounts.run(|tx| {
-        for _ in 0..25 {
-            tx.append("key", "x");
-        }
-        Ok(())
-    });
-    assert_eq!(too_large(&commands.unwrap_err()).0, "commands");
-    assert_eq!(quiet.server.calls("discard"), 3, "the hand-shake's and two");
-    assert_eq!(quiet.server.ask::<i64>(&["EXISTS", "key"]), 0);
-    quiet.nothing_was_lost();
+crate::side::threads_only! {
+    #[test]
+    fn chunks_that_were_sent_ahead_count_and_are_discarded() {
+        let mut quiet =
+            Quiet::with(|builder| builder.max_bytes(1000).max_commands(20).flush_bytes(100));
+        let accounts = quiet.sessions.transactional();
+        let bytes = accounts.run(|tx| {
+            for _ in 0..15 {
+                tx.append("key", "x".repeat(100));
+            }
+            Ok(())
+        });
+        assert_eq!(too_large(&bytes.unwrap_err()).0, "bytes");
+        let commands = accounts.run(|tx| {
+            for _ in 0..25 {
+                tx.append("key", "x");
+            }
+            Ok(())
+        });
+        assert_eq!(too_large(&commands.unwrap_err()).0, "commands");
+        assert_eq!(quiet.server.calls("discard"), 3, "the hand-shake's and two");
+        assert_eq!(quiet.server.ask::<i64>(&["EXISTS", "key"]), 0);
+        quiet.nothing_was_lost();
+    }
 }
 
 #[test]

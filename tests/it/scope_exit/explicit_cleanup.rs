@@ -51,6 +51,7 @@ fn pairs(sessions: &SessionManager) -> Vec<Pair> {
             Box::new(move || {
                 let mut tx = deferred.begin()?;
                 tx.set("chunk", vec![b'x'; 100]);
+                crate::side::send_ahead(&mut tx);
                 tx.discard()
             })
         }),
@@ -127,6 +128,7 @@ fn a_failed_cleaning_does_not_hide_why_the_commit_failed() {
     let mut tx = sessions.transactional().begin().unwrap();
     tx.queue::<()>(redis::cmd("NOSUCHCOMMAND"));
     tx.set("chunk", vec![b'x'; 100]);
+    crate::side::send_ahead(&mut tx);
     server.acl(&["SETUSER", "app", "-discard"]);
     let error = tx.commit().unwrap_err();
     server.acl(&["SETUSER", "app", "+discard"]);
@@ -179,6 +181,9 @@ fn giving_up_on_a_frozen_server_ends_with_the_cleanup_timeout_and_fails() {
             }
         };
         let took = frozen_since.elapsed();
+        if reported.is_none() {
+            crate::side::settled(&sessions);
+        }
         let status = sessions.status().transactional;
         server.sigcont();
         assert!(took < RESPONSE / 2, "it took {took:?}");

@@ -121,7 +121,7 @@ pub(crate) trait ResolveDoubt {
 impl ResolveDoubt for InDoubt {
     #[track_caller]
     fn resolved(&self) -> Resolution {
-        todo!("resolve_async")
+        wait(self.resolve_async())
     }
 }
 
