@@ -37,3 +37,7 @@ mod threat_model {}
 #[cfg(feature = "tls-rustls")]
 #[doc = include_str!("../docs/tls.md")]
 mod tls {}
+
+#[cfg(feature = "tokio")]
+#[doc = include_str!("../docs/tokio.md")]
+mod tokio {}
