@@ -310,8 +310,18 @@ fn several() -> Runtime {
     Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-fn connect(server: &Server) -> SessionManager {
-    rediscope::SessionManager::builder(server.url()).max_size(2).build_async().unwrap()
+fn connect(server: &Server, lanes: u32) -> SessionManager {
+    SessionManager::builder(server.url()).max_size(2).lanes(lanes).build_async().unwrap()
+}
+
+/// Runs a test with a lane, and without one.
+fn on_each_pool(test: impl Fn(&Server, SessionManager)) {
+    let server = Server::start();
+    for lanes in [0, 1] {
+        println!("{lanes} lanes");
+        let () = server.ask(&["FLUSHALL"]);
+        test(&server, connect(&server, lanes));
+    }
 }
 
 /// Spawns each call.
@@ -326,40 +336,40 @@ async fn spawn_all(sessions: &SessionManager) {
 
 #[test]
 fn every_call_is_spawned_on_a_runtime_of_one_thread() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    single().block_on(async {
-        spawn_all(&sessions).await;
-        sessions.close(SOON).await;
+    on_each_pool(|_, sessions| {
+        single().block_on(async {
+            spawn_all(&sessions).await;
+            sessions.close(SOON).await;
+        });
     });
 }
 
 #[test]
 fn every_call_is_spawned_on_a_runtime_of_several_threads() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    several().block_on(async {
-        spawn_all(&sessions).await;
-        sessions.close(SOON).await;
+    on_each_pool(|_, sessions| {
+        several().block_on(async {
+            spawn_all(&sessions).await;
+            sessions.close(SOON).await;
+        });
     });
 }
 
 #[test]
 fn every_call_runs_in_a_local_set() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    let runtime = single();
-    LocalSet::new().block_on(&runtime, async {
-        for (name, call) in calls(&sessions) {
-            // Beside a value that cannot move to another thread.
-            let local = std::rc::Rc::new(name);
-            let done = tokio::task::spawn_local(async move {
-                let done = call.await;
-                drop(local);
-                done
-            });
-            done.await.unwrap().unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        }
+    on_each_pool(|_, sessions| {
+        let runtime = single();
+        LocalSet::new().block_on(&runtime, async {
+            for (name, call) in calls(&sessions) {
+                // Beside a value that cannot move to another thread.
+                let local = std::rc::Rc::new(name);
+                let done = tokio::task::spawn_local(async move {
+                    let done = call.await;
+                    drop(local);
+                    done
+                });
+                done.await.unwrap().unwrap_or_else(|error| panic!("{name}: {error:?}"));
+            }
+        });
     });
 }
 
@@ -377,102 +387,102 @@ async fn poll_times(call: &mut Boxed, times: usize) -> bool {
 
 #[test]
 fn a_call_that_is_dropped_at_any_poll_leaves_the_next_one_a_clean_connection() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    several().block_on(async {
-        let names: Vec<_> = calls(&sessions).into_iter().map(|(name, _)| name).collect();
-        for (at, name) in names.iter().enumerate() {
-            for times in 0..40 {
-                let (_, mut call) = calls(&sessions).swap_remove(at);
-                let ended = poll_times(&mut call, times).await;
-                drop(call);
-                // Two connections: both are in use at once.
-                let accounts = sessions.transactional();
-                let next = async {
-                    let mut one = accounts.watch(["clean"]).begin().await?;
-                    let mut two = accounts.begin().await?;
-                    two.set("clean:other", 1);
-                    let _: Option<i64> = one.get("clean").await?;
-                    two.commit().await?;
-                    let mut one = one.multi();
-                    let n = one.incr("clean", 1);
-                    let Outcome::Committed(replies) = one.commit().await? else {
-                        panic!("a conflict")
+    on_each_pool(|_, sessions| {
+        several().block_on(async {
+            let names: Vec<_> = calls(&sessions).into_iter().map(|(name, _)| name).collect();
+            for (at, name) in names.iter().enumerate() {
+                for times in 0..40 {
+                    let (_, mut call) = calls(&sessions).swap_remove(at);
+                    let ended = poll_times(&mut call, times).await;
+                    drop(call);
+                    // Two connections: both are in use at once.
+                    let accounts = sessions.transactional();
+                    let next = async {
+                        let mut one = accounts.watch(["clean"]).begin().await?;
+                        let mut two = accounts.begin().await?;
+                        two.set("clean:other", 1);
+                        let _: Option<i64> = one.get("clean").await?;
+                        two.commit().await?;
+                        let mut one = one.multi();
+                        let n = one.incr("clean", 1);
+                        let Outcome::Committed(replies) = one.commit().await? else {
+                            panic!("a conflict")
+                        };
+                        replies.get(n)
                     };
-                    replies.get(n)
-                };
-                let next = tokio::time::timeout(SOON, next).await.expect("in time");
-                next.unwrap_or_else(|error| panic!("after {name}, {times} polls: {error:?}"));
-                if ended {
-                    break;
+                    let next = tokio::time::timeout(SOON, next).await.expect("in time");
+                    next.unwrap_or_else(|error| panic!("after {name}, {times} polls: {error:?}"));
+                    if ended {
+                        break;
+                    }
                 }
             }
-        }
+        });
     });
 }
 
 #[test]
 fn a_call_ends_with_its_timeout_and_beside_others_in_a_select() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    several().block_on(async {
-        for (name, call) in calls(&sessions) {
-            let _ = tokio::time::timeout(Duration::from_micros(200), call).await;
-            let accounts = sessions.transactional();
-            let sum: i64 = accounts
-                .run(|tx| Ok(tx.incr("after", 1)))
-                .await
-                .unwrap_or_else(|error| panic!("{name}: {error:?}"));
-            assert!(sum > 0);
-        }
-        for (name, call) in calls(&sessions) {
-            tokio::select! {
-                done = call => done.unwrap_or_else(|error| panic!("{name}: {error:?}")),
-                () = tokio::task::yield_now() => {}
+    on_each_pool(|_, sessions| {
+        several().block_on(async {
+            for (name, call) in calls(&sessions) {
+                let _ = tokio::time::timeout(Duration::from_micros(200), call).await;
+                let accounts = sessions.transactional();
+                let sum: i64 = accounts
+                    .run(|tx| Ok(tx.incr("after", 1)))
+                    .await
+                    .unwrap_or_else(|error| panic!("{name}: {error:?}"));
+                assert!(sum > 0);
             }
-        }
-        let accounts = sessions.transactional();
-        assert!(accounts.run(|tx| Ok(tx.incr("after", 1))).await.is_ok());
+            for (name, call) in calls(&sessions) {
+                tokio::select! {
+                    done = call => done.unwrap_or_else(|error| panic!("{name}: {error:?}")),
+                    () = tokio::task::yield_now() => {}
+                }
+            }
+            let accounts = sessions.transactional();
+            assert!(accounts.run(|tx| Ok(tx.incr("after", 1))).await.is_ok());
+        });
     });
 }
 
 #[test]
 fn a_guard_moves_between_tasks_and_runtimes_threads() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    several().block_on(async {
-        let accounts = sessions.transactional();
-        let mut tx: Transaction<Plain> = accounts.begin().await.unwrap();
-        for _ in 0..10 {
-            tx = tokio::spawn(async move {
-                tx.incr("moved", 1);
-                tokio::task::yield_now().await;
-                tx
-            })
-            .await
-            .unwrap();
-        }
-        tokio::spawn(tx.commit()).await.unwrap().unwrap();
-        assert_eq!(server.ask::<i64>(&["GET", "moved"]), 10);
+    on_each_pool(|server, sessions| {
+        several().block_on(async {
+            let accounts = sessions.transactional();
+            let mut tx: Transaction<Plain> = accounts.begin().await.unwrap();
+            for _ in 0..10 {
+                tx = tokio::spawn(async move {
+                    tx.incr("moved", 1);
+                    tokio::task::yield_now().await;
+                    tx
+                })
+                .await
+                .unwrap();
+            }
+            tokio::spawn(tx.commit()).await.unwrap().unwrap();
+            assert_eq!(server.ask::<i64>(&["GET", "moved"]), 10);
+        });
     });
 }
 
 #[test]
 fn two_runtimes_use_one_manager_at_the_same_time_and_one_after_another() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    let (one, two) = (several(), single());
-    std::thread::scope(|threads| {
-        for runtime in [&one, &two] {
-            threads.spawn(|| runtime.block_on(spawn_all(&sessions)));
-        }
-    });
-    one.shutdown_timeout(SOON);
-    two.block_on(spawn_all(&sessions));
-    drop(two);
-    single().block_on(async {
-        spawn_all(&sessions).await;
-        assert_eq!(sessions.close(SOON).await.scopes, 0);
+    on_each_pool(|_, sessions| {
+        let (one, two) = (several(), single());
+        std::thread::scope(|threads| {
+            for runtime in [&one, &two] {
+                threads.spawn(|| runtime.block_on(spawn_all(&sessions)));
+            }
+        });
+        one.shutdown_timeout(SOON);
+        two.block_on(spawn_all(&sessions));
+        drop(two);
+        single().block_on(async {
+            spawn_all(&sessions).await;
+            assert_eq!(sessions.close(SOON).await.scopes, 0);
+        });
     });
 }
 
@@ -480,7 +490,7 @@ fn two_runtimes_use_one_manager_at_the_same_time_and_one_after_another() {
 fn a_static_manager_serves_the_runtimes_of_two_tests() {
     static SESSIONS: OnceLock<SessionManager> = OnceLock::new();
     let server = Server::start();
-    SESSIONS.set(connect(&server)).unwrap();
+    SESSIONS.set(connect(&server, 2)).unwrap();
     // As `#[tokio::test]` does it: each test has a runtime, on a thread of its own.
     for _ in 0..2 {
         let test = || single().block_on(spawn_all(SESSIONS.get().unwrap()));
@@ -490,71 +500,71 @@ fn a_static_manager_serves_the_runtimes_of_two_tests() {
 
 #[test]
 fn a_guard_outlives_its_runtime_and_is_dropped_outside_of_any() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    let accounts = sessions.transactional();
-    let runtime = several();
-    let immediate = accounts.with(TransactionOptions::new().begin(Begin::Immediate));
-    let tx = runtime.block_on(immediate.begin()).unwrap();
-    let watching = runtime.block_on(accounts.watch(["kept"]).begin()).unwrap();
-    runtime.shutdown_timeout(SOON);
-    drop(tx);
-    drop(watching);
-    // Nothing of the old runtime stays in use.
-    single().block_on(async {
-        spawn_all(&sessions).await;
-        assert_eq!(sessions.close(SOON).await.scopes, 0);
+    on_each_pool(|_, sessions| {
+        let accounts = sessions.transactional();
+        let runtime = several();
+        let immediate = accounts.with(TransactionOptions::new().begin(Begin::Immediate));
+        let tx = runtime.block_on(immediate.begin()).unwrap();
+        let watching = runtime.block_on(accounts.watch(["kept"]).begin()).unwrap();
+        runtime.shutdown_timeout(SOON);
+        drop(tx);
+        drop(watching);
+        // Nothing of the old runtime stays in use.
+        single().block_on(async {
+            spawn_all(&sessions).await;
+            assert_eq!(sessions.close(SOON).await.scopes, 0);
+        });
     });
 }
 
 #[test]
 fn a_runtime_that_ends_during_calls_frees_their_places() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    for _ in 0..5 {
-        let runtime = several();
-        let accounts = Arc::new(sessions.transactional());
-        for _ in 0..20 {
-            let accounts = Arc::<Transactional>::clone(&accounts);
-            runtime.spawn(async move {
-                loop {
-                    let watching = accounts.watch(["busy"]).begin().await.unwrap();
-                    tokio::task::yield_now().await;
-                    let mut tx = watching.multi();
-                    tx.incr("busy", 1);
-                    let _ = tx.commit().await;
-                    let _ = accounts.run(|tx| Ok(tx.incr("sum", 1))).await;
-                }
-            });
+    on_each_pool(|_, sessions| {
+        for _ in 0..5 {
+            let runtime = several();
+            let accounts = Arc::new(sessions.transactional());
+            for _ in 0..20 {
+                let accounts = Arc::<Transactional>::clone(&accounts);
+                runtime.spawn(async move {
+                    loop {
+                        let watching = accounts.watch(["busy"]).begin().await.unwrap();
+                        tokio::task::yield_now().await;
+                        let mut tx = watching.multi();
+                        tx.incr("busy", 1);
+                        let _ = tx.commit().await;
+                        let _ = accounts.run(|tx| Ok(tx.incr("sum", 1))).await;
+                    }
+                });
+            }
+            runtime.block_on(async { spawn_all(&sessions).await });
+            runtime.shutdown_background();
         }
-        runtime.block_on(async { spawn_all(&sessions).await });
-        runtime.shutdown_background();
-    }
-    single().block_on(spawn_all(&sessions));
+        single().block_on(spawn_all(&sessions));
+    });
 }
 
 #[test]
 fn a_future_that_was_never_polled_is_dropped_outside_of_a_runtime() {
-    let server = Server::start();
-    let sessions = connect(&server);
-    for (_, call) in calls(&sessions) {
-        drop(call);
-    }
-    let accounts = sessions.transactional();
-    drop(accounts.begin());
-    drop(accounts.run(|tx: &mut Block| Ok(tx.incr("never", 1))));
-    let sent = accounts.submit(|tx| Ok(tx.incr("never", 1))).unwrap();
-    let token = sent.token();
-    drop(sent);
-    assert!(token.get().is_none());
-    assert_eq!(server.ask::<Option<i64>>(&["GET", "never"]), None);
-    let once = accounts.with(TransactionOptions::new().exactly_once());
-    let sent = once.submit(|tx| Ok(tx.incr("never", 1))).unwrap();
-    let token = sent.token();
-    single().block_on(async {
-        let early = sessions.resolve(&token, None).await;
-        assert!(matches!(early, Resolution::StillUnknown { .. }), "{early:?}");
+    on_each_pool(|server, sessions| {
+        for (_, call) in calls(&sessions) {
+            drop(call);
+        }
+        let accounts = sessions.transactional();
+        drop(accounts.begin());
+        drop(accounts.run(|tx: &mut Block| Ok(tx.incr("never", 1))));
+        let sent = accounts.submit(|tx| Ok(tx.incr("never", 1))).unwrap();
+        let token = sent.token();
         drop(sent);
-        assert_eq!(sessions.resolve(&token, None).await, Resolution::NotCommitted);
+        assert!(token.get().is_none());
+        assert_eq!(server.ask::<Option<i64>>(&["GET", "never"]), None);
+        let once = accounts.with(TransactionOptions::new().exactly_once());
+        let sent = once.submit(|tx| Ok(tx.incr("never", 1))).unwrap();
+        let token = sent.token();
+        single().block_on(async {
+            let early = sessions.resolve(&token, None).await;
+            assert!(matches!(early, Resolution::StillUnknown { .. }), "{early:?}");
+            drop(sent);
+            assert_eq!(sessions.resolve(&token, None).await, Resolution::NotCommitted);
+        });
     });
 }

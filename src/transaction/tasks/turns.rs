@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::Semaphore;
-use tokio::time;
 
+use crate::sync::timer::until;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn, TurnSemaphore};
 
 tokio::task_local! {
@@ -42,10 +42,7 @@ pub(crate) async fn enter(
         let Some(TaskTurns(semaphore)) = limiter.semaphore(*bucket) else { continue };
         let permit = match semaphore.try_acquire() {
             Ok(permit) => Some(permit),
-            Err(_) => {
-                let acquired = time::timeout_at(deadline.into(), semaphore.acquire()).await;
-                acquired.ok().and_then(Result::ok)
-            }
+            Err(_) => until(deadline, semaphore.acquire()).await.and_then(Result::ok),
         };
         if let Some(permit) = permit {
             permit.forget();
