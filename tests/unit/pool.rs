@@ -46,6 +46,18 @@ pub(in crate::pool) const SOON: Duration = Duration::from_secs(20);
 pub(in crate::pool) struct Server {
     child: Child,
     folder: tempfile::TempDir,
+    options: Vec<String>,
+}
+
+fn spawn(folder: &tempfile::TempDir, options: &Vec<String>) -> Child {
+    let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
+    Command::new(program)
+        .args(options)
+        .args(["--unixsocket", "s", "--save", ""])
+        .current_dir(folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 impl Server {
@@ -55,24 +67,28 @@ impl Server {
 
     pub(in crate::pool) fn start_with(options: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
-        let child = Command::new(program)
-            .args(options)
-            .args(["--unixsocket", "s", "--save", ""])
-            .current_dir(folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { child, folder };
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let child = spawn(&folder, &options);
+        let server = Self { child, folder, options };
         eventually(SOON, "the server is up", || server.connect().is_ok());
         server
+    }
+
+    pub(in crate::pool) fn stop(&mut self) {
+        let _: Result<(), _> = self.child.kill();
+        let _: Result<_, _> = self.child.wait();
+    }
+
+    pub(in crate::pool) fn start_again(&mut self) {
+        self.child = spawn(&self.folder, &self.options);
+        eventually(SOON, "the server is up again", || self.connect().is_ok());
     }
 
     pub(in crate::pool) fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
     }
 
-    fn url(&self) -> String {
+    pub(in crate::pool) fn url(&self) -> String {
         format!("redis+unix://{}", self.socket().display())
     }
 
@@ -96,8 +112,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _: Result<(), _> = self.child.kill();
-        let _: Result<_, _> = self.child.wait();
+        self.stop();
     }
 }
 
