@@ -6,8 +6,6 @@
 mod are_send;
 mod cluster;
 mod conversations;
-#[cfg(all(feature = "tokio", unix))]
-mod cut_and_dropped;
 mod dropped;
 mod locks;
 mod stub;

@@ -265,7 +265,11 @@ macro_rules! holding {
                 assert!(possible.contains(&number), "{what}: {number} applied: {found:?}");
             }
             stage.check_next_caller(&router, cut.is_some(), &what);
-            assert!(stage.server.clients().len() <= 1, "{what}");
+            // A dropped future costs no connection.
+            let replaced = router.counters().counts().replaced;
+            assert!(cut.is_some() || replaced.is_empty(), "{what}: {replaced:?}");
+            let most_open = 1 + router.settings().lanes as usize;
+            eventually(SOON, &what, || stage.server.clients().len() <= most_open);
             (found.is_some(), polls, [after[0] - before[0], after[1] - before[1]])
         }
     }};
@@ -277,7 +281,7 @@ macro_rules! drop_and_cut {
         let stage = Stage::new();
         let hold = holding!(&stage, Stage::router::<TaskPool>, $conversation);
         let (ended, polls, passed) = hold(usize::MAX, None);
-        assert!(ended && polls > 1);
+        assert!(ended);
         let mut held = 0;
         for most in 0..=polls {
             hold(most, None);
