@@ -253,8 +253,9 @@ impl TaskCore {
 /// In a forked child the connections belong to the parent.
 impl Drop for TaskCore {
     fn drop(&mut self) {
-        if self.settings().is_forked_child() {
-            self.idle.leak();
+        match self.settings().is_forked_child() {
+            true => self.idle.leak(),
+            false => self.idle.abort_openings(),
         }
     }
 }

@@ -310,6 +310,12 @@ impl TaskIdle {
         [state.total - state.openings.len(), state.idle.len()].map(|size| size as u32)
     }
 
+    /// Ends the openings, whose connections no caller will use.
+    pub(in crate::pool) fn abort_openings(&self) {
+        let openings = std::mem::take(&mut lock(&self.state).openings);
+        openings.iter().filter_map(|opening| opening.task.as_ref()).for_each(AbortHandle::abort);
+    }
+
     /// In a forked child: the connections belong to the parent.
     pub(in crate::pool) fn leak(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -312,16 +312,23 @@ impl Lane {
         self.queue.close();
     }
 
-    /// Closes the connection at once. Waiting requests fail.
-    pub(crate) fn shut_down(&self) {
+    /// Closes the connection at once, and returns its task. Waiting requests fail.
+    pub(crate) fn shut_down(&self) -> Option<ConnectionTask> {
         self.close();
         let state = std::mem::replace(&mut lock(&self.connection).state, LaneState::None);
-        match &state {
-            LaneState::Opening(Some(attempt)) => attempt.abort(),
-            LaneState::Open(task) => task.shut_down(),
-            LaneState::Opening(None) | LaneState::Failed(_) | LaneState::None => {}
-        }
+        let task = match state {
+            LaneState::Opening(Some(attempt)) => {
+                attempt.abort();
+                None
+            }
+            LaneState::Open(task) => {
+                task.shut_down();
+                Some(task)
+            }
+            LaneState::Opening(None) | LaneState::Failed(_) | LaneState::None => None,
+        };
         self.fail(|_| CheckoutError::Closed);
+        task
     }
 }
 

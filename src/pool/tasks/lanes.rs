@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::runtime::{self, Handle};
 
+use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_request::BatchRequest;
@@ -86,29 +87,31 @@ impl Lanes {
         set
     }
 
-    fn each(&self, visit: impl Fn(&Lane)) {
+    fn each(&self, visit: impl FnMut(&Arc<Lane>)) {
         let sets: Vec<_> = lock(&self.sets).iter().map(|(_, set)| Arc::clone(set)).collect();
-        sets.iter().flat_map(|set| &set.lanes).for_each(|lane| visit(lane));
+        sets.iter().flat_map(|set| &set.lanes).for_each(visit);
     }
 
     /// Refuses new requests. Those that wait or were sent are served.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        self.each(Lane::close);
+        self.each(|lane| lane.close());
     }
 
     /// Number of requests that wait or were sent.
     pub(crate) fn in_flight(&self) -> usize {
-        let requests = AtomicUsize::new(0);
-        self.each(|lane| _ = requests.fetch_add(lane.in_flight(), Ordering::Relaxed));
-        requests.into_inner()
+        let mut requests = 0;
+        self.each(|lane| requests += lane.in_flight());
+        requests
     }
 
-    /// Closes the lanes at once. Requests that were not sent fail with
-    /// [`CheckoutError::Closed`].
-    pub(crate) fn shut_down(&self) {
+    /// Closes the lanes at once, and returns the tasks of their connections. Requests that were not
+    /// sent fail with [`CheckoutError::Closed`].
+    pub(crate) fn shut_down(&self) -> Vec<ConnectionTask> {
         self.closed.store(true, Ordering::SeqCst);
-        self.each(Lane::shut_down);
+        let mut tasks = Vec::new();
+        self.each(|lane| tasks.extend(lane.shut_down()));
+        tasks
     }
 }
 

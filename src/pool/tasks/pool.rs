@@ -12,6 +12,7 @@ use tracing::Level;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::tasks::io::Tasks;
+use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::open_scope::OpenScope;
@@ -28,7 +29,7 @@ use crate::pool::tasks::line::{TaskLine, TaskPin};
 use crate::status::node::NodeStatus;
 use crate::sync::timer::until;
 
-/// Time in addition to its timeout that a closing pool waits for the end of its connections' tasks.
+/// Maximum time that a closing pool waits for the end of its connections' tasks.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
 
 /// Delay between two looks at a pool that is being closed.
@@ -129,12 +130,13 @@ impl TaskPool {
         self.shared.close();
         self.idle.close();
         let reclaimed = self.scopes.reclaim_all();
-        self.lanes.shut_down();
         // Running calls fail now.
+        let lanes = self.lanes.shut_down();
         self.idle.shut_down();
-        // The wait ends here: tasks that are still cleaning a connection end by themselves.
-        let by = deadline.max(Instant::now() + CLOSE_GRACE);
-        while !self.idle.has_ended() && Instant::now() < by {
+        // No longer: the runtime of a task may not be run.
+        let by = Instant::now() + CLOSE_GRACE;
+        let has_ended = || self.idle.has_ended() && lanes.iter().all(ConnectionTask::has_ended);
+        while !has_ended() && Instant::now() < by {
             pause(by).await;
         }
         reclaimed
