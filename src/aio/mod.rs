@@ -41,6 +41,8 @@
 //! opened it; on another runtime a new one is opened. So a manager in a `static` may serve several
 //! runtimes, one after another or at the same time.
 
+#![expect(clippy::manual_async_fn, reason = "the signature promises that the future is Send")]
+
 mod closure;
 mod conditional;
 mod guard;

@@ -47,6 +47,7 @@ impl Tries {
     /// # Errors
     /// [`Error::RetriesExhausted`] if the policy allows no further attempt; [`Error::ConditionFailed`];
     /// else as [`Watch::begin`].
+    #[expect(clippy::should_implement_trait, reason = "an iterator cannot wait")]
     pub fn next(&mut self) -> impl Future<Output = Result<Attempt<'_>, Error>> + Send {
         async move {
             let Self { watch, place, attempts, counted } = self;

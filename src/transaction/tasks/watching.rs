@@ -117,17 +117,12 @@ impl Watching {
     }
 
     /// Sends one read, and returns its value.
-    pub(crate) fn fetch<T: FromRedisValue>(
-        &mut self,
-        read: EncodedRead,
-    ) -> impl Future<Output = Result<T, Error>> + Send {
-        async move {
-            let full = self.reading.pinned.settings().server_messages;
-            let value = self.reply_to(&read).await;
-            value
-                .and_then(|value| watched_reads::value_of(&read.name, &value))
-                .map_err(|error| error.with_full_text(full))
-        }
+    pub(crate) async fn fetch<T: FromRedisValue>(&mut self, read: EncodedRead) -> Result<T, Error> {
+        let full = self.reading.pinned.settings().server_messages;
+        let value = self.reply_to(&read).await;
+        value
+            .and_then(|value| watched_reads::value_of(&read.name, &value))
+            .map_err(|error| error.with_full_text(full))
     }
 
     async fn reply_to(&mut self, read: &EncodedRead) -> Result<Value, Error> {
