@@ -98,10 +98,7 @@ fn submit(world: &World, queue: &Queue, number: usize, leaves: bool) {
             world.withdrawn.fetch_add(1, Ordering::SeqCst);
         }
         Left::Abandoned => _ = world.abandoned.fetch_add(1, Ordering::SeqCst),
-        Left::Done if response.is_none() => {
-            world.responses.fetch_add(1, Ordering::SeqCst);
-        }
-        Left::Done => {}
+        Left::Over => assert!(response.is_some()),
     }
 }
 

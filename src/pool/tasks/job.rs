@@ -44,10 +44,10 @@ enum Stage<T, R> {
 pub(crate) enum Left {
     /// It was not taken, and never will be.
     Withdrawn,
-    /// It may be done. Its response will be dropped.
+    /// It may be done. Its response is dropped.
     Abandoned,
-    /// It had its response.
-    Done,
+    /// Its response was taken.
+    Over,
 }
 
 impl<T, R> Job<T, R> {
@@ -136,7 +136,8 @@ impl<T, R> Job<T, R> {
                 state.stage = Stage::Abandoned;
                 (None, Left::Abandoned)
             }
-            done => (Some(done), Left::Done),
+            Stage::Done(response) => (Some(Stage::Done(response)), Left::Abandoned),
+            Stage::Over => (None, Left::Over),
         };
         let submitter = state.submitter.take();
         drop(state);

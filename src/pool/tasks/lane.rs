@@ -342,7 +342,7 @@ impl Drop for Submitted<'_> {
     fn drop(&mut self) {
         let counters = &self.lane.context.config.counters;
         match self.job.leave() {
-            Left::Done => {}
+            Left::Over => {}
             Left::Withdrawn => {
                 self.lane.queue.remove(&self.job);
                 counters.withdrawn.add();

@@ -1,0 +1,364 @@
+//! Promise: a block that shares a lane with others is as isolated as alone. Each caller gets its own replies and its own
+//! refusal, and a dropped one costs no other anything.
+
+use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use rediscope::aio::SessionManager;
+use rediscope::error::{Applied, ReplyError};
+use rediscope::prelude::*;
+use rediscope::redis::{AsyncCommands as _, Value};
+use rediscope::{Block, CommitError, Error, Queued, TransactionOptions};
+use rediscope_testing::server::Server;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::fixture::{SLACK, SOON};
+
+/// Groups of callers. The environment variable `REDISCOPE_LANE_GROUPS` overrides it.
+const GROUPS: u64 = 150;
+
+fn runtime() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn sessions(server: &Server, user: bool, lanes: u32) -> SessionManager {
+    let url = if user { server.url_as("caller", "secret") } else { server.url() };
+    let builder = rediscope::SessionManager::builder(url).lanes(lanes).checkout_timeout(SOON);
+    builder.build_async().unwrap()
+}
+
+fn server_with_user() -> Server {
+    let server = Server::start();
+    // It may use the keys of these tests, but for `closed`.
+    let user = ["ACL", "SETUSER", "caller", "on", ">secret", "~open:*", "~rediscope:*", "+@all"];
+    let _: () = server.ask(&user);
+    server
+}
+
+/// One command of a random block.
+#[derive(Clone, Debug)]
+enum Step {
+    Incr(String),
+    Push(String, u64),
+    /// INCR of a list: it fails at run time.
+    Fails,
+    /// A key that the user may not use: refused while it is queued.
+    Forbidden,
+    /// SADD without a member: refused while it is queued.
+    WrongArity,
+    Read(String),
+}
+
+impl Step {
+    fn random(rng: &mut Rng, caller: u64, allows_refusal: bool) -> Self {
+        let key = format!("open:{}", rng.u8(..4));
+        let own = format!("open:own:{caller}");
+        match rng.u8(..if allows_refusal { 20 } else { 18 }) {
+            0..8 => Self::Incr(key),
+            8..12 => Self::Push(own, rng.u64(..)),
+            12..14 => Self::Fails,
+            14..18 => Self::Read(key),
+            18 => Self::Forbidden,
+            _ => Self::WrongArity,
+        }
+    }
+
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Forbidden | Self::WrongArity)
+    }
+
+    fn queue(&self, tx: &mut Block) -> Queued<Value> {
+        match self {
+            Self::Incr(key) => tx.incr(key, 1).cast(),
+            Self::Push(key, value) => tx.rpush(key, *value).cast(),
+            Self::Fails => tx.incr("open:list", 1).cast(),
+            Self::Forbidden => tx.incr("closed", 1).cast(),
+            Self::WrongArity => tx.sadd("open:set", &[] as &[&str]).cast(),
+            Self::Read(key) => tx.get(key),
+        }
+    }
+}
+
+/// The sums that the outcomes add up to.
+#[derive(Default)]
+struct Sums {
+    counters: BTreeMap<String, i64>,
+    lists: BTreeMap<String, Vec<u64>>,
+}
+
+impl Sums {
+    fn add(&mut self, steps: &[Step]) {
+        for step in steps {
+            match step {
+                Step::Incr(key) => *self.counters.entry(key.clone()).or_default() += 1,
+                Step::Push(key, value) => self.lists.entry(key.clone()).or_default().push(*value),
+                _ => {}
+            }
+        }
+    }
+
+    #[track_caller]
+    fn assert_held_by(&self, server: &Server) {
+        for (key, sum) in &self.counters {
+            let found: Option<i64> = server.ask(&["GET", key]);
+            assert_eq!(found.unwrap_or_default(), *sum, "{key}");
+        }
+        for (key, values) in &self.lists {
+            let found: Vec<u64> = server.ask(&["LRANGE", key, "0", "-1"]);
+            assert_eq!(&found, values, "{key}");
+        }
+    }
+}
+
+/// Checks the outcome of a block against its commands. Returns whether it was applied.
+fn check(steps: &[Step], outcome: &Result<Vec<Value>, Error>) -> bool {
+    let refused = steps.iter().position(Step::is_refused);
+    let fails = steps.iter().any(|step| matches!(step, Step::Fails));
+    match outcome {
+        Ok(values) => {
+            assert!(refused.is_none() && !fails, "{steps:?}: {values:?}");
+            check_replies(steps, values);
+            true
+        }
+        Err(Error::Commit(CommitError::Rejected { index, code, .. })) => {
+            assert_eq!(*index, refused, "{steps:?}");
+            let expected = match &steps[refused.unwrap()] {
+                Step::Forbidden => "NOPERM",
+                _ => "ERR",
+            };
+            assert_eq!(code, expected);
+            false
+        }
+        Err(Error::Commit(CommitError::PartlyApplied { replies, .. })) => {
+            assert!(refused.is_none() && fails, "{steps:?}");
+            assert_eq!(replies.len(), steps.len());
+            true
+        }
+        Err(error) => panic!("{steps:?}: {error:#}"),
+    }
+}
+
+/// Each reply has the type of its own command.
+fn check_replies(steps: &[Step], values: &[Value]) {
+    assert_eq!(steps.len(), values.len());
+    for (step, value) in steps.iter().zip(values) {
+        let fits = match step {
+            Step::Incr(_) | Step::Push(..) => matches!(value, Value::Int(n) if *n > 0),
+            Step::Read(_) => matches!(value, Value::BulkString(_) | Value::Nil),
+            Step::Fails | Step::Forbidden | Step::WrongArity => false,
+        };
+        assert!(fits, "{step:?}: {value:?}");
+    }
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    rediscope_testing::soak::number(name).unwrap_or(default)
+}
+
+/// 2 to 16 callers at once, each with a block of random commands, again and again.
+fn groups_of_random_blocks(options: TransactionOptions, name: &str) {
+    let seed = rediscope_testing::soak::seed();
+    let mut rng = Rng::with_seed(seed);
+    let (runtime, server) = (runtime(), server_with_user());
+    let _: () = server.ask(&["RPUSH", "open:list", "x"]);
+    let sessions = {
+        let _runtime = runtime.enter();
+        sessions(&server, true, 1)
+    };
+    let transactional = sessions.transactional().with(options);
+    let (mut sums, mut refused, mut blocks) = (Sums::default(), 0, 0);
+    for _ in 0..number("REDISCOPE_LANE_GROUPS", GROUPS) {
+        let allows_refusal = rng.u8(..3) == 0;
+        let callers = rng.u64(2..17);
+        let spawned: Vec<_> = (0..callers)
+            .map(|caller| {
+                let count = rng.usize(1..5);
+                let steps: Vec<_> =
+                    (0..count).map(|_| Step::random(&mut rng, caller, allows_refusal)).collect();
+                let handle = transactional.clone();
+                runtime.spawn(async move {
+                    let queue = |tx: &mut Block| {
+                        Ok(steps.iter().map(|step| step.queue(tx)).collect::<Vec<_>>())
+                    };
+                    let outcome = handle.run(queue).await;
+                    (steps, outcome)
+                })
+            })
+            .collect();
+        for spawned in spawned {
+            let (steps, outcome) = runtime.block_on(spawned).unwrap();
+            blocks += 1;
+            match check(&steps, &outcome) {
+                true => sums.add(&steps),
+                false => refused += 1,
+            }
+        }
+    }
+    sums.assert_held_by(&server);
+    assert!(server.ask::<Option<i64>>(&["GET", "closed"]).is_none());
+    println!("{name}: {blocks} blocks, {refused} refused");
+    let status = sessions.status().transactional;
+    assert_eq!((status.counts.withdrawn, status.counts.abandoned), (0, 0));
+    assert_eq!(status.counts.connects, 1, "one lane served all");
+}
+
+#[test]
+fn plain_blocks_of_a_group_get_their_own_replies_and_refusals() {
+    groups_of_random_blocks(TransactionOptions::new(), "plain");
+}
+
+#[test]
+fn exactly_once_blocks_of_a_group_get_their_own_replies_and_refusals() {
+    groups_of_random_blocks(TransactionOptions::new().exactly_once(), "exactly once");
+}
+
+/// Polls the future at most `polls` times.
+async fn polled<F: Future>(future: F, polls: u64) -> Option<F::Output> {
+    let (mut future, mut left) = (pin!(future), polls);
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+        }
+    })
+    .await
+}
+
+#[test]
+fn members_that_are_dropped_at_any_poll_leave_whole_blocks_and_no_torn_reply() {
+    let mut rng = Rng::with_seed(rediscope_testing::soak::seed());
+    let (runtime, server) = (runtime(), Server::start());
+    let sessions = {
+        let _runtime = runtime.enter();
+        sessions(&server, false, 2)
+    };
+    let (told, sent) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let plain = sessions.transactional();
+    let once = plain.with(TransactionOptions::new().exactly_once());
+    let workers: Vec<_> = (0..32_u64)
+        .map(|worker| {
+            let (plain, once, mut pooled) = (plain.clone(), once.clone(), sessions.pooled());
+            let (told, sent, mut rng) = (Arc::clone(&told), Arc::clone(&sent), rng.fork());
+            runtime.spawn(async move {
+                for call in 0..number("REDISCOPE_LANE_CALLS", 200) {
+                    let (a, b) = (format!("a:{worker}:{call}"), format!("b:{worker}:{call}"));
+                    let polls = [0, 1, 2, 4, 16, u64::MAX][rng.usize(..6)];
+                    let handle = if rng.bool() { &plain } else { &once };
+                    let block = handle.run(|tx| {
+                        let values = (tx.incr(&a, 1), tx.get::<_, Option<i64>>("none"));
+                        Ok((values, tx.incr(&b, 1)))
+                    });
+                    sent.fetch_add(u64::from(polls > 0), Ordering::Relaxed);
+                    if let Some(outcome) = polled(block, polls).await {
+                        assert_eq!(outcome.unwrap(), ((1, None), 1));
+                        told.fetch_add(1, Ordering::Relaxed);
+                    }
+                    if call % 8 == 0 {
+                        let read: Option<i64> = pooled.get("none").await.unwrap();
+                        assert_eq!(read, None);
+                    }
+                }
+            })
+        })
+        .collect();
+    for worker in workers {
+        runtime.block_on(worker).unwrap();
+    }
+    runtime.block_on(sessions.close(SOON));
+    let counts = sessions.status().transactional.counts;
+    let (told, sent) = (told.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));
+    println!("{sent} sent, {told} told, {} withdrawn, {} abandoned", counts.withdrawn, counts.abandoned);
+    assert_eq!(told + counts.withdrawn + counts.abandoned, sent);
+    assert!(counts.connects <= 2 && counts.all_replaced() <= 2, "a drop cost a connection: {counts}");
+    let applied: u64 = (0..32_u64)
+        .flat_map(|worker| (0..200).map(move |call| (worker, call)))
+        .map(|(worker, call)| {
+            let keys = [format!("a:{worker}:{call}"), format!("b:{worker}:{call}")];
+            let found: [Option<u64>; 2] =
+                keys.map(|key| server.ask(&["GET", &key]));
+            assert_eq!(found[0], found[1], "half a block was applied");
+            found[0].unwrap_or_default()
+        })
+        .sum();
+    assert!((told..=told + counts.abandoned).contains(&applied), "{applied}");
+}
+
+#[test]
+fn a_stopped_server_ends_each_call_in_time_and_says_nothing_applied_for_what_was_not_sent() {
+    let (runtime, server) = (runtime(), Server::start());
+    let (timeout, waits) = (Duration::from_millis(300), Duration::from_millis(900));
+    let sessions = {
+        let _runtime = runtime.enter();
+        rediscope::SessionManager::builder(server.url())
+            .connect_timeout(timeout)
+            .response_timeout(timeout)
+            .checkout_timeout(waits)
+            .max_in_flight(16)
+            .build_async()
+            .unwrap()
+    };
+    let tx = sessions.transactional();
+    runtime.block_on(tx.run(|tx| Ok(tx.incr("before", 1)))).unwrap();
+    server.sigstop();
+    let calls: Vec<_> = (0..500)
+        .map(|_| {
+            let tx = tx.clone();
+            runtime.spawn(async move {
+                let begun = Instant::now();
+                let outcome = tx.run(|tx| Ok(tx.incr("n", 1))).await;
+                (outcome, begun.elapsed())
+            })
+        })
+        .collect();
+    let (mut in_doubt, mut nothing) = (0, 0);
+    for call in calls {
+        let (outcome, took) = runtime.block_on(call).unwrap();
+        let error = outcome.unwrap_err();
+        // A block that is sent again has a new time for its connection.
+        assert!(took < 3 * waits + SLACK, "{took:?}: {error:#}");
+        match error.applied() {
+            Applied::No => nothing += 1,
+            Applied::Unknown => in_doubt += 1,
+            other => panic!("{other:?}: {error:#}"),
+        }
+    }
+    server.sigcont();
+    println!("{in_doubt} in doubt, {nothing} not sent");
+    assert!(in_doubt <= 2 * 16, "{in_doubt}");
+    assert!(runtime.block_on(tx.run(|tx| Ok(tx.incr("after", 1)))).is_ok());
+    let n: Option<i64> = server.ask(&["GET", "n"]);
+    assert!(n.unwrap_or_default() <= in_doubt, "{n:?}");
+}
+
+#[test]
+fn a_value_that_cannot_be_decoded_is_its_own_callers() {
+    let (runtime, server) = (runtime(), Server::start());
+    let _: () = server.ask(&["SET", "text", "x"]);
+    let sessions = {
+        let _runtime = runtime.enter();
+        sessions(&server, false, 1)
+    };
+    let tx = sessions.transactional();
+    let (odd, even) = runtime.block_on(async {
+        tokio::join!(
+            tx.run(|tx| Ok(tx.get::<_, i64>("text"))),
+            tx.run(|tx| Ok(tx.get::<_, String>("text")))
+        )
+    });
+    assert!(matches!(odd, Err(Error::Reply(ReplyError::Unexpected { .. }))), "{odd:?}");
+    assert_eq!(even.unwrap(), "x");
+}
