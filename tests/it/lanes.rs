@@ -281,15 +281,20 @@ fn members_that_are_dropped_at_any_poll_leave_whole_blocks_and_no_torn_reply() {
     runtime.block_on(sessions.close(SOON));
     let counts = sessions.status().transactional.counts;
     let (told, sent) = (told.load(Ordering::Relaxed), sent.load(Ordering::Relaxed));
-    println!("{sent} sent, {told} told, {} withdrawn, {} abandoned", counts.withdrawn, counts.abandoned);
+    println!(
+        "{sent} sent, {told} told, {} withdrawn, {} abandoned",
+        counts.withdrawn, counts.abandoned
+    );
     assert_eq!(told + counts.withdrawn + counts.abandoned, sent);
-    assert!(counts.connects <= 2 && counts.all_replaced() <= 2, "a drop cost a connection: {counts}");
+    assert!(
+        counts.connects <= 2 && counts.all_replaced() <= 2,
+        "a drop cost a connection: {counts}"
+    );
     let applied: u64 = (0..32_u64)
         .flat_map(|worker| (0..200).map(move |call| (worker, call)))
         .map(|(worker, call)| {
             let keys = [format!("a:{worker}:{call}"), format!("b:{worker}:{call}")];
-            let found: [Option<u64>; 2] =
-                keys.map(|key| server.ask(&["GET", &key]));
+            let found: [Option<u64>; 2] = keys.map(|key| server.ask(&["GET", &key]));
             assert_eq!(found[0], found[1], "half a block was applied");
             found[0].unwrap_or_default()
         })

@@ -27,6 +27,8 @@ mod faults;
 mod first_programs;
 mod fixture;
 mod grouped;
+#[cfg(feature = "tokio")]
+mod lanes;
 mod large;
 mod leaks;
 mod lock_fencing;

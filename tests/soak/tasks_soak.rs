@@ -5,6 +5,7 @@
 
 mod doubts;
 mod dropped;
+mod groups;
 mod scopes;
 mod stopped;
 
