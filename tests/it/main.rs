@@ -48,6 +48,8 @@ mod side;
 mod source;
 #[cfg(feature = "tokio")]
 mod spawn;
+#[cfg(feature = "tokio")]
+mod task_scopes;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;

@@ -1,0 +1,382 @@
+//! Promise: a task's loops, guards and spans follow the rules of threads, and what they wait for is given back when
+//! their futures are dropped.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use rediscope::aio::{SessionManager, Transactional};
+use rediscope::error::{ConfigError, Resolution, UnresolvedReason};
+use rediscope::prelude::*;
+use rediscope::redis;
+use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
+use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, under_log};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{Barrier, Notify};
+use tracing::Subscriber;
+use tracing::span::{Attributes, Id};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::fixture::{LONG, SOON};
+
+/// Number of blocks that the limiter of a key admits at first.
+const ADMITTED: usize = 4;
+
+fn single() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+fn several() -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
+
+fn connect(server: &Server) -> SessionManager {
+    SessionManager::builder(server.url()).max_size(16).build_async().unwrap()
+}
+
+/// Waits for the future, much longer than it needs.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what}: not in time"))
+}
+
+/// Spans of this library: how many were made, and how many are entered now.
+#[derive(Clone, Default)]
+struct Spans {
+    made: Arc<AtomicUsize>,
+    entered: Arc<AtomicIsize>,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+    fn on_new_span(&self, _: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        if context.span(id).is_some_and(|span| span.name() == "redis.transaction") {
+            self.made.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn on_enter(&self, _: &Id, _: Context<'_, S>) {
+        self.entered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn on_exit(&self, _: &Id, _: Context<'_, S>) {
+        self.entered.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_transaction_has_one_span_which_is_entered_only_while_its_future_is_polled() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    let spans = Spans::default();
+    let subscriber = tracing_subscriber::registry().with(spans.clone());
+    // One thread, so that the tasks take turns on it.
+    let calls = async {
+        let accounts = sessions.transactional();
+        let in_none = |at: &str| assert_eq!(spans.entered.load(Ordering::SeqCst), 0, "{at}");
+        let entries = AtomicUsize::new(0);
+        let calls = async {
+            for round in 0..10 {
+                accounts.run(|tx| Ok(tx.incr("a", 1))).await.unwrap();
+                in_none("after run");
+                let mut tx = accounts.begin().await.unwrap();
+                in_none("after begin");
+                tx.incr("a", 1);
+                tx.flush().await.unwrap();
+                in_none("after flush");
+                tx.commit().await.unwrap();
+                in_none("after commit");
+                let conflicts = AtomicUsize::new(0);
+                accounts
+                    .watch(["a"])
+                    .run(async |read, tx| {
+                        in_none("in the closure");
+                        let seen: i64 = read.get("a").await?;
+                        in_none("after a read");
+                        if conflicts.fetch_add(1, Ordering::SeqCst) == 0 {
+                            let () = server.ask(&["SET", "a", &format!("{round}")]);
+                        }
+                        Ok(tx.set("b", seen))
+                    })
+                    .await
+                    .unwrap();
+                assert_eq!(conflicts.into_inner(), 2);
+            }
+        };
+        let beside = async {
+            loop {
+                in_none("in another task's turn");
+                entries.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = calls => {}
+            () = beside => {}
+        }
+        assert!(entries.into_inner() > 10);
+        assert_eq!(spans.made.load(Ordering::SeqCst), 30, "one for each transaction");
+    };
+    under_log(subscriber, || single().block_on(calls));
+}
+
+#[test]
+fn blocks_inside_blocks_on_a_hot_key_do_not_wait_for_each_other() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    several().block_on(async {
+        let accounts = sessions.transactional().with(
+            // A block that waits for its turn would wait for as long.
+            TransactionOptions::new().retry(RetryPolicy::default().deadline(LONG)),
+        );
+        let all_inside = Arc::new(Barrier::new(ADMITTED));
+        let mut outer = Vec::new();
+        for _ in 0..ADMITTED {
+            let (accounts, all_inside) = (accounts.clone(), Arc::clone(&all_inside));
+            outer.push(tokio::spawn(async move {
+                accounts
+                    .watch(["hot"])
+                    .run(async |read, tx| {
+                        all_inside.wait().await;
+                        let hot = accounts.watch(["hot"]);
+                        let inner = hot.run(async |read, tx| {
+                            let _: Option<i64> = read.get("hot").await?;
+                            Ok(tx.incr("inner", 1))
+                        });
+                        inner.await?;
+                        let _: Option<i64> = read.get("hot").await?;
+                        Ok(tx.incr("outer", 1))
+                    })
+                    .await
+            }));
+        }
+        for outer in outer {
+            soon("a block with another inside", outer).await.unwrap().unwrap();
+        }
+        assert_eq!(server.ask::<i64>(&["GET", "inner"]), ADMITTED as i64);
+    });
+}
+
+#[test]
+fn a_future_that_is_dropped_while_it_waits_for_its_turn_gives_the_turn_on() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    several().block_on(async {
+        let accounts = sessions.transactional();
+        let (inside, leave) = (Arc::new(Barrier::new(ADMITTED + 1)), Arc::new(Notify::new()));
+        let mut holders = Vec::new();
+        for _ in 0..ADMITTED {
+            let (accounts, inside, leave) =
+                (accounts.clone(), Arc::clone(&inside), Arc::clone(&leave));
+            holders.push(tokio::spawn(async move {
+                let hot = accounts.watch(["hot"]);
+                let run = hot.run(async |_, tx| {
+                    inside.wait().await;
+                    leave.notified().await;
+                    Ok(tx.incr("other", 1))
+                });
+                run.await
+            }));
+        }
+        soon("the holders run", inside.wait()).await;
+        for _ in 0..20 {
+            let waits = increment(&accounts);
+            assert!(tokio::time::timeout(Duration::from_millis(1), waits).await.is_err());
+        }
+        leave.notify_waiters();
+        for holder in holders {
+            soon("a holder", holder).await.unwrap().unwrap();
+        }
+        let mut tasks = Vec::new();
+        for _ in 0..64 {
+            let accounts = accounts.clone();
+            tasks.push(tokio::spawn(async move {
+                for _ in 0..10 {
+                    increment(&accounts).await.unwrap();
+                }
+            }));
+        }
+        for task in tasks {
+            soon("an increment", task).await.unwrap();
+        }
+        assert_eq!(server.ask::<i64>(&["GET", "hot"]), 640);
+    });
+}
+
+async fn increment(accounts: &Transactional) -> Result<(), Error> {
+    let policy = RetryPolicy::default().attempts(u32::MAX).deadline(SOON);
+    let hot = accounts.watch(["hot"]).retry(policy);
+    hot.run(async |read, tx| {
+        let seen: Option<i64> = read.get("hot").await?;
+        Ok(tx.set("hot", seen.unwrap_or(0) + 1))
+    })
+    .await
+}
+
+#[test]
+fn an_attempt_of_a_loop_counts_whether_it_commits_or_not() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    single().block_on(async {
+        let accounts = sessions.transactional();
+        let policy = RetryPolicy::default().attempts(3).first_backoff(Duration::from_millis(1));
+        let mut tries = accounts.watch(["k"]).retry(policy).tries();
+        for number in 1..=3 {
+            let at = tries.next().await.unwrap();
+            assert_eq!(at.number(), number);
+        }
+        let exhausted = tries.next().await.unwrap_err();
+        assert!(matches!(exhausted, Error::RetriesExhausted { attempts: 3, .. }), "{exhausted:?}");
+
+        let mut tries = accounts.watch(["k"]).retry(policy).tries();
+        let mut conflicts = 0;
+        let ended = loop {
+            let mut at = tries.next().await.unwrap();
+            let () = server.ask(&["SET", "k", "changed"]);
+            at.incr("never", 1);
+            match at.commit().await {
+                Ok(Outcome::Conflict) => conflicts += 1,
+                Ok(Outcome::Committed(_)) => panic!("committed over a change"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(ended, Error::RetriesExhausted { attempts: 3, .. }), "{ended:?}");
+        assert_eq!(conflicts, 2);
+        assert_eq!(server.ask::<Option<i64>>(&["GET", "never"]), None);
+    });
+}
+
+#[test]
+fn a_flush_shows_a_refused_command_before_the_commit() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    single().block_on(async {
+        let accounts = sessions.transactional();
+        let mut tx = accounts.begin().await.unwrap();
+        tx.set("a", 1);
+        tx.flush().await.unwrap();
+        let flags = |clients: Vec<std::collections::HashMap<String, String>>| {
+            clients.iter().filter(|client| client["multi"] == "1").count()
+        };
+        assert_eq!(flags(server.client_list()), 1, "one command is queued on the server");
+        tx.flush().await.unwrap();
+        tx.queue::<()>(redis::cmd("GET"));
+        let refused = tx.flush().await.unwrap_err();
+        assert!(matches!(refused, Error::Commit(CommitError::Rejected { .. })), "{refused:?}");
+        assert!(tx.check().is_err());
+        tx.set("b", 1);
+        tx.discard().await.unwrap();
+        assert_eq!(server.ask::<i64>(&["EXISTS", "a", "b"]), 0);
+    });
+}
+
+#[test]
+fn a_scope_names_the_place_that_made_its_future_and_its_task() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    several().block_on(async {
+        let accounts = sessions.transactional();
+        let (future, line) = (accounts.begin(), line!());
+        let tx = std::pin::pin!(future).await.unwrap();
+        let scopes = sessions.open_scopes();
+        assert_eq!(scopes.len(), 1);
+        assert!(scopes[0].begun_at.file().ends_with("task_scopes.rs"), "{}", scopes[0]);
+        assert_eq!(scopes[0].begun_at.line(), line);
+        drop(tx);
+        eventually(SOON, "the scope is gone", || sessions.open_scopes().is_empty());
+        let spawned = accounts.clone();
+        let tx = tokio::spawn(async move { (spawned.begin().await.unwrap(), tokio::task::id()) });
+        let (tx, id) = tx.await.unwrap();
+        assert!(sessions.open_scopes()[0].thread.contains(&id.to_string()));
+        tx.discard().await.unwrap();
+    });
+}
+
+#[test]
+fn the_cell_of_a_block_that_is_not_exactly_once_proves_nothing() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    single().block_on(async {
+        let sent = sessions.transactional().submit(|tx| Ok(tx.incr("n", 1))).unwrap();
+        let token = sent.token();
+        assert_eq!(sent.await.unwrap(), 1);
+        let resolution = sessions.resolve(&token, None).await;
+        let Resolution::StillUnknown { why } = resolution else { panic!("{resolution:?}") };
+        assert_eq!(why, UnresolvedReason::NotExactlyOnce);
+    });
+}
+
+#[test]
+fn an_address_that_tasks_cannot_use_is_refused() {
+    for url in ["redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/master"] {
+        let refused = SessionManager::connect(url).unwrap_err();
+        assert!(matches!(refused, ConfigError::Address { .. }), "{refused}");
+    }
+    #[cfg(feature = "tls-rustls")]
+    {
+        let refused = SessionManager::connect("rediss://127.0.0.1:1").unwrap_err();
+        assert!(matches!(refused, ConfigError::Address { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn close_ends_every_task_and_later_calls_fail() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    let runtime = several();
+    runtime.block_on(async {
+        let accounts = sessions.transactional();
+        let open = accounts.begin().await.unwrap();
+        for _ in 0..10 {
+            accounts.run(|tx| Ok(tx.incr("n", 1))).await.unwrap();
+        }
+        let begun = Instant::now();
+        let closed = soon("close", sessions.close(Duration::from_millis(20))).await;
+        assert_eq!(closed.scopes, 1);
+        assert!(begun.elapsed() >= Duration::from_millis(20));
+        assert!(matches!(open.commit().await, Err(Error::PinExpired(_) | Error::Commit(_))));
+        assert!(matches!(accounts.begin().await, Err(Error::Checkout(_))));
+        let late = accounts.run(|tx| Ok(tx.incr("n", 1))).await;
+        assert!(late.is_err(), "{late:?}");
+    });
+    assert_eq!(runtime.metrics().num_alive_tasks(), 0);
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 10);
+}
+
+#[test]
+fn a_manager_without_handles_leaves_no_task() {
+    let server = Server::start();
+    let runtime = several();
+    runtime.block_on(async {
+        let sessions = connect(&server);
+        let accounts = sessions.transactional();
+        let mut tx = accounts.begin().await.unwrap();
+        tx.incr("n", 1);
+        drop((sessions, accounts));
+        tx.commit().await.unwrap();
+    });
+    eventually(SOON, "no task is alive", || runtime.metrics().num_alive_tasks() == 0);
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 1);
+}
+
+#[test]
+fn a_closure_runs_once_when_the_future_is_first_polled() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    single().block_on(async {
+        let accounts = sessions.transactional();
+        let runs = AtomicUsize::new(0);
+        let mut call = Box::pin(accounts.run(|tx| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            Ok(tx.incr("n", 1))
+        }));
+        assert_eq!(runs.load(Ordering::SeqCst), 0);
+        let polled =
+            std::future::poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_ready()));
+        assert!(!polled.await);
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+        assert_eq!(call.await.unwrap(), 1);
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+    });
+}
