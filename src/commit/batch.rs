@@ -99,7 +99,7 @@ fn doubt(BatchDoubt { doubt, lost, token }: BatchDoubt, plan: &CommitPlan) -> Co
     let cause = lost.unwrap_or_else(|| unproven(&doubt));
     // The register is written last. It proves nothing about commands that ran one by one.
     let in_doubt = match plan.resolver.as_ref().filter(|_| !doubt.bare) {
-        Some(resolver) => InDoubt::resolvable(cause, (*token).clone(), Arc::clone(resolver)),
+        Some(resolver) => InDoubt::resolvable(cause, token, Arc::clone(resolver)),
         None => InDoubt::new(cause),
     };
     CommitError::InDoubt(in_doubt.incomplete(doubt.incomplete))

@@ -4,6 +4,8 @@
 
 use std::error::Error;
 use std::fmt;
+#[cfg(feature = "tokio")]
+use std::panic::AssertUnwindSafe;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
@@ -34,7 +36,7 @@ pub struct InDoubt {
     source: ConnectionError,
     /// If EXEC ran, it may have run without one of the commands.
     incomplete: bool,
-    resolvable: Option<Box<(CommitToken, Arc<dyn ResolveCommit>)>>,
+    resolvable: Option<Box<(Arc<SharedToken>, Arc<dyn ResolveCommit>)>>,
 }
 
 /// Resolves tokens: implemented by the part of the crate that has connections.
@@ -55,6 +57,48 @@ pub(crate) trait ResolveCommit:
     }
 }
 
+/// The token of the blocks that were sent as one transaction. It is resolved once for all of them.
+#[derive(Debug)]
+pub(crate) struct SharedToken {
+    pub(crate) token: CommitToken,
+    /// The result, once it is final. One caller at a time asks.
+    #[cfg(feature = "tokio")]
+    resolved: AssertUnwindSafe<tokio::sync::Mutex<Option<Resolution>>>,
+}
+
+impl From<CommitToken> for Arc<SharedToken> {
+    fn from(token: CommitToken) -> Self {
+        Arc::new(SharedToken {
+            token,
+            #[cfg(feature = "tokio")]
+            resolved: AssertUnwindSafe(tokio::sync::Mutex::default()),
+        })
+    }
+}
+
+impl PartialEq for SharedToken {
+    fn eq(&self, other: &Self) -> bool {
+        self.token == other.token
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl SharedToken {
+    /// Asks the server, unless another block's caller has. Dropped before its end, the future may have
+    /// asked.
+    async fn resolve(&self, resolver: &dyn ResolveCommit) -> Resolution {
+        let mut resolved = self.resolved.lock().await;
+        if let Some(resolution) = &*resolved {
+            return resolution.clone();
+        }
+        let resolution = resolver.resolve_async(&self.token, None).await;
+        if !matches!(resolution, Resolution::StillUnknown { .. }) {
+            *resolved = Some(resolution.clone());
+        }
+        resolution
+    }
+}
+
 impl InDoubt {
     pub(crate) fn new(source: ConnectionError) -> Self {
         Self { source, incomplete: false, resolvable: None }
@@ -62,10 +106,10 @@ impl InDoubt {
 
     pub(crate) fn resolvable(
         source: ConnectionError,
-        token: CommitToken,
+        token: impl Into<Arc<SharedToken>>,
         resolver: Arc<dyn ResolveCommit>,
     ) -> Self {
-        Self { source, incomplete: false, resolvable: Some(Box::new((token, resolver))) }
+        Self { source, incomplete: false, resolvable: Some(Box::new((token.into(), resolver))) }
     }
 
     /// If EXEC ran, it may have run without one of the commands.
@@ -120,7 +164,7 @@ impl InDoubt {
     /// ```
     pub fn resolve(&self) -> Resolution {
         match self.resolvable.as_deref() {
-            Some((token, resolver)) => resolver.resolve(token, None),
+            Some((shared, resolver)) => resolver.resolve(&shared.token, None),
             None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
     }
@@ -142,7 +186,7 @@ impl InDoubt {
     #[cfg(feature = "tokio")]
     pub async fn resolve_async(&self) -> Resolution {
         match self.resolvable.as_deref() {
-            Some((token, resolver)) => resolver.resolve_async(token, None).await,
+            Some((shared, resolver)) => shared.resolve(&**resolver).await,
             None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
     }
@@ -151,7 +195,7 @@ impl InDoubt {
     /// transaction: [`SessionManager::resolve`](crate::SessionManager::resolve). `None` if the
     /// transaction was not exactly once.
     pub fn token(&self) -> Option<&CommitToken> {
-        self.resolvable.as_deref().map(|(token, _)| token)
+        self.resolvable.as_deref().map(|(shared, _)| &shared.token)
     }
 
     pub(crate) fn text(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

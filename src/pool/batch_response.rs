@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::Value;
 
 use crate::error::connection::ConnectionError;
-use crate::error::in_doubt::CommitToken;
+use crate::error::in_doubt::SharedToken;
 use crate::protocol::exec::{Unproven, Verdict};
 
 /// The outcome of a request that another caller sent.
@@ -27,7 +27,7 @@ pub(crate) struct BatchDoubt {
     pub(crate) doubt: Unproven,
     /// `None`: all replies arrived.
     pub(crate) lost: Option<ConnectionError>,
-    pub(crate) token: Arc<CommitToken>,
+    pub(crate) token: Arc<SharedToken>,
 }
 
 /// The connection failed.

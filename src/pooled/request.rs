@@ -37,7 +37,8 @@ pub(crate) struct Request {
     pub(crate) read_only: bool,
     /// A reply may contain nested errors.
     pub(crate) may_nest: bool,
-    /// The request may be sent in one write with other callers' requests.
+    /// The request may be sent in one write with other callers' requests. A write may only be sent so
+    /// on a lane.
     batchable: bool,
     /// The first command that blocks on the server, and the time that all of them block.
     blocking: Option<BlockingCommand>,
@@ -92,10 +93,12 @@ impl Request {
             request.read_only &= is_read_only(name, sub);
             request.may_nest |= error_tag::may_nest(name);
         }
-        request.batchable = request.read_only
-            && request.commands == 1
-            && batch::is_batchable_read(&request.name)
-            && batch::fits_in_batch(1, bytes.len());
+        request.batchable = request.commands == 1
+            && batch::fits_in_batch(1, bytes.len())
+            && match request.read_only {
+                true => batch::is_batchable_read(&request.name),
+                false => batch::is_batchable(&[&request.name]),
+            };
         if request.commands == 0 {
             return Err(Error::Refused {
                 command: "a request without a command".to_owned(),
@@ -129,8 +132,13 @@ impl Request {
     ) -> Result<Vec<Value>, Error> {
         let mut budget = RetryBudget::new(router.settings().max_size, checkout_deadline);
         let mut line = None;
-        while self.batchable && line.is_none() {
-            let job = || BatchRequest::new(bytes.to_vec(), RequestKind::Read);
+        let is_batchable = self.batchable && (self.read_only || P::HAS_LANES);
+        let kind = match self.read_only {
+            true => RequestKind::Read,
+            false => RequestKind::Calls { count: 1 },
+        };
+        while is_batchable && line.is_none() {
+            let job = || BatchRequest::new(bytes.to_vec(), kind);
             let settled = match router.join(route, checkout_deadline, job).await? {
                 Joined::Alone(alone) => {
                     line = Some(alone);
@@ -138,18 +146,18 @@ impl Request {
                 }
                 Joined::Response(settled) => settled,
             };
-            let cause = match settled {
-                BatchResponse::Read(value) => return Ok(vec![value]),
-                BatchResponse::Interrupted(Interrupted { cause, .. }) => cause,
-                BatchResponse::Block(_) | BatchResponse::Calls(_) | BatchResponse::InDoubt(_) => {
-                    ConnectionError::unexpected("another request's replies for a read")
-                }
+            let (left, cause) = match settled {
+                BatchResponse::Read(value) if self.read_only => return Ok(vec![value]),
+                BatchResponse::Calls(values) if !self.read_only => return Ok(values),
+                BatchResponse::Interrupted(Interrupted { left, cause }) => (left, cause),
+                _ => (true, ConnectionError::unexpected("another request's replies")),
             };
-            if !budget.allow(true, &cause) {
-                let (during, applied) = (self.name.clone(), Applied::No);
-                return Err(Error::Lost { during, applied, source: cause });
+            let harmless = self.read_only || !left;
+            if !harmless || !budget.allow(true, &cause) {
+                let applied = if harmless { Applied::No } else { Applied::Unknown };
+                return Err(Error::Lost { during: self.name.clone(), applied, source: cause });
             }
-            tracing::debug!(%cause, "read sent again on another connection");
+            tracing::debug!(%cause, "command sent again on another connection");
         }
         let mut line = match line {
             Some(line) => line,

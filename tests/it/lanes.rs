@@ -15,6 +15,8 @@ use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
 use rediscope::redis::{AsyncCommands as _, Value};
 use rediscope::{Block, CommitError, Error, Queued, TransactionOptions};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use tokio::runtime::{Builder, Runtime};
 
@@ -347,6 +349,86 @@ fn a_stopped_server_ends_each_call_in_time_and_says_nothing_applied_for_what_was
     assert!(runtime.block_on(tx.run(|tx| Ok(tx.incr("after", 1)))).is_ok());
     let n: Option<i64> = server.ask(&["GET", "n"]);
     assert!(n.unwrap_or_default() <= in_doubt, "{n:?}");
+}
+
+/// A runtime of one thread: calls that are polled side by side are one group.
+fn one_thread() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn a_group_whose_reply_is_lost_is_resolved_once_for_all_its_blocks() {
+    let (runtime, server) = (one_thread(), Server::start());
+    let proxy = Proxy::to(&server);
+    let sessions = {
+        let _runtime = runtime.enter();
+        let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1);
+        builder.checkout_timeout(SOON).build_async().unwrap()
+    };
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    runtime.block_on(once.run(|tx| Ok(tx.incr("n", 1)))).unwrap();
+    proxy.arm(Script::new().on(Trigger::BeforeReplyTo("EXEC"), Fault::Cut).once());
+    let block = || once.run(|tx| Ok(tx.incr("n", 1)));
+    let (a, b, c, d) = runtime.block_on(async { tokio::join!(block(), block(), block(), block()) });
+    for outcome in [a, b, c, d] {
+        assert!(matches!(outcome, Err(Error::Reply(ReplyError::Lost))), "{outcome:?}");
+    }
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 5);
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.resolved_committed, counts.resolved_not_committed), (1, 0), "{counts}");
+}
+
+#[test]
+fn a_group_that_never_arrived_is_sent_again_after_one_resolution() {
+    let (runtime, server) = (one_thread(), Server::start());
+    let proxy = Proxy::to(&server);
+    let sessions = {
+        let _runtime = runtime.enter();
+        let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1);
+        let builder = builder.response_timeout(Duration::from_millis(300));
+        builder.checkout_timeout(SOON).build_async().unwrap()
+    };
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    runtime.block_on(once.run(|tx| Ok(tx.incr("n", 1)))).unwrap();
+    proxy.arm(Script::new().on(Trigger::ClientBytes(40), Fault::HoldRequests).once());
+    let block = || once.run(|tx| Ok(tx.incr("n", 1)));
+    let (a, b, c, d) = runtime.block_on(async { tokio::join!(block(), block(), block(), block()) });
+    let mut counted = [a, b, c, d].map(|outcome| outcome.unwrap());
+    counted.sort_unstable();
+    assert_eq!(counted, [2, 3, 4, 5]);
+    // What was held arrives now, and is refused.
+    proxy.release();
+    assert_eq!(runtime.block_on(once.run(|tx| Ok(tx.incr("n", 1)))).unwrap(), 6);
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.resolved_committed, counts.resolved_not_committed), (0, 1), "{counts}");
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 6);
+}
+
+#[test]
+fn a_dead_lane_moves_what_was_not_sent_and_no_caller_notices() {
+    let (runtime, server) = (one_thread(), Server::start());
+    let proxy = Proxy::to(&server);
+    let sessions = {
+        let _runtime = runtime.enter();
+        rediscope::SessionManager::builder(proxy.url()).lanes(2).build_async().unwrap()
+    };
+    let (tx, mut pooled) = (sessions.transactional(), sessions.pooled());
+    let once = tx.with(TransactionOptions::new().exactly_once());
+    for round in 1..=6_i64 {
+        let (plain, fenced, single) = runtime.block_on(async {
+            tokio::join!(
+                tx.run(|tx| Ok(tx.incr("plain", 1))),
+                once.run(|tx| Ok(tx.incr("fenced", 1))),
+                pooled.incr::<_, _, i64>("single", 1)
+            )
+        });
+        assert_eq!((plain.unwrap(), fenced.unwrap(), single.unwrap()), (round, round, round));
+        match round % 2 {
+            0 => proxy.cut_all(),
+            _ => proxy.reset_all(),
+        }
+        eventually(SOON, "the connections are closed", || proxy.connections() == 0);
+    }
 }
 
 #[test]

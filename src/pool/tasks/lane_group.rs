@@ -17,7 +17,7 @@ use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
 use crate::connection::tasks::wire::TaskWire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::error::in_doubt::CommitToken;
+use crate::error::in_doubt::{CommitToken, SharedToken};
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
@@ -41,7 +41,7 @@ pub(crate) struct Group {
     /// Number of exactly-once blocks.
     exactly_once: usize,
     /// The token of the exactly-once blocks.
-    token: Option<Arc<CommitToken>>,
+    token: Option<Arc<SharedToken>>,
     /// Whether the register is given up, because the token of one of its blocks is known outside.
     ends_register: bool,
     left_exactly_once: bool,
@@ -104,7 +104,10 @@ impl Group {
             if needs.exactly_once && token.is_none() {
                 token = next_token(connection, context);
             }
-            let Some(member) = Member::take(job, token.as_deref()) else { continue };
+            let Some(member) = Member::take(job, token.as_deref().map(|shared| &shared.token))
+            else {
+                continue;
+            };
             bytes += needs.bytes;
             chosen.push(member, &needs);
         }
@@ -274,7 +277,8 @@ impl Group {
     ) {
         for (nth, piece) in outcome.pieces.iter().enumerate() {
             match piece {
-                Piece::Block(Verdict::Applied(_)) | Piece::Calls(_) => connection.mark_written(),
+                Piece::Block(Verdict::Applied(_)) => connection.mark_written(),
+                Piece::Calls(values) if values.iter().any(is_success) => connection.mark_written(),
                 // The connection watched a key that no block here watched.
                 Piece::Block(Verdict::Nil) if nth >= self.exactly_once => {
                     connection.taint(CloseReason::LeftDirty);
@@ -315,6 +319,10 @@ impl Drop for Group {
     }
 }
 
+fn is_success(value: &Value) -> bool {
+    !matches!(value, Value::ServerError(_))
+}
+
 fn ended() -> ConnectionError {
     let text = "the runtime of the connection has ended";
     ConnectionError::new(ConnectionErrorKind::Closed, text)
@@ -325,7 +333,7 @@ fn interrupted(
     sent: bool,
     cause: ConnectionError,
     doubt: Unproven,
-    token: Option<&Arc<CommitToken>>,
+    token: Option<&Arc<SharedToken>>,
 ) -> BatchResponse {
     match sent && token.is_some() {
         true => in_doubt(Some(cause), doubt, token),
@@ -336,7 +344,7 @@ fn interrupted(
 fn in_doubt(
     lost: Option<ConnectionError>,
     doubt: Unproven,
-    token: Option<&Arc<CommitToken>>,
+    token: Option<&Arc<SharedToken>>,
 ) -> BatchResponse {
     match token {
         Some(token) => {
@@ -351,11 +359,11 @@ fn in_doubt(
 fn next_token(
     connection: &mut Connection<TaskWire>,
     context: &PoolContext,
-) -> Option<Arc<CommitToken>> {
+) -> Option<Arc<SharedToken>> {
     let (endpoint, prefix) = (&context.endpoint, &context.settings().prefix);
     let marker = connection.marker(prefix).ok()?;
     let (register, number) = (marker.register(), marker.number() + 1);
-    Some(Arc::new(CommitToken::new(register, number, endpoint.db(), &endpoint.address())))
+    Some(CommitToken::new(register, number, endpoint.db(), &endpoint.address()).into())
 }
 
 impl Member {
