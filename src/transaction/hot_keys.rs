@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn lanes_are_entered_in_one_order_and_once_each() {
+    fn buckets_are_entered_in_one_order_and_once_each() {
         assert_eq!(buckets([5, 3, 5, 3 + BUCKETS as u64].into_iter()), [3, 5]);
     }
 }
