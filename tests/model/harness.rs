@@ -5,7 +5,7 @@
     reason = "test code, which clippy does not see through `cfg(all(test, …))`"
 )]
 
-use std::panic::catch_unwind;
+use std::panic::{UnwindSafe, catch_unwind};
 
 /// Schedules that each way of looking explores of a right model.
 const ITERATIONS: usize = 10_000;
@@ -26,19 +26,25 @@ pub(crate) fn check(model: fn()) {
 /// Either way of looking finds the mistake, and for what it is: which of its symptoms shows first
 /// is up to the schedule.
 #[track_caller]
-pub(crate) fn assert_found(planted: fn(), as_what: &[&str]) {
+pub(crate) fn assert_found(
+    planted: impl Fn() + Copy + Send + Sync + UnwindSafe + 'static,
+    as_what: &[&str],
+) {
     assert_found_at_random(planted, as_what);
-    found(|| shuttle::check_pct(planted, PLANTED_ITERATIONS, DEPTH), as_what);
+    found(move || shuttle::check_pct(planted, PLANTED_ITERATIONS, DEPTH), as_what);
 }
 
 /// Random schedules find it.
 #[track_caller]
-pub(crate) fn assert_found_at_random(planted: fn(), as_what: &[&str]) {
-    found(|| shuttle::check_random(planted, PLANTED_ITERATIONS), as_what);
+pub(crate) fn assert_found_at_random(
+    planted: impl Fn() + Copy + Send + Sync + UnwindSafe + 'static,
+    as_what: &[&str],
+) {
+    found(move || shuttle::check_random(planted, PLANTED_ITERATIONS), as_what);
 }
 
 #[track_caller]
-fn found(look: impl FnOnce() + std::panic::UnwindSafe, as_what: &[&str]) {
+fn found(look: impl FnOnce() + UnwindSafe, as_what: &[&str]) {
     let found = catch_unwind(look).expect_err("the planted mistake was not found");
     let text = found.downcast_ref::<String>().cloned();
     let text = text.or_else(|| found.downcast_ref::<&str>().map(|text| (*text).to_owned()));

@@ -340,6 +340,9 @@ struct Submitted<'l> {
 
 impl Drop for Submitted<'_> {
     fn drop(&mut self) {
+        if self.lane.context.settings().is_forked_child() {
+            return;
+        }
         let counters = &self.lane.context.config.counters;
         match self.job.leave() {
             Left::Over => {}

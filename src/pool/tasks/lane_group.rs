@@ -18,6 +18,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::tasks::wire::TaskWire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, SharedToken};
+use crate::error::token_cell::TokenCell;
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
@@ -61,6 +62,8 @@ struct Needs {
     bytes: usize,
     exactly_once: bool,
     alone: bool,
+    /// The cell of an exactly-once block's token.
+    cell: Option<TokenCell>,
 }
 
 /// The members of a group by the way in which they are sent.
@@ -104,10 +107,8 @@ impl Group {
             if needs.exactly_once && token.is_none() {
                 token = next_token(connection, context);
             }
-            let Some(member) = Member::take(job, token.as_deref().map(|shared| &shared.token))
-            else {
-                continue;
-            };
+            let named = token.as_deref().map(|shared| &shared.token).zip(needs.cell.as_ref());
+            let Some(member) = Member::take(job, named) else { continue };
             bytes += needs.bytes;
             chosen.push(member, &needs);
         }
@@ -368,11 +369,9 @@ fn next_token(
 
 impl Member {
     /// Takes the job's request. If the caller has its token's cell, the cell is set in the same step.
-    fn take(job: Arc<LaneJob>, token: Option<&CommitToken>) -> Option<Self> {
-        let cell =
-            job.look(|request| request.batch.token.clone().filter(|_| request.batch.exactly_once));
-        let request = match (cell?, token) {
-            (Some(cell), Some(token)) => {
+    fn take(job: Arc<LaneJob>, named: Option<(&CommitToken, &TokenCell)>) -> Option<Self> {
+        let request = match named {
+            Some((token, cell)) => {
                 let mut request = None;
                 cell.fill(token, || {
                     request = job.take();
@@ -380,7 +379,7 @@ impl Member {
                 });
                 request?
             }
-            _ => job.take()?,
+            None => job.take()?,
         };
         Some(Self { job, request })
     }
@@ -402,7 +401,8 @@ impl Needs {
         let alone = is_block
             && (request.rejected_groups >= ALONE_AFTER || shapes.has(&request.batch.bytes));
         let exactly_once = is_block && request.batch.exactly_once;
-        Self { kind, bytes: request.batch.bytes.len(), exactly_once, alone }
+        let cell = request.batch.token.clone().filter(|_| exactly_once);
+        Self { kind, bytes: request.batch.bytes.len(), exactly_once, alone, cell }
     }
 }
 

@@ -11,7 +11,6 @@ use crate::error::checkout::CheckoutError;
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
-use crate::protocol::connection_state::CloseReason;
 
 /// The connection of a lane. Another one takes its place only in another task.
 pub(crate) struct LaneLine {
@@ -47,8 +46,8 @@ impl Line for LaneLine {
     fn close(&mut self) {
         let Some(mut connection) = self.connection.take() else { return };
         let generation = self.context.generation();
-        let reason = connection.close_reason(Instant::now(), generation);
-        let reason = reason.unwrap_or(CloseReason::Closed);
+        // Without a reason its pool is closed, or it was idle for too long.
+        let Some(reason) = connection.close_reason(Instant::now(), generation) else { return };
         self.context.shared.counters.replaced(reason);
         let address = self.context.endpoint.address().into_owned();
         self.log_later(Level::DEBUG, move || {

@@ -97,12 +97,28 @@ impl LaneLoop {
             give_way().await;
         }
         self.lane.queue.drain_into(&mut self.waiting);
-        if !self.is_usable() || !boxed(self.prepare()).await {
+        if !self.is_usable() {
             return false;
         }
-        // Requests that came meanwhile.
-        self.lane.queue.drain_into(&mut self.waiting);
+        if self.must_prepare() {
+            if !boxed(self.prepare()).await {
+                return false;
+            }
+            // Requests that came meanwhile.
+            self.lane.queue.drain_into(&mut self.waiting);
+        }
         self.serve().await
+    }
+
+    /// Returns whether something must be sent before the requests.
+    fn must_prepare(&mut self) -> bool {
+        let version = self.lane.context.endpoint.login_version();
+        let needs_reauth = version.is_some_and(|version| {
+            self.line.current().is_some_and(|connection| connection.needs_reauth(version))
+        });
+        needs_reauth
+            || !self.line.is_trusted()
+            || (self.lane.awaits_register.load(Ordering::Acquire) && !self.is_armed())
     }
 
     /// Waits until there are requests. Returns false if there will be none for long.

@@ -136,8 +136,11 @@ impl LaneSet {
     }
 }
 
+/// In a forked child the lanes belong to the parent, and their mutexes may stay locked.
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.close();
+        if !self.context.settings().is_forked_child() {
+            self.close();
+        }
     }
 }
