@@ -23,8 +23,8 @@ use crate::pooled::tag_errors::{self, CallKind};
 /// Its errors, the commands that it refuses by name and the commands that it sends again are those of
 /// [the pooled handle of threads](crate::Pooled).
 ///
-/// A short read may share a connection with the requests of other tasks. Every other command has a
-/// connection for its own round trip.
+/// A small command of constant work, such as `GET`, `SET` or `INCR`, shares a connection with the requests
+/// of other tasks. Every other command, and every pipeline, has a connection for its own round trip.
 ///
 /// If the future of a command is dropped before it was sent, it is never sent. A later drop may find it
 /// sent: then its reply is read and thrown away, and the connection serves the next caller. On another
