@@ -132,7 +132,7 @@ impl Checkout {
                 continue;
             }
             now = Instant::now();
-            core.check_opening(started, now, deadline)?;
+            core.check_connect(started, now, deadline)?;
             requester.pause();
         }
     }

@@ -112,7 +112,7 @@ impl PoolContext {
     ///
     /// # Errors
     /// The server refuses for good, or the time is over.
-    pub(in crate::pool) fn check_opening(
+    pub(in crate::pool) fn check_connect(
         &self,
         started: Instant,
         now: Instant,

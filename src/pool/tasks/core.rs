@@ -162,7 +162,7 @@ impl TaskCore {
                 core.opened(number, opened);
             }
         });
-        self.idle.opening(number, task);
+        self.idle.begun(number, task);
     }
 
     fn opened(&self, number: u64, opened: Result<Connection<TaskWire>, ConnectionError>) {
@@ -255,7 +255,7 @@ impl Drop for TaskCore {
     fn drop(&mut self) {
         match self.settings().is_forked_child() {
             true => self.idle.leak(),
-            false => self.idle.abort_openings(),
+            false => self.idle.abort_attempts(),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The idle connections of a pool of tasks, the openings of further ones, and the free permits.
+//! The idle connections of a pool of tasks, the attempts to open further ones, and the free permits.
 //!
-//! Idle, lent and opening connections together are never more than `max_size`. A connection belongs
-//! to the runtime that opened it. For the tasks of another runtime it counts only if its place is
-//! needed: it is then closed.
+//! Connections that are idle, lent or being opened are together never more than `max_size`. A
+//! connection belongs to the runtime that opened it. The tasks of another runtime do not use it. They
+//! close it if they need its place.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ const END_PAUSE: Duration = Duration::from_millis(1);
 /// A connection, boxed because it is moved often.
 pub(in crate::pool) type TaskConnection = Box<Connection<TaskWire>>;
 
-/// The idle connections of a pool, the openings of further ones, and the free permits.
+/// The idle connections of a pool, the attempts to open further ones, and the free permits.
 pub(in crate::pool) struct TaskIdle {
     max_size: usize,
     min_idle: usize,
@@ -41,8 +41,8 @@ struct IdleState {
     idle: Vec<IdleConnection>,
     /// Number of connections that are idle, lent or being opened.
     total: usize,
-    openings: Vec<Opening>,
-    next_opening: u64,
+    attempts: Vec<Attempt>,
+    next_attempt: u64,
     /// The runtimes of the callers that have a permit and wait for a connection.
     requesters: Vec<RuntimeId>,
     /// Number of connects that have failed in a row, and the earliest time of the next one.
@@ -63,7 +63,7 @@ struct IdleConnection {
     since: Instant,
 }
 
-struct Opening {
+struct Attempt {
     number: u64,
     runtime: RuntimeId,
     task: Option<AbortHandle>,
@@ -88,8 +88,8 @@ impl TaskIdle {
                 closed: false,
                 idle: Vec::new(),
                 total: 0,
-                openings: Vec::new(),
-                next_opening: 0,
+                attempts: Vec::new(),
+                next_attempt: 0,
                 requesters: Vec::new(),
                 failures: 0,
                 retry_at: None,
@@ -179,27 +179,27 @@ impl TaskIdle {
     }
 
     /// Records the task that opens a connection, so that it can be aborted.
-    pub(in crate::pool) fn opening(&self, number: u64, task: AbortHandle) {
+    pub(in crate::pool) fn begun(&self, number: u64, task: AbortHandle) {
         let mut state = lock(&self.state);
-        if let Some(opening) = state.openings.iter_mut().find(|opening| opening.number == number) {
-            opening.task = Some(task);
+        if let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.number == number) {
+            attempt.task = Some(task);
         } else if state.closed {
             drop(state);
             task.abort();
         }
     }
 
-    /// Records the end of an opening. Returns a connection that is not kept.
+    /// Records the end of an attempt. Returns a connection that is not kept.
     pub(in crate::pool) fn opened(
         &self,
         number: u64,
         connection: Option<TaskConnection>,
     ) -> Option<TaskConnection> {
         let mut state = lock(&self.state);
-        let at = state.openings.iter().position(|opening| opening.number == number);
+        let at = state.attempts.iter().position(|attempt| attempt.number == number);
         // Without an entry, the connection's place was given to another one.
         let Some(at) = at else { return connection };
-        drop(state.openings.swap_remove(at));
+        drop(state.attempts.swap_remove(at));
         let refused = match connection {
             Some(connection) if !state.closed => {
                 (state.failures, state.retry_at) = (0, None);
@@ -222,25 +222,25 @@ impl TaskIdle {
         refused
     }
 
-    /// Begins an opening for the future, if there are fewer than `least` connections and nothing
+    /// Begins an attempt for the future, if there are fewer than `least` connections and nothing
     /// hinders it.
     pub(in crate::pool) fn open_below(&self, least: usize, runtime: RuntimeId) -> Option<u64> {
         let mut state = lock(&self.state);
         let waits = state.retry_at.is_some_and(|at| at > Instant::now());
         let enough = state.total >= least.min(self.max_size);
-        (!state.closed && !waits && !enough).then(|| state.begin_opening(runtime))
+        (!state.closed && !waits && !enough).then(|| state.begin_attempt(runtime))
     }
 
-    /// Begins an opening if too few connections are idle or being opened.
+    /// Begins an attempt if too few connections are idle or being opened.
     pub(in crate::pool) fn open_idle(&self) -> Option<(u64, Handle)> {
         let mut state = lock(&self.state);
         let runtime = state.runtime.clone()?;
         let waits = state.retry_at.is_some_and(|at| at > Instant::now());
-        let enough = state.idle.len() + state.openings.len() >= self.min_idle;
+        let enough = state.idle.len() + state.attempts.len() >= self.min_idle;
         if state.closed || waits || enough || state.total >= self.max_size {
             return None;
         }
-        Some((state.begin_opening(runtime.id()), runtime))
+        Some((state.begin_attempt(runtime.id()), runtime))
     }
 
     /// Records the runtime that opens connections for `min_idle`.
@@ -273,7 +273,7 @@ impl TaskIdle {
         taken
     }
 
-    /// Closes the idle connections and ends the openings. Connections that are returned from here on
+    /// Closes the idle connections and ends the attempts. Connections that are returned from here on
     /// are not kept.
     pub(in crate::pool) fn close(&self) {
         let mut state = lock(&self.state);
@@ -281,7 +281,7 @@ impl TaskIdle {
         let idle = std::mem::take(&mut state.idle);
         state.total -= idle.len();
         let tasks: Vec<_> =
-            state.openings.iter_mut().filter_map(|opening| opening.task.take()).collect();
+            state.attempts.iter_mut().filter_map(|attempt| attempt.task.take()).collect();
         state.runtime = None;
         drop(state);
         tasks.iter().for_each(AbortHandle::abort);
@@ -301,19 +301,19 @@ impl TaskIdle {
     pub(in crate::pool) fn has_ended(&self) -> bool {
         let mut state = lock(&self.state);
         state.tasks.retain(|task| !task.has_ended());
-        state.tasks.is_empty() && state.openings.is_empty()
+        state.tasks.is_empty() && state.attempts.is_empty()
     }
 
     /// Number of connections that are open, and of those that are idle.
     pub(in crate::pool) fn sizes(&self) -> [u32; 2] {
         let state = lock(&self.state);
-        [state.total - state.openings.len(), state.idle.len()].map(|size| size as u32)
+        [state.total - state.attempts.len(), state.idle.len()].map(|size| size as u32)
     }
 
-    /// Ends the openings, whose connections no caller will use.
-    pub(in crate::pool) fn abort_openings(&self) {
-        let openings = std::mem::take(&mut lock(&self.state).openings);
-        openings.iter().filter_map(|opening| opening.task.as_ref()).for_each(AbortHandle::abort);
+    /// Ends the attempts, whose connections no caller will use.
+    pub(in crate::pool) fn abort_attempts(&self) {
+        let attempts = std::mem::take(&mut lock(&self.state).attempts);
+        attempts.iter().filter_map(|attempt| attempt.task.as_ref()).for_each(AbortHandle::abort);
     }
 
     /// In a forked child: the connections belong to the parent.
@@ -322,17 +322,17 @@ impl TaskIdle {
         std::mem::forget(std::mem::take(&mut state.idle));
         std::mem::forget(std::mem::take(&mut state.tasks));
         std::mem::forget(std::mem::take(&mut state.rights));
-        std::mem::forget(std::mem::take(&mut state.openings));
+        std::mem::forget(std::mem::take(&mut state.attempts));
         std::mem::forget(state.runtime.take());
     }
 }
 
 impl IdleState {
-    fn begin_opening(&mut self, runtime: RuntimeId) -> u64 {
+    fn begin_attempt(&mut self, runtime: RuntimeId) -> u64 {
         self.total += 1;
-        self.next_opening += 1;
-        let number = self.next_opening;
-        self.openings.push(Opening { number, runtime, task: None });
+        self.next_attempt += 1;
+        let number = self.next_attempt;
+        self.attempts.push(Attempt { number, runtime, task: None });
         number
     }
 
@@ -357,17 +357,17 @@ impl IdleState {
             self.total -= 1;
             return Some(Evicted::Idle(self.idle.remove(at).connection));
         }
-        // If the other runtime has ended or is not run, its opening never ends.
-        let at = self.openings.iter().position(|opening| opening.runtime != runtime)?;
+        // If the other runtime has ended or is not run, its attempt never ends.
+        let at = self.attempts.iter().position(|attempt| attempt.runtime != runtime)?;
         self.total -= 1;
-        Some(Evicted::Opening(self.openings.swap_remove(at).task))
+        Some(Evicted::Attempt(self.attempts.swap_remove(at).task))
     }
 }
 
 /// What was closed to make room, dropped without the lock.
 enum Evicted {
     Idle(TaskConnection),
-    Opening(Option<AbortHandle>),
+    Attempt(Option<AbortHandle>),
 }
 
 impl Evicted {
@@ -375,7 +375,7 @@ impl Evicted {
         match self {
             // At once, also if its runtime is not run.
             Self::Idle(connection) => connection.wire().task().shut_down(),
-            Self::Opening(task) => task.iter().for_each(AbortHandle::abort),
+            Self::Attempt(task) => task.iter().for_each(AbortHandle::abort),
         }
     }
 }
@@ -388,7 +388,7 @@ pub(in crate::pool) struct Requester<'i> {
 }
 
 impl Requester<'_> {
-    /// Takes an idle connection of the runtime. If there is none, and a further opening is needed, the
+    /// Takes an idle connection of the runtime. If there is none, and a further one is needed, the
     /// caller begins it.
     pub(in crate::pool) fn take(&mut self, runtime: &Handle) -> Found {
         let id = runtime.id();
@@ -418,16 +418,16 @@ impl Requester<'_> {
             state.set_runtime(runtime);
         }
         let requesters = state.requesters.iter().filter(|runtime| **runtime == waits).count();
-        let openings = state.openings.iter().filter(|opening| opening.runtime == id).count();
+        let attempts = state.attempts.iter().filter(|attempt| attempt.runtime == id).count();
         let retry_at = state.retry_at.filter(|at| *at > Instant::now());
         let (mut found, mut evicted) = (Found::Wait(retry_at), None);
         let full = self.idle.max_size.saturating_sub(state.ending(id));
-        if retry_at.is_none() && openings < requesters && !state.closed {
+        if retry_at.is_none() && attempts < requesters && !state.closed {
             if state.total >= self.idle.max_size {
                 evicted = state.make_room(id);
             }
             found = match state.total < full {
-                true => Found::Open(state.begin_opening(id)),
+                true => Found::Open(state.begin_attempt(id)),
                 false => Found::Wait(Some(Instant::now() + END_PAUSE)),
             };
         }

@@ -190,7 +190,7 @@ impl TaskLine {
                 Found::Wait(retry_at) => retry_at,
             };
             now = Instant::now();
-            core.check_opening(started, now, deadline)?;
+            core.check_connect(started, now, deadline)?;
             let by = retry_at.map_or(deadline, |at| at.min(deadline));
             until(by, pin!(changed)).await;
             now = Instant::now();

@@ -300,6 +300,6 @@ impl ServerPool for TaskPool {
     }
 }
 
-#[cfg(all(test, not(rediscope_shuttle)))]
+#[cfg(test)]
 #[path = "../../../tests/unit/task_pool.rs"]
 mod tests;
