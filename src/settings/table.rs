@@ -90,8 +90,8 @@ macro_rules! settings {
             /// Maximum number of requests in each lane: those that wait for the next write, and
             /// those whose replies are awaited. At the maximum a call waits in line for
             /// `checkout_timeout`. One dead connection puts at most that many blocks in doubt at
-            /// once. Default 256, at least 1, at most 65,535.
-            max_in_flight: u32 = 256;
+            /// once. Default 1,024, at least 1, at most 65,535.
+            max_in_flight: u32 = 1024;
             /// Time for which the register of an exactly-once connection stays on the server after
             /// its last use. A commit in doubt can be resolved for that time. Each connection that
             /// commits exactly once has one register, which stays behind when the connection
