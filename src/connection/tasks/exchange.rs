@@ -30,6 +30,8 @@ pub(super) struct Shared {
     is_closed: AtomicBool,
     /// Whether the server has sent a push while no reply was awaited.
     has_pushes: AtomicBool,
+    /// Whether the task has read the first part of a push.
+    has_half: AtomicBool,
     pub(super) socket: Weak<TaskSocket>,
     pub(super) runtime: runtime::Id,
     process: Process,
@@ -102,6 +104,7 @@ impl Shared {
             task: OnceLock::new(),
             is_closed: AtomicBool::new(false),
             has_pushes: AtomicBool::new(false),
+            has_half: AtomicBool::new(false),
             socket: Arc::downgrade(socket),
             runtime,
             process: Process::here(),
@@ -122,6 +125,20 @@ impl Shared {
 
     pub(super) fn on_push(&self) {
         self.has_pushes.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the next bytes are the rest of a push.
+    pub(super) fn has_half(&self) -> bool {
+        self.has_half.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_half(&self, has_half: bool) {
+        self.has_half.store(has_half, Ordering::Relaxed);
+    }
+
+    /// Records that the connection is about to be closed, before other callers see the socket again.
+    pub(super) fn mark_closed(&self) {
+        self.is_closed.store(true, Ordering::Release);
     }
 
     /// Records the task that polls the connection.

@@ -47,6 +47,26 @@ pub(super) fn has_come(socket: &TaskSocket) -> io::Result<bool> {
     }
 }
 
+/// Returns the first byte that has arrived, without taking it. `None`: it is not known.
+#[cold]
+pub(super) fn first_byte(socket: &TaskSocket) -> Option<u8> {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsFd as _;
+
+        // `peek` of socket2 fills memory that cannot be read without unsafe code.
+        let same = socket.as_fd().try_clone_to_owned().ok()?;
+        let mut first = [0];
+        let peeked = std::net::TcpStream::from(same).peek(&mut first).ok()?;
+        return (peeked == 1).then_some(first[0]);
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = socket;
+        None
+    }
+}
+
 /// Ends the connection for the peer and for every user of the socket.
 pub(super) fn shut_down(socket: &TaskSocket) {
     // It fails for a connection that has ended.

@@ -236,12 +236,30 @@ impl SocketLoop {
                 }
                 Poll::Ready(Ok(())) => {}
             }
+            if self.due == 0 {
+                self.read_idle()?;
+                continue;
+            }
             let read = socket::read(&self.socket, self.parser.read_buffer());
             if self.on_read(read)? {
                 self.parse(has_adopted.then_some(context.waker()))?;
             }
         }
         Ok(())
+    }
+
+    /// Reads while no reply is awaited. The lock keeps a caller from a look into the socket between the
+    /// read and its consequence: it would find nothing, and send.
+    fn read_idle(&mut self) -> Result<(), Failure> {
+        let shared = Arc::clone(&self.shared);
+        let _exchange = shared.lock();
+        let read = socket::read(&self.socket, self.parser.read_buffer());
+        let parsed = match self.on_read(read) {
+            Ok(true) => self.parse(None),
+            Ok(false) => Ok(()),
+            Err(failure) => Err(failure),
+        };
+        parsed.inspect_err(|_| shared.mark_closed())
     }
 
     /// Reads also what the runtime does not know of yet.
@@ -296,12 +314,14 @@ impl SocketLoop {
             self.publish(own);
         }
         if self.parser.is_empty() {
+            self.shared.set_half(false);
             return Ok(());
         }
         let unsolicited = self.parser.check_unsolicited();
         match unsolicited.map_err(|fault| Failure::new(unreadable(fault)))? {
             Unsolicited::Nothing | Unsolicited::Push => {
                 self.shared.on_push();
+                self.shared.set_half(!self.parser.is_empty());
                 Ok(())
             }
             Unsolicited::Reply => {

@@ -116,6 +116,11 @@ impl TaskWire {
     }
 }
 
+/// Returns whether the bytes that have arrived begin a push or an attribute, as far as is known.
+fn begins_push(socket: &TaskSocket) -> bool {
+    matches!(socket::first_byte(socket), None | Some(b'>' | b'|'))
+}
+
 impl Drop for TaskWire {
     fn drop(&mut self) {
         let _: bool = self.task.shared.close();
@@ -225,20 +230,22 @@ impl Wire for TaskWire {
     fn check_socket(&mut self, pushes: bool) -> Result<(), ConnectionError> {
         self.check_unexpected(pushes)?;
         let shared = &*self.task.shared;
+        // The task reads no byte under the lock without its consequence.
+        let mut exchange = shared.lock();
         if shared.is_closed() {
-            let failure = shared.lock().failure.clone();
+            let failure = exchange.failure.clone();
             return Err(failure.map_or_else(closed, |failure| failure.error));
         }
-        match shared.socket.upgrade().map(|socket| socket::has_come(&socket)) {
-            Some(Ok(false)) => Ok(()),
-            // The task reads them before it writes, and fails if they are no push.
-            Some(Ok(true)) if pushes => {
-                shared.lock().has_come = true;
+        let Some(socket) = shared.socket.upgrade() else { return Err(closed()) };
+        match socket::has_come(&socket) {
+            Ok(false) => Ok(()),
+            // The task reads them before it writes, and fails if there is more than pushes.
+            Ok(true) if pushes && (shared.has_half() || begins_push(&socket)) => {
+                exchange.has_come = true;
                 Ok(())
             }
-            Some(Ok(true)) => Err(ConnectionError::unexpected("a reply too many")),
-            Some(Err(error)) => Err(ConnectionError::of_io(&error)),
-            None => Err(closed()),
+            Ok(true) => Err(ConnectionError::unexpected("a reply too many")),
+            Err(error) => Err(ConnectionError::of_io(&error)),
         }
     }
 
