@@ -13,6 +13,9 @@ use rediscope::{Builder, Mode, Plain};
 /// Whether a large transaction sends commands ahead of its commit.
 pub(crate) const SENDS_CHUNKS: bool = true;
 
+/// Whether a doubt that was resolved is sent to the server once more.
+pub(crate) const ASKS_AGAIN: bool = true;
+
 /// Whether connections may use TLS.
 pub(crate) const HAS_TLS: bool = true;
 

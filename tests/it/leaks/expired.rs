@@ -57,6 +57,7 @@ fn a_late_commit_fails_with_the_place_where_its_scope_began_and_applies_nothing(
     assert_eq!(fixture.journal(), ["MULTI", "SET"], "the server knows of it already");
     is_reclaimed(&fixture, &sessions);
     tx.set("key", 2);
+    crate::side::send_ahead(&mut tx);
     match tx.check().unwrap_err() {
         Error::PinExpired(reported) => expired(reported, line),
         error => panic!("{error:?}"),

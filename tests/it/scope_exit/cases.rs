@@ -134,6 +134,9 @@ impl Cell {
                 Some("a closure does not own the guard it works on")
             }
             ClosureError if !form.is_closure() => Some("a guard has no closure"),
+            _ if form == LargeRun && !side::SENDS_CHUNKS => {
+                Some("a block of any size is kept until its commit")
+            }
             Outlive if form == Run => Some("it holds no connection before its commit"),
             _ if form == Reading && part != Part::None => {
                 Some("without a transaction there are no parts")

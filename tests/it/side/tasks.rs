@@ -31,6 +31,9 @@ pub(crate) use rediscope::lock::{Lock, LockGuard, RwLock};
 /// Whether a large transaction sends commands ahead of its commit.
 pub(crate) const SENDS_CHUNKS: bool = false;
 
+/// Whether a doubt that was resolved is sent to the server once more.
+pub(crate) const ASKS_AGAIN: bool = false;
+
 /// Whether connections may use TLS.
 pub(crate) const HAS_TLS: bool = false;
 
