@@ -244,6 +244,26 @@ fn a_forgotten_scope_and_a_forgotten_call_are_reclaimed() {
 }
 
 #[test]
+fn a_caller_that_is_forgotten_while_it_waits_keeps_no_permit() {
+    let (server, runtime) = (Server::start(), threads());
+    let limit = Duration::from_millis(60);
+    let pool = pool(&server, |settings| (settings.max_size, settings.max_pin_time) = (1, limit));
+    let held = runtime.block_on(checkout(&pool));
+    let _in = runtime.enter();
+    let mut forgotten = Box::pin(checkout(&pool));
+    assert!(poll_once(forgotten.as_mut()).is_pending());
+    assert_eq!(pool.permits.waiting(), 1);
+    // The permit is passed on to the forgotten one.
+    drop(held);
+    assert_eq!((pool.permits.waiting(), pool.in_use()), (0, 1));
+    let mut line = runtime.block_on(checkout(&pool));
+    runtime.block_on(ping(&mut line));
+    std::mem::forget(forgotten);
+    drop(line);
+    is_clean(&server, &pool, 1);
+}
+
+#[test]
 fn a_revoked_line_that_goes_on_gets_an_error_and_no_connection() {
     let (server, runtime) = (Server::start(), threads());
     let limit = Duration::from_millis(60);
@@ -385,7 +405,7 @@ fn a_timeout_names_the_tasks_that_hold_the_connections() {
     assert_eq!((timeout.in_use, timeout.waiters, timeout.holders.len()), (1, 1, 1));
     assert_eq!(*timeout.holders[0].thread, format!("task {task}"));
     assert!(timeout.to_string().contains(&format!("in task {task} for")), "{timeout}");
-    assert_eq!(pool.waiting(), 0);
+    assert_eq!(pool.permits.waiting(), 0);
     drop(pin);
     is_clean(&server, &pool, 1);
 }
@@ -613,4 +633,93 @@ impl Write for Written {
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
+}
+
+/// Sends a command, which may fail.
+async fn try_send(line: &mut TaskLine, bytes: &[u8], expect: Expect) -> Option<()> {
+    let deadline = line.response_deadline();
+    let connection = line.current()?;
+    let sent = connection.exchange(bytes, &[(expect, 1)], deadline, &mut |_, _| {}).await;
+    if let Err(interruption) = sent {
+        line.on_lost(&interruption.cause);
+        return None;
+    }
+    Some(())
+}
+
+/// A scope whose connection may be lost at any time, and is then replaced.
+async fn unlucky_scope(pool: &TaskPool) -> Option<()> {
+    let deadline = Instant::now() + SOON;
+    let pin = pool.pin(origin(), deadline, false, Arc::new(())).await.ok()?;
+    let mut call = pin.call::<Error>().ok()?;
+    while try_send(&mut call, WATCH, Expect::Watch).await.is_none() {
+        call.connect(deadline).await.ok()?;
+    }
+    drop(call);
+    let mut call = pin.last_call::<Error>().ok()?;
+    try_send(&mut call, MULTI, Expect::Multi).await
+}
+
+#[test]
+fn permits_and_connections_are_counted_right_under_drops_losses_and_forgotten_futures() {
+    let server = Server::start();
+    let (one, other) = (threads(), threads());
+    let pool = pool(&server, |settings| {
+        (settings.max_size, settings.max_pin_time) = (4, Duration::from_millis(40));
+        settings.checkout_timeout = SOON;
+    });
+    let run = |runtime: &Runtime| {
+        let tasks = (0..40).map(|nth| {
+            let pool = pool.clone();
+            runtime.spawn(async move {
+                for round in 0..25 {
+                    let most = fastrand::usize(1..10);
+                    match fastrand::u8(0..3) {
+                        0 if nth == 0 && round % 5 == 0 => {
+                            let mut forgotten = Box::pin(unlucky_scope(&pool));
+                            poll_at_most(most, forgotten.as_mut()).await;
+                            std::mem::forget(forgotten);
+                        }
+                        0 | 1 => drop(poll_at_most(most, unlucky_scope(&pool)).await),
+                        _ => drop(unlucky_scope(&pool).await),
+                    }
+                }
+            })
+        });
+        tasks.collect::<Vec<_>>()
+    };
+    let (tasks, others) = (run(&one), run(&other));
+    let mut killer = server.connect().unwrap();
+    while !tasks.iter().chain(&others).all(|task| task.is_finished()) {
+        let killed = redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).query(&mut killer);
+        let _: i64 = killed.unwrap();
+        std::thread::sleep(Duration::from_millis(fastrand::u64(1..8)));
+        let [size, _] = pool.idle.sizes();
+        assert!(size <= 4 && pool.in_use() <= 4, "{size} connections");
+    }
+    one.block_on(async {
+        for task in tasks {
+            task.await.unwrap()
+        }
+    });
+    other.block_on(async {
+        for task in others {
+            task.await.unwrap()
+        }
+    });
+    drop(killer);
+    // The forgotten ones are taken back.
+    eventually(SOON, "the permits are back", || pool.in_use() == 0);
+    let lines = one.block_on(async {
+        [checkout(&pool).await, checkout(&pool).await, checkout(&pool).await, checkout(&pool).await]
+    });
+    assert_eq!(pool.idle.sizes(), [4, 0]);
+    drop(lines);
+    is_clean(&server, &pool, 4);
+    // A forgotten call keeps the pool, so it is closed.
+    pool.close();
+    one.block_on(pool.drain(Instant::now() + SOON));
+    eventually(SOON, "no task", || {
+        [&one, &other].iter().all(|runtime| runtime.metrics().num_alive_tasks() == 0)
+    });
 }

@@ -1,13 +1,12 @@
-//! What the lines of one pool of tasks share: semaphore, blocking commands, idle connections, lanes.
+//! What the lines of one pool of tasks share: permits, blocking commands, idle connections, lanes.
 //!
 //! This module depends on no line and no scope, so that both can hold it.
 
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, TryAcquireError};
 use tracing::Level;
 
 use crate::connection::connection::Connection;
@@ -18,13 +17,11 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::blocking::BlockingCommands;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
-use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::idle::{TaskConnection, TaskIdle};
 use crate::pool::tasks::lanes::Lanes;
+use crate::pool::tasks::permits::{Acquired, Permits};
 use crate::pool::tasks::right::{Ended, Right};
 use crate::protocol::connection_state::CloseReason;
-use crate::sync::lock;
-use crate::sync::timer::until;
 
 /// Time in addition to `cleanup_timeout` after which a connection that is being cleaned is closed:
 /// its runtime is not run.
@@ -33,13 +30,11 @@ const CLEANUP_GRACE: Duration = Duration::from_millis(500);
 /// What the lines of one pool share.
 pub(crate) struct TaskCore {
     context: Arc<PoolContext>,
-    /// As many permits as the pool has connections at most; fair.
-    semaphore: Semaphore,
+    /// As many as the pool has connections at most.
+    pub(in crate::pool) permits: Permits,
     pub(in crate::pool) idle: TaskIdle,
     pub(in crate::pool) blocking: Arc<BlockingCommands>,
     pub(in crate::pool) lanes: Lanes,
-    /// The tasks and threads that wait for a permit.
-    waiting: Mutex<Vec<HolderTask>>,
 }
 
 impl Deref for TaskCore {
@@ -50,82 +45,28 @@ impl Deref for TaskCore {
     }
 }
 
-/// The result of a wait for a permit.
-pub(in crate::pool) enum Acquired {
-    Right(Arc<Right>),
-    TimedOut {
-        /// Number of callers that waited, this one included.
-        waiters: usize,
-    },
-    Closed,
-}
-
 impl TaskCore {
     pub(crate) fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
         let context = Arc::new(PoolContext::new(config, endpoint));
         let max_size = context.settings().max_size;
         Self {
             lanes: Lanes::new(Arc::clone(&context)),
-            semaphore: Semaphore::new(max_size as usize),
+            permits: Permits::new(max_size),
             idle: TaskIdle::new(context.settings()),
             context,
             blocking: Arc::default(),
-            waiting: Mutex::default(),
-        }
-    }
-
-    /// Takes a permit that is free.
-    pub(in crate::pool) fn try_acquire(&self) -> Option<Acquired> {
-        match self.semaphore.try_acquire() {
-            Ok(permit) => {
-                permit.forget();
-                Some(self.acquired())
-            }
-            Err(TryAcquireError::Closed) => Some(Acquired::Closed),
-            Err(TryAcquireError::NoPermits) => None,
         }
     }
 
     /// Waits for a permit, in the order of the callers. Dropped before its end, the future has taken
     /// none.
     pub(in crate::pool) async fn acquire(&self, deadline: Instant) -> Acquired {
-        let waiting = Waiting::new(self);
-        match until(deadline, self.semaphore.acquire()).await {
-            Some(Ok(permit)) => {
-                permit.forget();
-                self.acquired()
-            }
-            Some(Err(_)) => Acquired::Closed,
-            None => Acquired::TimedOut { waiters: waiting.number() },
-        }
-    }
-
-    fn acquired(&self) -> Acquired {
-        // The numbers are returned before their permits.
-        match self.idle.take_number() {
-            Some(right) => Acquired::Right(right),
-            None => Acquired::Closed,
-        }
-    }
-
-    /// Returns whether the task or thread waits for a permit.
-    pub(in crate::pool) fn is_waiting(&self, holder: &HolderTask) -> bool {
-        lock(&self.waiting).contains(holder)
-    }
-
-    /// Number of callers that wait for a permit.
-    pub(in crate::pool) fn waiting(&self) -> usize {
-        lock(&self.waiting).len()
+        self.permits.acquire(deadline, |right| self.give_back(right, None)).await
     }
 
     /// Number of permits that callers hold.
     pub(in crate::pool) fn in_use(&self) -> usize {
-        (self.settings().max_size as usize).saturating_sub(self.semaphore.available_permits())
-    }
-
-    /// No caller gets a permit from now on.
-    pub(in crate::pool) fn close_permits(&self) {
-        self.semaphore.close();
+        self.permits.in_use()
     }
 
     /// Returns a permit, and its connection if that may be used again.
@@ -145,9 +86,18 @@ impl TaskCore {
         self.end(right, None, task.is_some());
     }
 
+    /// `counts`: the right had a connection.
     fn end(&self, right: &Right, connection: Option<TaskConnection>, counts: bool) {
-        let refused = self.idle.give_back(right.number(), connection, counts);
-        self.semaphore.add_permits(1);
+        let refused = match connection {
+            Some(connection) => self.idle.give_back(connection),
+            None => {
+                if counts {
+                    self.idle.closed_one();
+                }
+                None
+            }
+        };
+        self.permits.give_back(right.number());
         drop(refused);
     }
 
@@ -203,7 +153,7 @@ impl TaskCore {
     /// Takes back permits of lines without a scope that were not used for `limit`, and of connections
     /// whose cleanup takes too long.
     pub(in crate::pool) fn revoke_unused(&self, seen: &mut LinesSeen, limit: Duration) {
-        let (now, rights) = (Instant::now(), self.idle.rights());
+        let (now, rights) = (Instant::now(), self.permits.rights());
         seen.0.retain(|line| rights.iter().any(|right| Arc::ptr_eq(right, &line.right)));
         for right in rights {
             let cleanup = self.settings().cleanup_timeout + CLEANUP_GRACE;
@@ -268,33 +218,6 @@ struct LineSeen {
     right: Arc<Right>,
     uses: u64,
     since: Instant,
-}
-
-/// A caller that waits for a permit, until this is dropped.
-struct Waiting<'c> {
-    core: &'c TaskCore,
-    holder: HolderTask,
-}
-
-impl<'c> Waiting<'c> {
-    fn new(core: &'c TaskCore) -> Self {
-        let holder = HolderTask::here();
-        lock(&core.waiting).push(holder.clone());
-        Self { core, holder }
-    }
-
-    fn number(&self) -> usize {
-        self.core.waiting()
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waiting = lock(&self.core.waiting);
-        if let Some(at) = waiting.iter().position(|holder| *holder == self.holder) {
-            waiting.swap_remove(at);
-        }
-    }
 }
 
 /// The error of a call outside of a runtime.

@@ -1,10 +1,10 @@
-//! The idle connections of a pool of tasks, the attempts to open further ones, and the free permits.
+//! The idle connections of a pool of tasks, and the attempts to open further ones.
 //!
 //! Connections that are idle, lent or being opened are together never more than `max_size`. A
 //! connection belongs to the runtime that opened it. The tasks of another runtime do not use it. They
 //! close it if they need its place.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Id as RuntimeId};
@@ -13,7 +13,6 @@ use tokio::task::AbortHandle;
 
 use crate::connection::connection::Connection;
 use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
-use crate::pool::tasks::right::Right;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
 
@@ -26,7 +25,7 @@ const END_PAUSE: Duration = Duration::from_millis(1);
 /// A connection, boxed because it is moved often.
 pub(in crate::pool) type TaskConnection = Box<Connection<TaskWire>>;
 
-/// The idle connections of a pool, the attempts to open further ones, and the free permits.
+/// The idle connections of a pool, and the attempts to open further ones.
 pub(in crate::pool) struct TaskIdle {
     max_size: usize,
     min_idle: usize,
@@ -50,10 +49,6 @@ struct IdleState {
     retry_at: Option<Instant>,
     /// The runtime that last asked for a connection. It opens those for `min_idle`.
     runtime: Option<Handle>,
-    /// The numbers of the free permits.
-    numbers: Vec<usize>,
-    /// The lent permits by their numbers.
-    rights: Vec<Option<Arc<Right>>>,
     /// The tasks that may still run.
     tasks: Vec<ConnectionTask>,
 }
@@ -94,78 +89,32 @@ impl TaskIdle {
                 failures: 0,
                 retry_at: None,
                 runtime: None,
-                numbers: (0..max_size).rev().collect(),
-                rights: vec![None; max_size],
                 tasks: Vec::new(),
             }),
             changed: Notify::new(),
         }
     }
 
-    /// Takes the number of a free permit, for a caller that has one of the semaphore.
-    pub(in crate::pool) fn take_number(&self) -> Option<Arc<Right>> {
-        let mut state = lock(&self.state);
-        let right = Arc::new(Right::new(state.numbers.pop()?));
-        if let Some(place) = state.rights.get_mut(right.number()) {
-            *place = Some(Arc::clone(&right));
-        }
-        Some(right)
-    }
-
-    /// The lent permits.
-    pub(in crate::pool) fn rights(&self) -> Vec<Arc<Right>> {
-        lock(&self.state).rights.iter().flatten().cloned().collect()
-    }
-
-    /// Takes back the number of a permit, and its connection, which is idle from now on. `counts`:
-    /// the permit had a connection.
-    pub(in crate::pool) fn give_back(
-        &self,
-        number: usize,
-        connection: Option<TaskConnection>,
-        counts: bool,
-    ) -> Option<TaskConnection> {
-        let mut state = lock(&self.state);
-        state.numbers.push(number);
-        if let Some(place) = state.rights.get_mut(number) {
-            *place = None;
-        }
-        let refused = match connection {
-            Some(connection) if !state.closed => {
-                let since = Instant::now();
-                state.idle.push(IdleConnection { connection, since });
-                None
-            }
-            refused => {
-                state.total -= usize::from(counts);
-                refused
-            }
-        };
-        let is_awaited = !state.requesters.is_empty();
-        drop(state);
-        if is_awaited {
-            self.changed.notify_waiters();
-        }
-        refused
-    }
-
-    /// Records that a lent connection was closed.
-    pub(in crate::pool) fn closed_one(&self) {
-        lock(&self.state).total -= 1;
-        self.changed.notify_waiters();
-    }
-
-    /// Makes a lent connection idle again, whose caller keeps its permit.
-    pub(in crate::pool) fn put(&self, connection: TaskConnection) -> Option<TaskConnection> {
+    /// Takes a lent connection back, which is idle from now on. Returns a connection that is not kept.
+    pub(in crate::pool) fn give_back(&self, connection: TaskConnection) -> Option<TaskConnection> {
         let mut state = lock(&self.state);
         if state.closed {
             state.total -= 1;
             return Some(connection);
         }
         state.idle.push(IdleConnection { connection, since: Instant::now() });
+        let is_awaited = !state.requesters.is_empty();
         drop(state);
-        self.changed.notify_waiters();
+        if is_awaited {
+            self.changed.notify_waiters();
+        }
         None
+    }
+
+    /// Records that a lent connection was closed.
+    pub(in crate::pool) fn closed_one(&self) {
+        lock(&self.state).total -= 1;
+        self.changed.notify_waiters();
     }
 
     /// A future that is ready after the next change from now on.
@@ -321,7 +270,6 @@ impl TaskIdle {
         let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         std::mem::forget(std::mem::take(&mut state.idle));
         std::mem::forget(std::mem::take(&mut state.tasks));
-        std::mem::forget(std::mem::take(&mut state.rights));
         std::mem::forget(std::mem::take(&mut state.attempts));
         std::mem::forget(state.runtime.take());
     }

@@ -208,7 +208,7 @@ impl TaskLine {
         connection.mark_taken();
         let task = connection.wire().task().clone();
         if !self.right.as_ref().is_some_and(|right| right.attach(task)) {
-            drop(self.core.idle.put(connection));
+            drop(self.core.idle.give_back(connection));
             return false;
         }
         self.connection = Some(connection);

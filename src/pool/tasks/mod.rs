@@ -11,6 +11,7 @@ pub(crate) mod lane_line;
 pub(crate) mod lane_loop;
 pub(crate) mod lanes;
 pub(crate) mod line;
+pub(crate) mod permits;
 pub(crate) mod pool;
 pub(crate) mod right;
 pub(crate) mod router;

@@ -24,8 +24,9 @@ use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
-use crate::pool::tasks::core::{Acquired, LinesSeen, TaskCore, no_runtime};
+use crate::pool::tasks::core::{LinesSeen, TaskCore, no_runtime};
 use crate::pool::tasks::line::{TaskLine, TaskPin};
+use crate::pool::tasks::permits::Acquired;
 use crate::status::node::NodeStatus;
 use crate::sync::timer::until;
 
@@ -78,7 +79,7 @@ impl TaskPool {
 
     async fn take(&self, deadline: Instant) -> Result<TaskLine, CheckoutError> {
         let started = Instant::now();
-        let acquired = match self.try_acquire() {
+        let acquired = match self.permits.try_acquire() {
             Some(acquired) => acquired,
             None if Handle::try_current().is_err() => {
                 let source = no_runtime();
@@ -95,7 +96,7 @@ impl TaskPool {
     /// Warns if each holder of a connection waits for another one. One task may legally wait for
     /// itself, in two branches of a `join!`, so this is no proof of a deadlock.
     fn warn_if_all_wait(&self) {
-        let checked = self.scopes.check_wait(|holder| self.is_waiting(holder));
+        let checked = self.scopes.check_wait(|holder| self.permits.is_waiting(holder));
         let Err(WouldDeadlock { holders, .. }) = checked else { return };
         for scope in holders {
             let OpenScope { name, begun_at: place, thread, age, .. } = scope;
@@ -217,7 +218,7 @@ impl ServerPool for TaskPool {
     }
 
     async fn try_checkout(&self, deadline: Instant) -> Result<Option<TaskLine>, CheckoutError> {
-        match self.try_acquire() {
+        match self.permits.try_acquire() {
             Some(acquired) => self.connect(acquired, Instant::now(), deadline).await.map(Some),
             None => Ok(None),
         }
@@ -267,13 +268,13 @@ impl ServerPool for TaskPool {
     }
 
     fn close(&self) {
-        self.close_permits();
+        self.permits.close();
         self.lanes.close();
         self.blocking.close();
     }
 
     fn retire(&self) {
-        self.close_permits();
+        self.permits.close();
         self.lanes.close();
         self.shared.close();
         self.idle.close();
@@ -294,7 +295,7 @@ impl ServerPool for TaskPool {
             size,
             in_use: self.in_use() as u32,
             idle,
-            waiting: self.waiting(),
+            waiting: self.permits.waiting(),
             last_connect_error: self.shared.connect_error().map(|(_, error)| error),
         }
     }
