@@ -3,10 +3,10 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Notify;
 
 use crate::commit::resolve::{DoubtResolver, closed, occupied};
 use crate::commit::side::Side;
@@ -15,6 +15,7 @@ use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, ResolveCommit, Un
 use crate::pool::router::Router;
 use crate::pool::tasks::line::TaskPin;
 use crate::pool::tasks::pool::TaskPool;
+use crate::sync::lock;
 use crate::sync::timer::until;
 
 impl Side for TaskPool {
@@ -32,20 +33,32 @@ impl Side for TaskPool {
 /// Resolves transactions in doubt, one query at a time.
 pub(crate) struct TaskResolver {
     resolver: DoubtResolver<TaskPool>,
-    permits: Semaphore,
-    /// Number of calls that wait for the permit or have it.
-    calls: AtomicUsize,
+    turn: Mutex<Turn>,
+    /// Notified when the turn has changed.
+    changed: Notify,
+}
+
+/// The turn to query. A future that is polled no more loses it at its deadline.
+#[derive(Default)]
+struct Turn {
+    closed: bool,
+    /// The number of the call that has the turn, and the call's deadline.
+    taken: Option<(u64, Instant)>,
+    last: u64,
+    /// Number of calls that wait for the turn or have it.
+    calls: usize,
 }
 
 impl TaskResolver {
     pub(crate) fn new(router: Router<TaskPool>) -> Self {
         let resolver = DoubtResolver::new(router);
-        Self { resolver, permits: Semaphore::new(1), calls: AtomicUsize::new(0) }
+        Self { resolver, turn: Mutex::default(), changed: Notify::new() }
     }
 
     /// Makes later calls fail: the session manager is closed.
     pub(crate) fn close(&self) {
-        self.permits.close();
+        lock(&self.turn).closed = true;
+        self.changed.notify_waiters();
     }
 
     /// Asks the server whether the transaction was applied. Dropped before its end, it closes the
@@ -55,19 +68,44 @@ impl TaskResolver {
         token: &CommitToken,
         within: Option<Duration>,
     ) -> Resolution {
-        self.resolver.resolve(token, within, |deadline| self.permit(deadline)).await
+        self.resolver.resolve(token, within, |deadline| self.turn(deadline)).await
     }
 
-    /// Waits for the permit to query. Dropped before its end, the future has taken none.
-    async fn permit(&self, deadline: Instant) -> Result<QueryPermit<'_>, UnresolvedReason> {
-        self.calls.fetch_add(1, Ordering::AcqRel);
-        let mut query = QueryPermit { resolver: self, permit: None };
-        match until(deadline, self.permits.acquire()).await {
-            Some(Ok(permit)) => query.permit = Some(permit),
-            Some(Err(_)) => return Err(closed()),
-            None => return Err(occupied()),
+    /// Waits for the turn to query. Dropped before its end, the future has taken none.
+    async fn turn(&self, deadline: Instant) -> Result<QueryTurn<'_>, UnresolvedReason> {
+        lock(&self.turn).calls += 1;
+        let mut query = QueryTurn { resolver: self, number: None };
+        loop {
+            let changed = self.changed.notified();
+            let free_at = match lock(&self.turn).take(deadline)? {
+                Ok(number) => {
+                    query.number = Some(number);
+                    return Ok(query);
+                }
+                Err(free_at) => free_at,
+            };
+            if Instant::now() >= deadline {
+                return Err(occupied());
+            }
+            until(deadline.min(free_at), changed).await;
         }
-        Ok(query)
+    }
+}
+
+impl Turn {
+    /// Takes the turn, or returns the time at which it is free at the latest.
+    fn take(&mut self, deadline: Instant) -> Result<Result<u64, Instant>, UnresolvedReason> {
+        if self.closed {
+            return Err(closed());
+        }
+        match self.taken {
+            Some((_, until)) if until > Instant::now() => Ok(Err(until)),
+            _ => {
+                self.last += 1;
+                self.taken = Some((self.last, deadline));
+                Ok(Ok(self.last))
+            }
+        }
     }
 }
 
@@ -86,18 +124,25 @@ impl ResolveCommit for TaskResolver {
     }
 }
 
-/// A call that waits for the permit to query, or has it.
-struct QueryPermit<'r> {
+/// A call that waits for the turn to query, or has it.
+struct QueryTurn<'r> {
     resolver: &'r TaskResolver,
-    permit: Option<SemaphorePermit<'r>>,
+    number: Option<u64>,
 }
 
-impl Drop for QueryPermit<'_> {
+impl Drop for QueryTurn<'_> {
     fn drop(&mut self) {
-        let TaskResolver { resolver, calls, .. } = self.resolver;
-        let others = calls.fetch_sub(1, Ordering::AcqRel) - 1;
+        let TaskResolver { resolver, turn, changed } = self.resolver;
+        let mut turn = lock(turn);
+        turn.calls -= 1;
+        let is_last = turn.calls == 0;
+        if self.number.is_some() && turn.taken.map(|(number, _)| number) == self.number {
+            turn.taken = None;
+        }
+        drop(turn);
+        changed.notify_waiters();
         // No other call waits for the connection, so it is not kept.
-        if self.permit.is_some() && others == 0 {
+        if is_last {
             resolver.disconnect();
         }
     }
