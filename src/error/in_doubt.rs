@@ -36,8 +36,11 @@ pub struct InDoubt {
     source: ConnectionError,
     /// If EXEC ran, it may have run without one of the commands.
     incomplete: bool,
-    resolvable: Option<Box<(Arc<SharedToken>, Arc<dyn ResolveCommit>)>>,
+    resolvable: Option<Box<Resolvable>>,
 }
+
+/// A token, and how it is resolved.
+type Resolvable = (Arc<SharedToken>, Arc<dyn ResolveCommit>);
 
 /// Resolves tokens: implemented by the part of the crate that has connections.
 pub(crate) trait ResolveCommit:

@@ -112,7 +112,7 @@ impl MergedWrite {
     pub(crate) fn push(&mut self, kind: RequestKind, bytes: &[u8]) {
         match kind {
             RequestKind::Block { commands } => {
-                return self.push_group([(bytes, commands)].into_iter(), None);
+                self.push_group([(bytes, commands)].into_iter(), None);
             }
             RequestKind::Read => {
                 self.expected.push((Expect::Plain, 1));

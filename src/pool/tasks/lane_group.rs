@@ -221,11 +221,9 @@ impl Group {
         // Nothing was sent, so that another connection may be used.
         let unsent = lost.is_some_and(|lost| lost.left == Some(0));
         let mut again = Vec::new();
-        let mut nth = 0;
-        for piece in outcome.pieces {
+        for (nth, piece) in outcome.pieces.into_iter().enumerate() {
             let Some(Member { job, mut request }) = self.members.pop_front() else { break };
             let token = self.token.as_ref().filter(|_| nth < self.exactly_once);
-            nth += 1;
             let response = match piece {
                 Piece::Again { alone } => {
                     let rejected = if alone { ALONE_AFTER } else { 1 };

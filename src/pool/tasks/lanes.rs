@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::runtime::{self, Handle};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::checkout::CheckoutError;
@@ -122,10 +123,7 @@ impl LaneSet {
     }
 
     /// Takes a free place in the next lane that has one.
-    #[expect(clippy::type_complexity, reason = "the parts have one reader")]
-    fn place(
-        &self,
-    ) -> Result<Option<(&Arc<Lane>, tokio::sync::OwnedSemaphorePermit)>, CheckoutError> {
+    fn place(&self) -> Result<Option<(&Arc<Lane>, OwnedSemaphorePermit)>, CheckoutError> {
         for _ in &self.lanes {
             let lane = self.lane()?;
             if let Some(place) = lane.try_place()? {
