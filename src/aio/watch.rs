@@ -345,6 +345,7 @@ impl Watch {
         &self,
         attempts: &mut WatchAttempts<TaskTurns>,
     ) -> Result<Watching, Error> {
+        self.router.here()?;
         let (span, target) = (attempts.span().clone(), self.target(attempts.binding()));
         let next = attempts.next(&self.router, target);
         in_span(&span, pin!(next)).await.map(|reading| Watching { reading })

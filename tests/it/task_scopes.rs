@@ -380,3 +380,15 @@ fn a_closure_runs_once_when_the_future_is_first_polled() {
         assert_eq!(runs.load(Ordering::SeqCst), 1);
     });
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn a_configuration_builds_a_manager_for_tasks() {
+    let server = Server::start();
+    let text = format!("url = '{}'\nmax_size = 3\nlanes = 1", server.url());
+    let config: rediscope::Config = toml::from_str(&text).unwrap();
+    let sessions = config.builder().build_async().unwrap();
+    assert_eq!(sessions.status().transactional.max_size, 3);
+    let added = single().block_on(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
+    assert_eq!(added.unwrap(), 1);
+}
