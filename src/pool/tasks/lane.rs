@@ -23,7 +23,6 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::context::PoolContext;
 use crate::pool::shared::CountedConnection;
 use crate::pool::tasks::job::{Job, JobQueue, Left};
-use crate::pool::tasks::lane_loop;
 use crate::protocol::retry::Backoff;
 use crate::sync::lock;
 use crate::sync::timer::{DeadlineTimer, until};
@@ -46,12 +45,17 @@ pub(crate) struct LaneRequest {
 pub(crate) type LaneResult = Result<BatchResponse, CheckoutError>;
 pub(crate) type LaneJob = Job<LaneRequest, LaneResult>;
 
+/// Serves the requests of a lane on a new connection, in the connection's task.
+pub(crate) type Serve =
+    fn(Arc<Lane>, Connection<TaskWire>, CountedConnection) -> Box<dyn Future<Output = ()> + Send>;
+
 /// One lane.
 pub(crate) struct Lane {
     pub(crate) context: Arc<PoolContext>,
     pub(crate) queue: JobQueue<LaneRequest, LaneResult>,
     /// Whether an exactly-once block waits, so that the register must be armed.
     pub(crate) awaits_register: AtomicBool,
+    serve: Serve,
     places: Arc<Semaphore>,
     /// Whether the connection's task takes requests.
     is_running: AtomicBool,
@@ -67,14 +71,14 @@ struct LaneConnection {
 enum LaneState {
     None,
     /// `None`: the attempt is about to begin.
-    Opening(Option<AbortHandle>),
+    Connecting(Option<AbortHandle>),
     /// The last attempt failed, and the next one begins at this time.
     Failed(Instant),
     Open(ConnectionTask),
 }
 
 impl Lane {
-    pub(crate) fn new(context: &Arc<PoolContext>) -> Arc<Self> {
+    pub(crate) fn new(context: &Arc<PoolContext>, serve: Serve) -> Arc<Self> {
         let (first, most) = CONNECT_BACKOFF;
         let state = LaneState::None;
         let connection =
@@ -83,6 +87,7 @@ impl Lane {
             context: Arc::clone(context),
             queue: JobQueue::new(),
             awaits_register: AtomicBool::new(false),
+            serve,
             places: Arc::new(Semaphore::new(context.settings().max_in_flight as usize)),
             is_running: AtomicBool::new(false),
             connection: Mutex::new(connection),
@@ -182,14 +187,14 @@ impl Lane {
     pub(crate) fn open(self: &Arc<Self>, runtime: &Handle) -> Option<Instant> {
         let mut connection = lock(&self.connection);
         match connection.state {
-            LaneState::Opening(_) | LaneState::Open(_) => return None,
+            LaneState::Connecting(_) | LaneState::Open(_) => return None,
             LaneState::Failed(until) if Instant::now() < until => return Some(until),
             LaneState::Failed(_) | LaneState::None => {}
         }
         if connection.closed {
             return None;
         }
-        connection.state = LaneState::Opening(None);
+        connection.state = LaneState::Connecting(None);
         drop(connection);
         let PoolContext { config, endpoint, shared, .. } = &*self.context;
         let options = shared.open_options(config.purpose, endpoint);
@@ -198,7 +203,7 @@ impl Lane {
         let settings = Arc::clone(&config.settings);
         let attempt = spawn_connection(runtime, endpoint.clone(), settings, options, then);
         let mut connection = lock(&self.connection);
-        if let LaneState::Opening(none) = &mut connection.state {
+        if let LaneState::Connecting(none) = &mut connection.state {
             *none = Some(attempt);
         }
         None
@@ -229,9 +234,9 @@ impl Lane {
         connection.backoff = Backoff::new(CONNECT_BACKOFF.0, CONNECT_BACKOFF.1);
         drop(connection);
         self.is_running.store(true, Ordering::Release);
-        let running = lane_loop::run(self, opened, counted);
+        let serving = (self.serve)(self, opened, counted);
         // If the task has ended, the drop of its loop ends the lane's connection.
-        drop(task.adopt(Box::new(running)));
+        drop(task.adopt(serving));
     }
 
     /// Ends an attempt that failed. If another one may succeed, the waiting requests begin it.
@@ -302,7 +307,7 @@ impl Lane {
 
     /// Whether there is a connection, or one is being opened.
     pub(crate) fn is_open(&self) -> bool {
-        matches!(lock(&self.connection).state, LaneState::Opening(_) | LaneState::Open(_))
+        matches!(lock(&self.connection).state, LaneState::Connecting(_) | LaneState::Open(_))
     }
 
     /// Refuses new requests. Those in the lane are served, then the connection is closed.
@@ -317,7 +322,7 @@ impl Lane {
         self.close();
         let state = std::mem::replace(&mut lock(&self.connection).state, LaneState::None);
         let task = match state {
-            LaneState::Opening(Some(attempt)) => {
+            LaneState::Connecting(Some(attempt)) => {
                 attempt.abort();
                 None
             }
@@ -325,7 +330,7 @@ impl Lane {
                 task.shut_down();
                 Some(task)
             }
-            LaneState::Opening(None) | LaneState::Failed(_) | LaneState::None => None,
+            LaneState::Connecting(None) | LaneState::Failed(_) | LaneState::None => None,
         };
         self.fail(|_| CheckoutError::Closed);
         task

@@ -34,11 +34,15 @@ use crate::sync::boxed::boxed;
 use crate::sync::timer::DeadlineTimer;
 
 /// Serves the lane's requests until its connection is closed.
-pub(crate) async fn run(
+pub(crate) fn serve(
     lane: Arc<Lane>,
     connection: Connection<TaskWire>,
     counted: CountedConnection,
-) {
+) -> Box<dyn Future<Output = ()> + Send> {
+    Box::new(run(lane, connection, counted))
+}
+
+async fn run(lane: Arc<Lane>, connection: Connection<TaskWire>, counted: CountedConnection) {
     let line = LaneLine::new(Arc::clone(&lane.context), connection);
     let mut lane_loop = LaneLoop {
         line,
@@ -94,7 +98,7 @@ impl LaneLoop {
             return false;
         }
         if self.average > BUSY {
-            give_way().await;
+            yield_once().await;
         }
         self.lane.queue.drain_into(&mut self.waiting);
         if !self.is_usable() {
@@ -293,13 +297,13 @@ impl LaneLoop {
 }
 
 /// Lets the other tasks of the runtime run once.
-async fn give_way() {
-    let mut gave_way = false;
+async fn yield_once() {
+    let mut has_yielded = false;
     poll_fn(|context| {
-        if gave_way {
+        if has_yielded {
             return Poll::Ready(());
         }
-        gave_way = true;
+        has_yielded = true;
         context.waker().wake_by_ref();
         Poll::Pending
     })

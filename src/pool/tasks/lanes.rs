@@ -16,6 +16,7 @@ use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::context::PoolContext;
 use crate::pool::tasks::lane::Lane;
+use crate::pool::tasks::lane_loop;
 use crate::sync::lock;
 
 /// The lanes of one pool, a set for each runtime that uses them. They are opened when first used. Its
@@ -79,7 +80,9 @@ impl Lanes {
         }
         // Runtimes come and go.
         sets.retain(|(_, set)| set.lanes.iter().any(|lane| lane.is_open() || lane.in_flight() > 0));
-        let lanes = (0..self.context.settings().lanes).map(|_| Lane::new(&self.context)).collect();
+        let lanes = (0..self.context.settings().lanes)
+            .map(|_| Lane::new(&self.context, lane_loop::serve))
+            .collect();
         let set = Arc::new(LaneSet { lanes, next: AtomicUsize::new(0) });
         if self.closed.load(Ordering::SeqCst) {
             set.lanes.iter().for_each(|lane| lane.close());
