@@ -93,6 +93,8 @@ fn every_command_line_names_tests_and_features_that_exist() {
             assert!(features.contains(named), "{place}: {line}");
         }
         let binary = line.split("--test ").nth(1).and_then(|rest| rest.split([' ', '`']).next());
+        // Unit tests of the library lie in `tests/unit`.
+        let binary = binary.or_else(|| line.contains(" --lib ").then_some("unit"));
         for filter in line.split([' ', '`', '"']).filter(|word| word.ends_with("::")) {
             let module = filter.trim_end_matches("::").replace("::", "/");
             // The suites of tasks are those of threads.
