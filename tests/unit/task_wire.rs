@@ -441,7 +441,7 @@ fn an_unexpected_reply_in_the_socket_is_seen_before_a_message_is_sent() {
     let (send, sends) = mpsc::channel::<()>();
     let (url, thread) = peer(move |mut peer| {
         sends.recv().unwrap();
-        peer.write_all(b"+PONG\r\n").unwrap();
+        peer.write_all(b">1\r\n+push\r\n+PONG\r\n").unwrap();
         let mut come = Vec::new();
         let _: std::io::Result<usize> = peer.read_to_end(&mut come);
         come
@@ -452,7 +452,7 @@ fn an_unexpected_reply_in_the_socket_is_seen_before_a_message_is_sent() {
     let wire = connection.wire_mut();
     use crate::connection::wire::Wire;
     eventually(SOON, "it has arrived", || wire.check_socket(false).is_err());
-    // A push would be allowed; the task sees that it is none, and sends nothing.
+    // The bytes begin a push, which is allowed; the task sees what follows it, and sends nothing.
     wire.check_socket(true).unwrap();
     let exchanged = runtime.block_on(async {
         wire.send(b"*1\r\n$4\r\nPING\r\n", 1, soon()).await.unwrap();
