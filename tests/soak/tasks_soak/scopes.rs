@@ -18,10 +18,10 @@ use rediscope_testing::{eventually, rss_bytes};
 
 const WORKERS: u64 = 64;
 /// Number of polls after which a future is dropped at the latest.
-const MOST_POLLS: u32 = 12;
+const MOST_POLLS: u32 = 4;
 /// The allocator and the counters of the test have a share in it.
 const GROWTH: u64 = 16 << 20;
-/// Half of the scopes run before the memory is measured for the first time.
+/// Number of connections, and of their tasks, of both pools.
 const CONNECTIONS: usize = 2 * (MAX_SIZE + LANES) as usize;
 
 /// The outcomes of all scopes that would change the counter of a worker.
@@ -167,7 +167,6 @@ fn sums(server: &Server) -> [u64; 2] {
 }
 
 fn scopes_of(count: u64, closes: bool) {
-    rediscope_testing::own_process!(alone);
     let seed = rediscope_testing::soak::seed();
     let (runtime, server) = (runtime(), Server::start());
     let sessions = {
@@ -229,10 +228,12 @@ fn scopes_of(count: u64, closes: bool) {
 
 #[test]
 fn scopes_that_are_dropped_at_any_poll_leave_no_connection_and_no_task_after_close() {
+    rediscope_testing::own_process!(alone);
     scopes_of(number("REDISCOPE_TASK_SCOPES", 20_000), true);
 }
 
 #[test]
 fn scopes_that_are_dropped_at_any_poll_leave_no_task_after_the_last_handle() {
+    rediscope_testing::own_process!(alone);
     scopes_of(number("REDISCOPE_TASK_SCOPES", 20_000), false);
 }

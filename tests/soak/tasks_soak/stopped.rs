@@ -15,7 +15,7 @@ use rediscope_testing::server::Server;
 
 const TASKS: u64 = 2_000;
 const CHECKOUT: Duration = Duration::from_secs(2);
-const RESPONSE: Duration = Duration::from_secs(2);
+const RESPONSE: Duration = Duration::from_millis(700);
 /// Time that a busy machine may add to 100,000 calls that end at the same time.
 const SLACK: Duration = Duration::from_secs(15);
 /// Memory of a queued block, with its future.
@@ -30,6 +30,7 @@ fn blocks_that_wait_for_a_stopped_server_end_in_time_and_only_what_was_sent_may_
         let _runtime = runtime.enter();
         let builder = rediscope::SessionManager::builder(server.url()).max_size(MAX_SIZE);
         let builder = builder.lanes(LANES).checkout_timeout(CHECKOUT).response_timeout(RESPONSE);
+        let builder = builder.connect_timeout(RESPONSE / 2);
         builder.build_async().unwrap()
     };
     let accounts = sessions.transactional();
