@@ -194,7 +194,10 @@ fn in_doubt(topology: &dyn Topology) {
     let (accounts, key) = (sessions.transactional(), topology.key("n"));
     let once = accounts.with(TransactionOptions::new().exactly_once());
     for (handle, resolvable) in [(&accounts, false), (&once, true)] {
-        handle.run(|tx| Ok(tx.set(&key, 0))).unwrap();
+        // Not by `run`, which may use another connection than a guard.
+        let mut tx = handle.begin_at(&key).unwrap();
+        tx.set(&key, 0);
+        tx.commit().unwrap();
         let mut tx = handle.begin_at(&key).unwrap();
         tx.incr(&key, 1);
         topology.with(&mut |server| server.pause_clients(2 * RESPONSE.as_millis() as u64));
@@ -220,6 +223,8 @@ fn in_doubt(topology: &dyn Topology) {
 fn not_isolated(topology: &dyn Topology) {
     let sessions = one(topology);
     let (accounts, key) = (sessions.transactional(), topology.key("n"));
+    // A connection that is opened later would be refused.
+    assert_eq!(accounts.run(|tx| Ok(tx.exists(&key))).unwrap(), 0);
     topology.with(&mut |server| drop(server.acl(&["SETUSER", "default", "-multi"])));
     let error = accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
     topology.with(&mut |server| drop(server.acl(&["SETUSER", "default", "+multi"])));
