@@ -180,7 +180,7 @@ impl Pooled {
         let request = Request::parse(bytes, offset + count, self.place)?;
         if self.reads_only && !request.read_only {
             return Err(Error::Refused {
-                command: request.name,
+                command: request.name.into_owned(),
                 hint: "this handle reads from replicas: use SessionManager::pooled",
             });
         }

@@ -84,7 +84,7 @@ pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: 
             Hashing { key, to: &mut reply.shown, bytes: MAX_BYTES, is_partial: false };
         replies.iter().for_each(|reply| hashing.add(reply));
         if !is_single {
-            hashing.add_text(format_args!("array({replies:?})"));
+            hashing.add_shown(|shown| write!(shown, "array({replies:?})"));
         }
         reply.is_partial = hashing.is_partial;
         kept.push(reply);
@@ -173,7 +173,7 @@ impl Hashing<'_> {
             {
                 return;
             }
-            value => self.add_text(format_args!("{value:?}")),
+            value => self.add_shown(|shown| show(value, shown)),
         }
         match value {
             Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
@@ -188,9 +188,9 @@ impl Hashing<'_> {
         }
     }
 
-    fn add_text(&mut self, text: fmt::Arguments<'_>) {
+    fn add_shown(&mut self, write: impl FnOnce(&mut Shown) -> fmt::Result) {
         let mut shown = Shown { bytes: [0; MAX_SHOWN], length: 0 };
-        let fits = shown.write_fmt(text).is_ok();
+        let fits = write(&mut shown).is_ok();
         let left = self.bytes.checked_sub(shown.length);
         let Some(left) = left.filter(|_| self.to.len() < MAX_VALUES) else {
             self.is_partial = true;
@@ -204,19 +204,38 @@ impl Hashing<'_> {
     }
 }
 
+/// Writes the value as redis-rs shows it. Its own way takes long for the text of a plain reply.
+fn show(value: &Value, shown: &mut Shown) -> fmt::Result {
+    let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+    match value {
+        Value::BulkString(bytes) if bytes.iter().all(is_plain) => {
+            shown.write_str("bulk-string('\"")?;
+            shown.put(bytes)?;
+            shown.write_str("\"')")
+        }
+        value => write!(shown, "{value:?}"),
+    }
+}
+
 /// A text that ends with an error when it gets too long.
 struct Shown {
     bytes: [u8; MAX_SHOWN],
     length: usize,
 }
 
-impl Write for Shown {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
+impl Shown {
+    fn put(&mut self, text: &[u8]) -> fmt::Result {
         let end = self.length + text.len();
         let to = self.bytes.get_mut(self.length..end).ok_or(fmt::Error)?;
-        to.copy_from_slice(text.as_bytes());
+        to.copy_from_slice(text);
         self.length = end;
         Ok(())
+    }
+}
+
+impl Write for Shown {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.put(text.as_bytes())
     }
 }
 
@@ -226,6 +245,18 @@ mod tests {
 
     fn error(shown: &Value) -> String {
         format!("Incompatible type - \"Not a number.\" (value was {shown:?})")
+    }
+
+    #[test]
+    fn a_value_is_shown_as_redis_rs_shows_it() {
+        let every_byte = (0..=u8::MAX).map(|byte| vec![b'a', byte]);
+        for bytes in every_byte.chain([b"".to_vec(), "é'€\n\"".as_bytes().to_vec()]) {
+            let value = Value::BulkString(bytes);
+            let mut shown = Shown { bytes: [0; MAX_SHOWN], length: 0 };
+            show(&value, &mut shown).unwrap();
+            let shown = String::from_utf8_lossy(&shown.bytes[..shown.length]).into_owned();
+            assert_eq!(shown, format!("{value:?}"));
+        }
     }
 
     #[test]

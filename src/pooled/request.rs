@@ -1,6 +1,7 @@
 //! A request of the pooled handle: checked by the names of its commands, then sent. No write is
 //! sent twice.
 
+use std::borrow::Cow;
 use std::panic::Location;
 use std::time::{Duration, Instant};
 
@@ -27,12 +28,12 @@ use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
-use crate::protocol::command::table::is_read_only;
+use crate::protocol::command::table::{self, is_read_only};
 
 /// A request, with the properties that the names of its commands imply.
 pub(crate) struct Request {
     /// The first command's name, for errors.
-    pub(crate) name: String,
+    pub(crate) name: Cow<'static, str>,
     commands: usize,
     pub(crate) read_only: bool,
     /// A reply may contain nested errors.
@@ -52,13 +53,14 @@ impl Request {
         place: &'static Location<'static>,
     ) -> Result<Self, Error> {
         let mut request = Self {
-            name: String::new(),
+            name: Cow::Borrowed(""),
             commands: 0,
             read_only: true,
             may_nest: false,
             batchable: false,
             blocking: None,
         };
+        let mut small = None;
         for args in CommandReader::new(bytes) {
             let Ok(args) = args else {
                 return Err(Error::Refused {
@@ -67,8 +69,19 @@ impl Request {
                 });
             };
             let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+            let row = table::find(name);
             if request.name.is_empty() {
-                request.name = display_name(name);
+                request.name = match row {
+                    Some(row) => Cow::Borrowed(row.name),
+                    None => Cow::Owned(display_name(name)),
+                };
+            }
+            request.commands += 1;
+            // Neither refused nor blocking, so the row is all there is to know.
+            small = row.filter(|row| row.is_small());
+            if let Some(row) = small {
+                request.read_only &= row.has(table::READ);
+                continue;
             }
             if is_refused(name, sub, SendContext::Alone) {
                 return Err(Error::refused(display_name(name), SendContext::Alone));
@@ -89,16 +102,14 @@ impl Request {
                     });
                 }
             }
-            request.commands += 1;
             request.read_only &= is_read_only(name, sub);
             request.may_nest |= error_tag::may_nest(name);
         }
         request.batchable = request.commands == 1
             && batch::fits_in_batch(1, bytes.len())
-            && match request.read_only {
-                true => batch::is_batchable_read(&request.name),
-                false => batch::is_batchable(&[&request.name]),
-            };
+            && small.is_some_and(|row| {
+                row.has(if request.read_only { table::BATCH_READ } else { table::BATCH })
+            });
         if request.commands == 0 {
             return Err(Error::Refused {
                 command: "a request without a command".to_owned(),
@@ -155,7 +166,7 @@ impl Request {
             let harmless = self.read_only || !left;
             if !harmless || !budget.allow(true, &cause) {
                 let applied = if harmless { Applied::No } else { Applied::Unknown };
-                return Err(Error::Lost { during: self.name.clone(), applied, source: cause });
+                return Err(Error::Lost { during: self.name.to_string(), applied, source: cause });
             }
             tracing::debug!(%cause, "command sent again on another connection");
         }

@@ -30,7 +30,7 @@ pub(crate) fn tag_errors(
     full: bool,
 ) {
     let single = call == CallKind::Single;
-    let name = if single { request.name.as_str() } else { "a pipeline" };
+    let name = if single { &*request.name } else { "a pipeline" };
     recent_replies::record(name, request.read_only, replies, single);
     let fails = |value: &Value| match request.may_nest {
         true => holds_error(value),

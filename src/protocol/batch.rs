@@ -58,11 +58,6 @@ pub(crate) fn fits_in_batch(commands: u32, bytes: usize) -> bool {
     commands <= MAX_IN_BATCH.0 && bytes <= MAX_IN_BATCH.1
 }
 
-/// Whether a read may be batched: it is one command with one value as its reply.
-pub(crate) fn is_batchable_read(name: &str) -> bool {
-    table::find_upper(name).is_some_and(|command| command.has(table::BATCH_READ))
-}
-
 /// Whether a command of the table may be batched: its work is constant or logarithmic in the size
 /// of its key, and its reply is at most one value.
 pub(crate) const fn is_batchable(words: &[&str]) -> bool {

@@ -9,7 +9,7 @@ use crate::protocol::command::upper_name::UpperName;
 /// One command of the server or of a well-known module.
 #[derive(Debug)]
 pub(crate) struct Command {
-    name: &'static str,
+    pub(crate) name: &'static str,
     /// `None`: not known, and not guessed.
     pub(crate) keys: Option<KeyPositions>,
     flags: u16,
@@ -101,6 +101,12 @@ const fn range(first: usize, trailing: usize, step: usize) -> Option<KeyPosition
 impl Command {
     pub(crate) const fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Whether the command may be part of another caller's batch: a data command that neither blocks nor
+    /// is refused.
+    pub(crate) const fn is_small(&self) -> bool {
+        self.has(BATCH | BATCH_READ)
     }
 
     fn effect_of_failure(&self) -> Option<FailureEffect> {
@@ -526,6 +532,7 @@ static COMMANDS: &[Command] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::command::blocking::{Blocking, blocking};
 
     #[test]
     fn the_table_is_in_order_and_every_row_is_found() {
@@ -534,6 +541,10 @@ mod tests {
             assert!(std::ptr::eq(find(command.name.to_lowercase().as_bytes()).unwrap(), command));
             assert!(!(command.has(READ) && command.has(WRITE)), "{}", command.name);
             assert!(!command.has(BATCH_READ) || command.has(READ), "{}", command.name);
+            assert!(!command.is_small() || command.has(DATA), "{}", command.name);
+            assert!(!command.is_small() || !command.has(REFUSED), "{}", command.name);
+            let blocks = blocking(&[command.name.as_bytes()]) != Blocking::No;
+            assert!(!command.is_small() || !blocks, "{}", command.name);
         }
         assert!(find(b"").is_none() && find(b"GETT").is_none() && find(b"GE").is_none());
     }
