@@ -17,7 +17,8 @@
 //!   finished, then the session manager is closed.
 //!
 //! The Redis server is $REDIS_URL, or the one on 127.0.0.1:6379. Keys are under one random prefix;
-//! with `--requests` they are removed at the end.
+//! with `--requests` they are removed at the end. The keys of `exactly_once_as` are the library's own and
+//! end after an hour.
 
 mod clients;
 mod http;
