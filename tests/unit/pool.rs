@@ -46,6 +46,10 @@ pub(in crate::pool) const SOON: Duration = Duration::from_secs(20);
 pub(in crate::pool) struct Server {
     child: Child,
     folder: tempfile::TempDir,
+    #[cfg_attr(
+        not(feature = "tokio"),
+        expect(dead_code, reason = "tests of tasks start it again")
+    )]
     options: Vec<String>,
 }
 
@@ -79,6 +83,7 @@ impl Server {
         let _: Result<_, _> = self.child.wait();
     }
 
+    #[cfg(feature = "tokio")]
     pub(in crate::pool) fn start_again(&mut self) {
         self.child = spawn(&self.folder, &self.options);
         eventually(SOON, "the server is up again", || self.connect().is_ok());
