@@ -58,7 +58,7 @@ pub(super) fn first_byte(socket: &TaskSocket) -> Option<u8> {
         let same = socket.as_fd().try_clone_to_owned().ok()?;
         let mut first = [0];
         let peeked = std::net::TcpStream::from(same).peek(&mut first).ok()?;
-        return (peeked == 1).then_some(first[0]);
+        (peeked == 1).then_some(first[0])
     }
     #[cfg(not(unix))]
     {
