@@ -97,6 +97,7 @@ impl MergedWrite {
     }
 
     /// Returns the buffer.
+    #[cfg(feature = "tokio")]
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
