@@ -233,7 +233,7 @@ fn calls(sessions: &SessionManager) -> Vec<(&'static str, Boxed)> {
                 let mut at = tries.next().await?;
                 count += 1;
                 let seen: Option<i64> = at.get(&key).await?;
-                let left = at.incr(&key, 1 + seen.unwrap_or(0) * 0);
+                let left = at.incr(&key, 1 + seen.unwrap_or(0).min(0));
                 if let Outcome::Committed(replies) = at.commit().await? {
                     break replies.get(left)?;
                 }

@@ -178,7 +178,7 @@ fn absorbs(death: Death, how: Use, order: Order) {
     });
     let applied: (u32, u32) = server.ask(&["MGET", "scopes", "commands"]);
     assert_eq!(applied, (CONNECTIONS, CONNECTIONS / 2), "{death:?}, {how:?}");
-    crate::side::settled(&sessions);
+    crate::side::settled(sessions);
     let status = sessions.status();
     assert_eq!((status.pooled.in_use, status.transactional.in_use), (0, 0), "{status}");
     assert_eq!(status.transactional.counts.in_doubt, 0, "{status}");

@@ -340,7 +340,7 @@ impl Watch {
 
     #[track_caller]
     pub(crate) fn begin(&self) -> Result<Watching, Error> {
-        wait(self.0.begin()).map(|watching| WatchingOf(Scope::Own(watching)))
+        wait(self.0.begin()).map(|watching| WatchingOf(Scope::Own(Box::new(watching))))
     }
 
     #[track_caller]
@@ -401,7 +401,7 @@ impl Conditional {
 /// A watching scope of the test, or one that a closure is given.
 #[derive(Debug)]
 enum Scope<'w> {
-    Own(aio::Watching),
+    Own(Box<aio::Watching>),
     Lent(&'w mut aio::Watching),
 }
 
@@ -470,7 +470,7 @@ impl WatchingOf<'_> {
 impl WatchingOf<'static> {
     fn own(self) -> aio::Watching {
         match self.0 {
-            Scope::Own(watching) => watching,
+            Scope::Own(watching) => *watching,
             Scope::Lent(_) => unreachable!("a closure's scope lives as long as the closure"),
         }
     }
