@@ -58,12 +58,8 @@ pub(super) fn first_byte(socket: &TaskSocket) -> Option<u8> {
         let same = socket.as_fd().try_clone_to_owned().ok()?;
         let mut first = [0];
         let peeked = std::net::TcpStream::from(same).peek(&mut first).ok()?;
-<<<<<<< Updated upstream
-        (peeked == 1).then_some(first[0])
-=======
         let [first] = first;
         (peeked == 1).then_some(first)
->>>>>>> Stashed changes
     }
     #[cfg(not(unix))]
     {
