@@ -31,11 +31,34 @@ impl fmt::Debug for Tries {
     }
 }
 
-impl Tries {
-    pub(crate) fn new(watch: Watch, place: &'static Location<'static>) -> Self {
-        Self { watch, place, attempts: None, counted: true }
+impl Watch {
+    /// Returns the loop of `run` for a caller that writes it: for code that a closure cannot hold.
+    ///
+    /// The returned value owns all it needs. Nothing is sent before its first
+    /// [`next`](Tries::next).
+    ///
+    /// ```no_run
+    /// # use rediscope::{Outcome, aio::SessionManager, prelude::*};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let mut tries = accounts.watch(["stock"]).tries();
+    /// let left: i64 = loop {
+    ///     let mut at = tries.next().await?;
+    ///     let stock: i64 = at.get("stock").await?;
+    ///     let left = at.decr("stock", stock.min(1));
+    ///     if let Outcome::Committed(replies) = at.commit().await? {
+    ///         break replies.get(left)?;
+    ///     }
+    /// };
+    /// # let _ = left; Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn tries(&self) -> Tries {
+        Tries { watch: self.clone(), place: Location::caller(), attempts: None, counted: true }
     }
+}
 
+impl Tries {
     /// Waits for the next attempt: for its turn on hot keys, for a connection and for the reply to WATCH.
     ///
     /// An attempt that ended without a [`commit`](Attempt::commit) counts as one of the

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use redis::{Cmd, FromRedisValue};
 
 use crate::aio::closure::WatchClosure;
-use crate::aio::tries::Tries;
 use crate::commit::plan::CommitPlan;
 use crate::error::any::Error;
 use crate::error::hint::WithError;
@@ -290,31 +289,6 @@ impl Watch {
                 }
             }
         }
-    }
-
-    /// Returns the loop of `run` for a caller that writes it: for code that a closure cannot hold.
-    ///
-    /// The returned value owns all it needs. Nothing is sent before its first
-    /// [`next`](Tries::next).
-    ///
-    /// ```no_run
-    /// # use rediscope::{Outcome, aio::SessionManager, prelude::*};
-    /// # async fn example() -> Result<(), rediscope::Error> {
-    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
-    /// let mut tries = accounts.watch(["stock"]).tries();
-    /// let left: i64 = loop {
-    ///     let mut at = tries.next().await?;
-    ///     let stock: i64 = at.get("stock").await?;
-    ///     let left = at.decr("stock", stock.min(1));
-    ///     if let Outcome::Committed(replies) = at.commit().await? {
-    ///         break replies.get(left)?;
-    ///     }
-    /// };
-    /// # let _ = left; Ok(()) }
-    /// ```
-    #[track_caller]
-    pub fn tries(&self) -> Tries {
-        Tries::new(self.clone(), Location::caller())
     }
 
     pub(crate) fn router(&self) -> &Router<TaskPool> {

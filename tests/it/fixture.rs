@@ -6,7 +6,7 @@ pub(crate) mod short_timeouts;
 use std::fmt;
 use std::time::Duration;
 
-use crate::side::{self, BuildSide as _, SessionManager, Transactional};
+use crate::side::{BuildSide as _, SessionManager, Transactional};
 use rediscope::{Begin, Builder, TransactionOptions};
 
 use rediscope_testing::front::Front;
@@ -42,16 +42,13 @@ pub(crate) enum Way {
 
 impl Way {
     /// All that this side has.
-    pub(crate) const ALL: &[Self] = if side::HAS_TLS {
-        &[
-            Self::Tcp,
-            Self::Unix,
-            #[cfg(feature = "tls-rustls")]
-            Self::Tls,
-        ]
-    } else {
-        &[Self::Tcp, Self::Unix]
+    #[cfg(feature = "tls-rustls")]
+    pub(crate) const ALL: &[Self] = match crate::side::HAS_TLS {
+        true => &[Self::Tcp, Self::Unix, Self::Tls],
+        false => &[Self::Tcp, Self::Unix],
     };
+    #[cfg(not(feature = "tls-rustls"))]
+    pub(crate) const ALL: &[Self] = &[Self::Tcp, Self::Unix];
 }
 
 impl fmt::Display for Way {
