@@ -279,7 +279,7 @@ impl Transactional {
         let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
         let (alive, exactly_once) = (Arc::new(()), plan.resolver.is_some());
         let token = TokenCell::new(&alive, exactly_once);
-        let plan = CommitPlan { token: exactly_once.then(|| token.clone()), ..plan };
+        let plan = CommitPlan { token: exactly_once.then(|| Box::new(token.clone())), ..plan };
         let mut pinned = Pinned::new(&self.router, owner, plan);
         let (handles, mut pending) = self.queue(&pinned, |tx| closure(tx).map_err(R::own))?;
         let (router, policy) = (self.router.clone(), self.options.policy());

@@ -67,7 +67,7 @@ async fn join<P: ServerPool>(
     let commands = queue.commands();
     let request = || BatchRequest {
         exactly_once: plan.resolver.is_some(),
-        token: plan.token.clone(),
+        token: plan.token.as_deref().cloned(),
         ..BatchRequest::new(queue.block(), RequestKind::Block { commands })
     };
     router.join(route, checkout_deadline, request).await.map_err(CommitError::not_sent)

@@ -46,20 +46,14 @@ pub(crate) async fn commit<L: Line>(
             boxed(preparing.finish(line)).await?;
         }
         let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
-        let endpoint = plan.token.as_ref().map(|_| line.context().endpoint().clone());
-        let mut token = None;
+        let endpoint = plan.token.as_ref().map(|_| Box::new(line.context().endpoint().clone()));
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
         let sent = plan.resolver.as_ref().map(|_| Instant::now());
-        let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
+        let last = LastWrite::new(connection, queue, plan, &settings, needs_asking);
+        let token = endpoint.and_then(|endpoint| give_token(&last, queue, plan, &endpoint));
+        let exchanged = match last {
             Ok(last) => {
                 let mut replies = LastReplies::new(&last, queue, plan);
-                if let (Some(cell), Some(endpoint)) = (&plan.token, &endpoint)
-                    && let Some((register, number)) = &last.named
-                {
-                    let slot = queue.binding().slot();
-                    let given = token.insert(new_token(register, *number, endpoint, slot));
-                    cell.fill(given, || true);
-                }
                 let FinalWrite { bytes, with_exec } =
                     queue.finish(last.start, &last.internal, &last.after_exec);
                 let mut take = |expect, reply| replies.take(expect, reply);
@@ -83,6 +77,20 @@ pub(crate) async fn commit<L: Line>(
     Err(always_changed())
 }
 
+/// Sets the cell of a transaction whose token is given out, before its bytes leave.
+#[cold]
+fn give_token(
+    last: &Result<LastWrite, ConnectionError>,
+    queue: &CommandQueue,
+    plan: &CommitPlan,
+    endpoint: &Endpoint,
+) -> Option<Box<CommitToken>> {
+    let (register, number) = last.as_ref().ok()?.named.as_deref()?;
+    let token = new_token(register, *number, endpoint, queue.binding().slot());
+    plan.token.as_ref()?.fill(&token, || true);
+    Some(Box::new(token))
+}
+
 /// The error after [`MAX_ATTEMPTS`].
 #[cold]
 pub(crate) fn always_changed() -> CommitError {
@@ -97,7 +105,7 @@ fn outcome_of<L: Line>(
     queue: &mut CommandQueue,
     plan: &CommitPlan,
     exchanged: Result<Exchanged, ConnectionError>,
-    (sent, token): (Option<Instant>, Option<CommitToken>),
+    (sent, token): (Option<Instant>, Option<Box<CommitToken>>),
 ) -> Result<Committed, CommitError> {
     let Exchanged { verdict, acks, lost } = exchanged.map_err(|cause| {
         line.on_lost(&cause);
@@ -156,7 +164,7 @@ fn record_verdict<L: Line>(
 fn in_doubt<L: Line>(
     line: &mut L,
     plan: &CommitPlan,
-    (slot, given): (Option<u16>, Option<CommitToken>),
+    (slot, given): (Option<u16>, Option<Box<CommitToken>>),
     cause: ConnectionError,
     doubt: &Unproven,
 ) -> InDoubt {
@@ -166,7 +174,7 @@ fn in_doubt<L: Line>(
         return InDoubt::new(cause);
     };
     let marker = line.current().and_then(|connection| connection.known_marker());
-    let token = given.or_else(|| {
+    let token = given.map(|given| *given).or_else(|| {
         marker.map(|marker| new_token(marker.register(), marker.number(), &endpoint, slot))
     });
     match token {

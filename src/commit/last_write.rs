@@ -33,7 +33,7 @@ pub(crate) struct LastWrite {
     pub(crate) deadline: Deadline,
     /// The register and the number of a transaction whose token is given out. No other transaction
     /// uses that register.
-    pub(crate) named: Option<(String, u64)>,
+    pub(crate) named: Option<Box<(String, u64)>>,
     /// Number of commands that are queued after the user's.
     internal_commands: u32,
 }
@@ -79,7 +79,7 @@ impl LastWrite {
             match plan.token {
                 None => marker.watch(&mut after_exec),
                 Some(_) => {
-                    named = Some((marker.register().to_owned(), marker.number()));
+                    named = Some(Box::new((marker.register().to_owned(), marker.number())));
                     let tag = marker.tag();
                     let marker = connection.new_marker(&settings.prefix)?;
                     marker.set_tag(tag);

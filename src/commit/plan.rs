@@ -26,7 +26,7 @@ pub(crate) struct CommitPlan {
     pub(crate) lock_check: Option<LockCheck>,
     pub(crate) durability: Option<Durability>,
     /// Set when the number of an exactly-once transaction is drawn.
-    pub(crate) token: Option<TokenCell>,
+    pub(crate) token: Option<Box<TokenCell>>,
     /// Whether the transaction may join a batch.
     pub(crate) grouped: bool,
     /// Whether the connection must still have its watch: a fresh connection would protect nothing.
