@@ -305,7 +305,7 @@ impl Watch {
         if let Some(keys) = self.limited_keys() {
             let deadline = attempts.turn_deadline();
             let turn = turns::enter(&self.limiter, keys.buckets(), deadline).await;
-            attempts.set_turn(Some(turn));
+            attempts.set_turn(turn);
         }
         Ok(attempts)
     }

@@ -49,11 +49,13 @@ pub(crate) async fn commit<L: Line>(
         let endpoint = plan.token.as_ref().map(|_| Box::new(line.context().endpoint().clone()));
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
         let sent = plan.resolver.as_ref().map(|_| Instant::now());
-        let last = LastWrite::new(connection, queue, plan, &settings, needs_asking);
-        let token = endpoint.and_then(|endpoint| give_token(&last, queue, plan, &endpoint));
-        let exchanged = match last {
+        let mut token = None;
+        let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
             Ok(last) => {
                 let mut replies = LastReplies::new(&last, queue, plan);
+                if let Some(endpoint) = endpoint {
+                    token = give_token(&last, queue, plan, &endpoint);
+                }
                 let FinalWrite { bytes, with_exec } =
                     queue.finish(last.start, &last.internal, &last.after_exec);
                 let mut take = |expect, reply| replies.take(expect, reply);
@@ -80,12 +82,12 @@ pub(crate) async fn commit<L: Line>(
 /// Sets the cell of a transaction whose token is given out, before its bytes leave.
 #[cold]
 fn give_token(
-    last: &Result<LastWrite, ConnectionError>,
+    last: &LastWrite,
     queue: &CommandQueue,
     plan: &CommitPlan,
     endpoint: &Endpoint,
 ) -> Option<Box<CommitToken>> {
-    let (register, number) = last.as_ref().ok()?.named.as_deref()?;
+    let (register, number) = last.named.as_deref()?;
     let token = new_token(register, *number, endpoint, queue.binding().slot());
     plan.token.as_ref()?.fill(&token, || true);
     Some(Box::new(token))

@@ -124,7 +124,8 @@ impl Checkout {
                     Some(reason) => connection.taint(reason),
                     None => {
                         self.connection = Some(connection);
-                        if self.reauthenticate(deadline) {
+                        if core.endpoint.login_version().is_none() || self.reauthenticate(deadline)
+                        {
                             return Ok(());
                         }
                     }
@@ -138,6 +139,7 @@ impl Checkout {
     }
 
     /// Re-authenticates if the credentials changed. Returns false if the connection was lost.
+    #[cold]
     fn reauthenticate(&mut self, deadline: Instant) -> bool {
         let core = Arc::clone(&self.permit.core);
         let login = || ready(new_login(&core.endpoint, core.settings(), deadline));

@@ -148,8 +148,8 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 
     /// Sets the turn of a run on hot keys. The turn comes before the connection, so that a waiting
     /// block holds no connection.
-    pub(crate) fn set_turn(&mut self, turn: Option<Turn<S>>) {
-        self.turn = turn;
+    pub(crate) fn set_turn(&mut self, turn: Turn<S>) {
+        self.turn = Some(turn);
     }
 
     /// Takes a connection and waits for the reply to WATCH. Dropped before its end, it has applied

@@ -14,6 +14,7 @@ use crate::reply::replies::Replies;
 use crate::sync::now::now_in;
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{ContentionLimiter, OuterBlock};
+use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
 use crate::transaction::reading::WatchTarget;
 use crate::transaction::resolve::Resolve;
@@ -55,7 +56,10 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
     let outer = limiter.zip(target.keys).and_then(|_| OuterBlock::enter());
-    let mut attempts = attempts(router, run, target, limiter, outer.as_ref());
+    let mut attempts = attempts(router, run);
+    if let Some((limiter, keys)) = limiter.zip(target.keys) {
+        enter(&mut attempts, limiter, keys, outer.as_ref());
+    }
     loop {
         let mut watching = next(&mut attempts, router, target)?;
         let mut block = watching.block();
@@ -81,18 +85,19 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     }
 }
 
-fn attempts(
-    router: &Router,
-    run: WatchRun,
-    target: WatchTarget<'_>,
-    limiter: Option<&Arc<ContentionLimiter>>,
+fn attempts(router: &Router, run: WatchRun) -> WatchAttempts {
+    WatchAttempts::new(router, run)
+}
+
+/// Waits for the turn of a run on its keys.
+fn enter(
+    attempts: &mut WatchAttempts,
+    limiter: &Arc<ContentionLimiter>,
+    keys: &Keys,
     outer: Option<&OuterBlock>,
-) -> WatchAttempts {
-    let mut attempts = WatchAttempts::new(router, run);
+) {
     let deadline = attempts.turn_deadline();
-    let hot = limiter.zip(target.keys);
-    attempts.set_turn(hot.map(|(limiter, keys)| limiter.enter(keys.buckets(), outer, deadline)));
-    attempts
+    attempts.set_turn(limiter.enter(keys.buckets(), outer, deadline));
 }
 
 fn next(
