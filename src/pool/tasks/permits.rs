@@ -120,16 +120,26 @@ impl Permits {
         let waiting = Waiting { permits: self, waiter, give_back };
         match until(deadline, poll_fn(|context| waiting.poll(context))).await {
             Some(acquired) => acquired,
-            None => {
-                let waiters = self.waiting();
-                // A late permit wins over the timeout.
-                let late = waiting.poll(&mut Context::from_waker(Waker::noop()));
-                match late {
+            None => match self.leave(&waiting.waiter) {
+                Some(waiters) => Acquired::TimedOut { waiters },
+                // A permit that came late wins over the timeout.
+                None => match waiting.poll(&mut Context::from_waker(Waker::noop())) {
                     Poll::Ready(acquired) => acquired,
-                    Poll::Pending => Acquired::TimedOut { waiters },
-                }
-            }
+                    Poll::Pending => Acquired::Closed,
+                },
+            },
         }
+    }
+
+    /// Removes a waiting caller, and returns how many waited, this one included: in one step, so that
+    /// callers that give up at the same time count each other once. `None`: it waits no more.
+    fn leave(&self, waiter: &Arc<Waiter>) -> Option<usize> {
+        let mut state = lock(&self.state);
+        let waiters = state.waiters.len();
+        let at = state.waiters.iter().position(|waiting| Arc::ptr_eq(waiting, waiter))?;
+        let left = state.waiters.remove(at);
+        drop(state);
+        left.map(|_| waiters)
     }
 
     /// Takes a permit back, and passes it on.
