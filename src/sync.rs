@@ -8,6 +8,8 @@ pub(crate) mod caught;
 #[cfg(feature = "tokio")]
 pub(crate) mod in_span;
 pub(crate) mod now;
+#[cfg(feature = "tokio")]
+pub(crate) mod places;
 pub(crate) mod shim;
 #[cfg(feature = "tokio")]
 pub(crate) mod timer;

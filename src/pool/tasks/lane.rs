@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::task::AbortHandle;
 
 use crate::connection::connection::Connection;
@@ -25,7 +24,8 @@ use crate::pool::shared::CountedConnection;
 use crate::pool::tasks::job::{Job, JobQueue, Left};
 use crate::protocol::retry::Backoff;
 use crate::sync::lock;
-use crate::sync::timer::{DeadlineTimer, until};
+use crate::sync::places::{NoPlace, Places};
+use crate::sync::timer::DeadlineTimer;
 
 /// Minimum and maximum delay before another attempt to open a connection.
 const CONNECT_BACKOFF: (Duration, Duration) =
@@ -39,7 +39,17 @@ pub(crate) struct LaneRequest {
     /// Number of times that it was sent in a group of which nothing was applied.
     pub(crate) rejected_groups: u8,
     /// Its place in the lane.
-    _place: OwnedSemaphorePermit,
+    _place: LanePlace,
+}
+
+/// A place in a lane, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct LanePlace(Arc<Places>);
+
+impl Drop for LanePlace {
+    fn drop(&mut self) {
+        self.0.add();
+    }
 }
 
 pub(crate) type LaneResult = Result<BatchResponse, CheckoutError>;
@@ -56,7 +66,7 @@ pub(crate) struct Lane {
     /// Whether an exactly-once block waits, so that the register must be armed.
     pub(crate) awaits_register: AtomicBool,
     serve: Serve,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     /// Whether the connection's task takes requests.
     is_running: AtomicBool,
     connection: Mutex<LaneConnection>,
@@ -88,7 +98,7 @@ impl Lane {
             queue: JobQueue::new(),
             awaits_register: AtomicBool::new(false),
             serve,
-            places: Arc::new(Semaphore::new(context.settings().max_in_flight as usize)),
+            places: Arc::new(Places::new(context.settings().max_in_flight as usize)),
             is_running: AtomicBool::new(false),
             connection: Mutex::new(connection),
         })
@@ -98,12 +108,9 @@ impl Lane {
     ///
     /// # Errors
     /// The lane is closed.
-    pub(crate) fn try_place(&self) -> Result<Option<OwnedSemaphorePermit>, CheckoutError> {
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => Ok(Some(place)),
-            Err(TryAcquireError::NoPermits) => Ok(None),
-            Err(TryAcquireError::Closed) => Err(CheckoutError::Closed),
-        }
+    pub(crate) fn try_place(&self) -> Result<Option<LanePlace>, CheckoutError> {
+        let taken = self.places.try_take().map_err(|_| CheckoutError::Closed)?;
+        Ok(taken.then(|| LanePlace(Arc::clone(&self.places))))
     }
 
     /// Waits for a place, first come first served.
@@ -111,11 +118,11 @@ impl Lane {
         &self,
         since: Instant,
         deadline: Instant,
-    ) -> Result<OwnedSemaphorePermit, CheckoutError> {
-        match until(deadline, Arc::clone(&self.places).acquire_owned()).await {
-            Some(Ok(place)) => Ok(place),
-            Some(Err(_)) => Err(CheckoutError::Closed),
-            None => Err(self.timeout(since)),
+    ) -> Result<LanePlace, CheckoutError> {
+        match self.places.take(deadline).await {
+            Ok(()) => Ok(LanePlace(Arc::clone(&self.places))),
+            Err(NoPlace::Closed) => Err(CheckoutError::Closed),
+            Err(NoPlace::TimedOut) => Err(self.timeout(since)),
         }
     }
 
@@ -125,7 +132,7 @@ impl Lane {
         runtime: &Handle,
         batch: BatchRequest,
         (since, deadline): (Instant, Instant),
-        place: OwnedSemaphorePermit,
+        place: LanePlace,
     ) -> LaneResult {
         if batch.exactly_once {
             self.awaits_register.store(true, Ordering::Release);
@@ -301,8 +308,7 @@ impl Lane {
 
     /// Number of requests that wait or were sent.
     pub(crate) fn in_flight(&self) -> usize {
-        (self.context.settings().max_in_flight as usize)
-            .saturating_sub(self.places.available_permits())
+        (self.context.settings().max_in_flight as usize).saturating_sub(self.places.free())
     }
 
     /// Whether there is a connection, or one is being opened.

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tokio::runtime::{self, Handle};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::checkout::CheckoutError;
@@ -15,7 +14,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::context::PoolContext;
-use crate::pool::tasks::lane::Lane;
+use crate::pool::tasks::lane::{Lane, LanePlace};
 use crate::pool::tasks::lane_loop;
 use crate::sync::lock;
 
@@ -126,7 +125,7 @@ impl LaneSet {
     }
 
     /// Takes a free place in the next lane that has one.
-    fn place(&self) -> Result<Option<(&Arc<Lane>, OwnedSemaphorePermit)>, CheckoutError> {
+    fn place(&self) -> Result<Option<(&Arc<Lane>, LanePlace)>, CheckoutError> {
         for _ in &self.lanes {
             let lane = self.lane()?;
             if let Some(place) = lane.try_place()? {

@@ -5,9 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
-
-use crate::sync::timer::until;
+use crate::sync::places::Places;
 use crate::transaction::hot_keys::{ContentionLimiter, Turn, TurnSemaphore};
 
 tokio::task_local! {
@@ -17,15 +15,15 @@ tokio::task_local! {
 }
 
 /// The permits for which tasks wait, first come first served.
-pub(crate) struct TaskTurns(Semaphore);
+pub(crate) struct TaskTurns(Places);
 
 impl TurnSemaphore for TaskTurns {
     fn new(permits: usize) -> Self {
-        Self(Semaphore::new(permits))
+        Self(Places::new(permits))
     }
 
     fn give(&self, _permit: usize) {
-        self.0.add_permits(1);
+        self.0.add();
     }
 }
 
@@ -39,13 +37,8 @@ pub(crate) async fn enter(
     let is_nested = INSIDE_BLOCK.try_with(|()| ()).is_ok();
     let (mut turn, buckets) = limiter.turn(buckets, is_nested);
     for bucket in buckets {
-        let Some(TaskTurns(semaphore)) = limiter.semaphore(*bucket) else { continue };
-        let permit = match semaphore.try_acquire() {
-            Ok(permit) => Some(permit),
-            Err(_) => until(deadline, semaphore.acquire()).await.and_then(Result::ok),
-        };
-        if let Some(permit) = permit {
-            permit.forget();
+        let Some(TaskTurns(places)) = limiter.semaphore(*bucket) else { continue };
+        if places.try_take() == Ok(true) || places.take(deadline).await.is_ok() {
             turn.entered(*bucket, 0);
         }
     }
