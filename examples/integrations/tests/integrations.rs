@@ -39,13 +39,14 @@ fn the_configuration_is_read_and_the_environment_overrides_it() {
 }
 
 #[test]
-fn the_service_on_tokio_loses_no_connection_to_clients_that_hang_up() {
+fn the_service_on_axum_loses_no_connection_to_clients_that_hang_up() {
     let server = Server::start();
-    let run = run(env!("CARGO_BIN_EXE_async_web"), Some(&server), &["--requests", "20000"]);
+    let run = run(env!("CARGO_BIN_EXE_axum"), Some(&server), &["--requests", "20000"]);
     run.succeeded()
-        .printed("20000 stored, 0 other responses")
+        .printed("19000 stored, 500 taken, 500 sold out, 0 other responses")
         .printed("connections after close: 0")
-        .printed("transactions counted by the server: 10000 of 10000");
+        .printed("transactions counted by the server: 10000 of 10000")
+        .printed("left of the stock: 0");
     assert!((1..=20).contains(&run.number("connections on the server:")), "{}", run.stdout);
     // The library's own keys of exactly once stay for their time, so that a request may be repeated.
     for key in server.ask::<Vec<String>>(&["KEYS", "*"]) {
