@@ -12,7 +12,7 @@ use crate::aio::pooled::Pooled;
 use crate::commit::tasks::TaskResolver;
 use crate::connection::deadline;
 use crate::connection::endpoint::Endpoint;
-use crate::connection::url::{self, Address, IntoAddress};
+use crate::connection::url::{Address, IntoAddress};
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::{CommitToken, Resolution, UnresolvedReason};
 use crate::error::open_scope::OpenScope;
@@ -87,15 +87,12 @@ impl Builder {
     /// ```
     ///
     /// # Errors
-    /// As [`build`](Self::build). An address of a cluster, of sentinels or with TLS is refused: the side
-    /// of tasks reaches one server, over TCP or a unix socket.
+    /// As [`build`](Self::build). An address of a cluster or of sentinels is refused: the side of tasks
+    /// reaches one server.
     pub fn build_async(self) -> Result<SessionManager, ConfigError> {
         let Checked { address, settings, kinds } = self.checked()?;
         let refused = |reason: &str| ConfigError::Address { reason: reason.to_owned() };
         let endpoint = match address {
-            Address::One(info) if url::is_tls(&info) => {
-                return Err(refused("TLS is not available for tasks yet; use build()"));
-            }
             Address::One(info) => Endpoint::new(*info, &settings)?,
             Address::Cluster(_) => {
                 return Err(refused("a cluster is not available for tasks yet; use build()"));

@@ -194,10 +194,10 @@ impl Server {
         }
     }
 
-    /// Whether connections have TLS.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn has_tls(&self) -> bool {
-        matches!(self.info.addr(), ConnectionAddr::TcpTls { .. })
+    /// The certificates of its TLS; `None`: connections have no TLS.
+    #[cfg(all(feature = "tokio", feature = "tls-rustls"))]
+    pub(crate) fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
     }
 
     #[cfg(feature = "tokio")]

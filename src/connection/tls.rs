@@ -181,25 +181,39 @@ impl Trust {
         socket: &TcpStream,
         until: Instant,
     ) -> Result<Session, ConnectionError> {
-        let failed = |text: String| ConnectionError::new(ConnectionErrorKind::Io, text);
-        let config = match self {
-            Self::Given(config) => Arc::clone(config),
-            Self::System(tls) => {
-                tls.config(system_roots()).map_err(|error| failed(error.to_string()))?
-            }
-        };
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| failed("the host is no name that a certificate may have".to_owned()))?;
-        let connection =
-            ClientConnection::new(config, name).map_err(|error| failed(error.to_string()))?;
-        let mut session = Session { connection, leaving: 0 };
-        session.shake_hands(socket, until).map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ConnectionError::timed_out(
-                "no reply in TLS's handshake; a port without TLS may be silent",
-            ),
-            _ => ConnectionError::of_io(&error),
-        })?;
+        let mut session = Session::new(self.config()?, host)?;
+        session.shake_hands(socket, until).map_err(|error| handshake_failed(&error))?;
         Ok(session)
+    }
+
+    /// Whether [`config`](Self::config) reads files.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn config_may_block(&self) -> bool {
+        matches!(self, Self::System(_))
+    }
+
+    /// Returns the configuration of a connection that is opened now.
+    pub(crate) fn config(&self) -> Result<Arc<ClientConfig>, ConnectionError> {
+        match self {
+            Self::Given(config) => Ok(Arc::clone(config)),
+            Self::System(tls) => {
+                tls.config(system_roots()).map_err(|error| failed(error.to_string()))
+            }
+        }
+    }
+}
+
+fn failed(text: impl Into<String>) -> ConnectionError {
+    ConnectionError::new(ConnectionErrorKind::Io, text)
+}
+
+/// The error of a handshake that failed, or that took too long.
+pub(crate) fn handshake_failed(error: &io::Error) -> ConnectionError {
+    match error.kind() {
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ConnectionError::timed_out(
+            "no reply in TLS's handshake; a port without TLS may be silent",
+        ),
+        _ => ConnectionError::of_io(error),
     }
 }
 
@@ -228,24 +242,33 @@ pub(crate) struct Session {
     leaving: usize,
 }
 
+/// The next step of a handshake.
+pub(crate) enum HandshakeStep {
+    Read,
+    Write,
+}
+
 impl Session {
-    fn shake_hands(&mut self, socket: &TcpStream, until: Instant) -> io::Result<()> {
-        while self.connection.is_handshaking() || self.connection.wants_write() {
+    /// The session of a new connection to `host`, before its handshake.
+    pub(crate) fn new(config: Arc<ClientConfig>, host: &str) -> Result<Self, ConnectionError> {
+        let name = ServerName::try_from(host.to_owned())
+            .map_err(|_| failed("the host is no name that a certificate may have"))?;
+        let connection = ClientConnection::new(config, name);
+        let connection = connection.map_err(|error| failed(error.to_string()))?;
+        Ok(Self { connection, leaving: 0 })
+    }
+
+    fn shake_hands(&mut self, mut socket: &TcpStream, until: Instant) -> io::Result<()> {
+        while let Some(step) = self.handshake_step() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            let step = if self.connection.wants_write() {
-                socket.set_write_timeout(Some(left.max(LEAST)))?;
-                self.flush(socket)
-            } else {
-                socket.set_read_timeout(Some(left.max(LEAST)))?;
-                self.read(socket).and_then(|more| match more {
-                    true => Ok(()),
-                    false => Err(ended_in_hand_shake()),
-                })
-            };
             match step {
+                HandshakeStep::Read => socket.set_read_timeout(Some(left.max(LEAST)))?,
+                HandshakeStep::Write => socket.set_write_timeout(Some(left.max(LEAST)))?,
+            }
+            match self.take_step(&step, &mut socket) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 step => step?,
             }
@@ -253,11 +276,39 @@ impl Session {
         Ok(())
     }
 
+    /// Returns what the handshake does next; `None`: it is over.
+    pub(crate) fn handshake_step(&self) -> Option<HandshakeStep> {
+        if self.connection.wants_write() {
+            Some(HandshakeStep::Write)
+        } else {
+            self.connection.is_handshaking().then_some(HandshakeStep::Read)
+        }
+    }
+
+    /// Takes a step of the handshake, in one system call.
+    pub(crate) fn take_step(
+        &mut self,
+        step: &HandshakeStep,
+        socket: &mut (impl Read + Write),
+    ) -> io::Result<()> {
+        match step {
+            HandshakeStep::Write => self.flush(socket),
+            HandshakeStep::Read => match self.read(socket)? {
+                true => Ok(()),
+                false => Err(ended_in_hand_shake()),
+            },
+        }
+    }
+
     /// Passes bytes of the next record to the socket, in one system call. Returns how many bytes of
     /// `plain` were sent for good. The number is 0 until the whole record
     /// is sent, because the peer cannot decrypt a part of it. Until then `plain` begins with the same bytes at the
     /// next call.
-    pub(crate) fn write(&mut self, socket: &TcpStream, plain: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(
+        &mut self,
+        socket: &mut (impl Read + Write),
+        plain: &[u8],
+    ) -> io::Result<usize> {
         if self.leaving == 0 {
             let record = plain.get(..RECORD).unwrap_or(plain);
             self.leaving = self.connection.writer().write(record)?;
@@ -274,15 +325,15 @@ impl Session {
         }
     }
 
-    fn flush(&mut self, mut socket: &TcpStream) -> io::Result<()> {
-        match self.connection.write_tls(&mut socket)? {
+    fn flush(&mut self, socket: &mut impl Write) -> io::Result<()> {
+        match self.connection.write_tls(socket)? {
             0 => Err(io::ErrorKind::BrokenPipe.into()),
             _ => Ok(()),
         }
     }
 
     /// Reads the alert with which a closing peer gives its reason.
-    fn read_rejection(&mut self, socket: &TcpStream, error: io::Error) -> io::Error {
+    fn read_rejection(&mut self, socket: &mut (impl Read + Write), error: io::Error) -> io::Error {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         if !matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset) {
             return error;
@@ -299,8 +350,8 @@ impl Session {
 
     /// Reads the bytes that have arrived, in one system call; `false`: the peer has closed. The
     /// caller has [taken](Self::take) all earlier bytes.
-    pub(crate) fn read(&mut self, mut socket: &TcpStream) -> io::Result<bool> {
-        if self.connection.read_tls(&mut socket)? == 0 {
+    pub(crate) fn read(&mut self, socket: &mut (impl Read + Write)) -> io::Result<bool> {
+        if self.connection.read_tls(socket)? == 0 {
             return Ok(false);
         }
         match self.connection.process_new_packets() {

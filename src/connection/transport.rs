@@ -19,7 +19,7 @@ use crate::protocol::resp::reply::Reply;
 
 /// Maximum number of reads in one check for unexpected bytes. A peer that has sent more is not
 /// awaited.
-const MOST_READS: usize = 16;
+pub(in crate::connection) const MOST_READS: usize = 16;
 
 /// Minimum size of a message that is written in parts while replies are read. A peer that does not
 /// read while it writes would otherwise wait for this side, and this side for the peer. A shorter
@@ -202,11 +202,13 @@ impl Transport {
                 })
             }
             #[cfg(feature = "tls-rustls")]
-            Stream::Open(Connected::Tls(socket, session)) => session.read(socket).inspect(|_| {
-                while let read @ 1.. = session.take(self.parser.read_buffer()) {
-                    self.parser.filled(read);
-                }
-            }),
+            Stream::Open(Connected::Tls(socket, session)) => {
+                session.read(&mut &***socket).inspect(|_| {
+                    while let read @ 1.. = session.take(self.parser.read_buffer()) {
+                        self.parser.filled(read);
+                    }
+                })
+            }
             Stream::Raw(_) | Stream::Closed => Ok(false),
         }
     }
@@ -352,7 +354,7 @@ impl Stream {
                 written => written,
             },
             #[cfg(feature = "tls-rustls")]
-            Self::Open(Connected::Tls(socket, session)) => session.write(socket, bytes),
+            Self::Open(Connected::Tls(socket, session)) => session.write(&mut &***socket, bytes),
             Self::Raw(_) | Self::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
     }

@@ -4,7 +4,12 @@
 //!
 //! Each right that the documents name is needed, and no other is.
 
-mod cluster;
+use crate::side::threads_only;
+
+threads_only! {
+    mod cluster;
+    mod sentinel;
+}
 mod documents;
 pub(crate) mod fixture;
 mod forms;
@@ -12,4 +17,3 @@ mod locks;
 mod matrix;
 mod probes;
 mod scopes;
-mod sentinel;

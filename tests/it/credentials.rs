@@ -2,6 +2,7 @@
 //! lost command.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide, PROVIDER_PANICS_PASS, ResolveDoubt, SessionManager};
 use std::error::Error as StdError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use rediscope::error::{CheckoutError, ConnectionErrorKind, Resolution};
 use rediscope::prelude::*;
 use rediscope::{
     Begin, Builder, CommitError, Credentials, CredentialsProvider, Error, RotatingCredentials,
-    SessionManager, TransactionOptions,
+    TransactionOptions,
 };
 
 use rediscope_testing::eventually;
@@ -51,7 +52,7 @@ fn a_password_that_is_rotated_under_load_loses_nothing() {
     let (credentials, builder) = rotating(&server, user(&server, "app", "password 0"));
     // Connections are opened all the time, so that attempts and rotations meet.
     let sessions =
-        builder.max_size(4).max_lifetime(Some(Duration::from_millis(40))).build().unwrap();
+        builder.max_size(4).max_lifetime(Some(Duration::from_millis(40))).build_side().unwrap();
     let over = AtomicBool::new(false);
     let reported = [const { AtomicU64::new(0) }; 4];
     thread::scope(|scope| {
@@ -102,7 +103,7 @@ fn an_open_scope_keeps_its_credentials_and_the_next_one_authenticates_again() {
     let server = Server::start();
     let second = user(&server, "second", "2");
     let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
-    let sessions = builder.max_size(1).build().unwrap();
+    let sessions = builder.max_size(1).build_side().unwrap();
     let accounts = sessions.transactional();
     let mut tx = accounts.begin_with(TransactionOptions::new().begin(Begin::Immediate)).unwrap();
     tx.incr("n", 1);
@@ -131,7 +132,7 @@ fn a_connection_that_died_while_idle_is_replaced_by_one_with_the_present_credent
     let server = Server::start();
     let second = user(&server, "second", "2");
     let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
-    let sessions = builder.max_size(1).build().unwrap();
+    let sessions = builder.max_size(1).build_side().unwrap();
     sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
     server.kill_all_clients_except_me();
     credentials.rotate(second);
@@ -144,7 +145,7 @@ fn a_connection_that_died_while_idle_is_replaced_by_one_with_the_present_credent
 fn new_connections_wait_for_rotated_credentials() {
     let server = Server::start();
     let (credentials, builder) = rotating(&server, user(&server, "app", "former"));
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     server.acl(&["SETUSER", "app", ">latter", "<former"]);
     thread::scope(|scope| {
         let applied = scope.spawn(|| sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
@@ -162,7 +163,7 @@ fn new_connections_wait_for_rotated_credentials() {
 fn connections_keep_their_credentials_until_the_server_accepts_new_ones() {
     let server = Server::start();
     let (credentials, builder) = rotating(&server, user(&server, "app", "former"));
-    let sessions = builder.max_size(1).build().unwrap();
+    let sessions = builder.max_size(1).build_side().unwrap();
     let accounts = sessions.transactional();
     let once = || accounts.run(|tx| Ok(tx.incr("n", 1)));
     once().unwrap();
@@ -218,7 +219,7 @@ fn moody(server: &Server) -> (Arc<Moody>, SessionManager) {
         .response_timeout(Duration::from_millis(500))
         // A panic of the provider's is printed first, which takes its time.
         .checkout_timeout(Duration::from_secs(3))
-        .build()
+        .build_side()
         .unwrap();
     (provider, sessions)
 }
@@ -256,7 +257,7 @@ fn a_provider_that_is_slow_is_not_taken_for_a_server_that_is_silent() {
         .connect_timeout(Duration::from_millis(500))
         .response_timeout(Duration::from_millis(500))
         .checkout_timeout(SOON)
-        .build()
+        .build_side()
         .unwrap();
     let accounts = sessions.transactional();
     // Longer than an exchange may take, and than opening a connection.
@@ -289,10 +290,14 @@ fn a_provider_that_panics_takes_no_place_with_it() {
     // On the caller's thread it is the caller's panic.
     provider.panics.store(true, Ordering::SeqCst);
     provider.version.fetch_add(1, Ordering::SeqCst);
-    assert!(catch_unwind(AssertUnwindSafe(|| accounts.begin().map(drop))).is_err());
+    let called = catch_unwind(AssertUnwindSafe(|| accounts.begin().map(drop)));
+    assert_eq!(called.is_err(), PROVIDER_PANICS_PASS);
     assert_eq!(sessions.status().transactional.in_use, 0);
     provider.panics.store(false, Ordering::SeqCst);
-    assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    eventually(SOON, "it authenticates again", || {
+        accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+        sessions.status().transactional.counts.reauthentications == 1
+    });
     let counts = sessions.status().transactional.counts;
     assert_eq!((counts.connects, counts.reauthentications), (1, 1));
 }
@@ -304,7 +309,7 @@ fn a_doubt_is_resolved_as_soon_as_the_credentials_are_rotated() {
     let credentials = Arc::new(RotatingCredentials::new(user(&server, "app", "former")));
     let sessions = SessionManager::builder(proxy.url())
         .credentials_provider(Arc::clone(&credentials))
-        .build()
+        .build_side()
         .unwrap();
     proxy.script(Which::All, Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut)).once());
     let options = TransactionOptions::new().exactly_once();
@@ -314,7 +319,7 @@ fn a_doubt_is_resolved_as_soon_as_the_credentials_are_rotated() {
     server.acl(&["SETUSER", "app", ">latter", "<former"]);
     let refused = server.calls("auth");
     thread::scope(|scope| {
-        let resolution = scope.spawn(|| doubt.resolve());
+        let resolution = scope.spawn(|| doubt.resolved());
         eventually(SOON, "it was refused", || server.calls("auth") > refused);
         credentials.rotate(Credentials::new("app", "latter"));
         assert_eq!(resolution.join().unwrap(), Resolution::Committed);
@@ -326,7 +331,7 @@ fn waits_for_locks_use_the_present_credentials() {
     let server = Server::start();
     let second = user(&server, "second", "2");
     let (credentials, builder) = rotating(&server, user(&server, "first", "1"));
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let held = sessions.lock("name").acquire(SOON).unwrap();
     let subscriber = || {
         let subscribed =
@@ -347,7 +352,7 @@ fn waits_for_locks_use_the_present_credentials() {
 fn an_address_with_a_login_and_a_provider_are_refused_together() {
     let provider = || RotatingCredentials::new(Credentials::password("secret"));
     for url in ["redis://user@localhost/", "redis://:hushed@localhost/"] {
-        let refused = SessionManager::builder(url).credentials_provider(provider()).build();
+        let refused = SessionManager::builder(url).credentials_provider(provider()).build_side();
         let error = refused.unwrap_err();
         assert_eq!(error.setting_name(), Some("credentials_provider"));
         assert!(!error.to_string().contains("hushed"), "{error}");
@@ -364,7 +369,7 @@ fn the_password_of_the_default_user_may_change_too_and_is_never_shown() {
         .credentials_provider(Arc::clone(&credentials));
     let shown = format!("{credentials:?} {builder:?} {:?}", Credentials::new("hushed", "hushed"));
     assert!(!shown.contains("hushed"), "{shown}");
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let n: i64 = sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
     assert_eq!((n, sessions.pooled().get::<_, i64>("n").unwrap()), (1, 1));
 }

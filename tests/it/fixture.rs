@@ -41,12 +41,9 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// All that this side has.
+    /// All that this build has.
     #[cfg(feature = "tls-rustls")]
-    pub(crate) const ALL: &[Self] = match crate::side::HAS_TLS {
-        true => &[Self::Tcp, Self::Unix, Self::Tls],
-        false => &[Self::Tcp, Self::Unix],
-    };
+    pub(crate) const ALL: &[Self] = &[Self::Tcp, Self::Unix, Self::Tls];
     #[cfg(not(feature = "tls-rustls"))]
     pub(crate) const ALL: &[Self] = &[Self::Tcp, Self::Unix];
 }

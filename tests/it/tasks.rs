@@ -11,8 +11,10 @@
 )]
 #![allow(dead_code, unused_imports, reason = "parts of the suites are of threads only")]
 
+mod acl;
 mod conditions;
 mod contract;
+mod credentials;
 mod exactly_once;
 mod faults;
 mod fixture;
@@ -24,3 +26,5 @@ mod scope_exit;
 #[path = "side/tasks.rs"]
 mod side;
 mod timeouts;
+#[cfg(feature = "tls-rustls")]
+mod tls;

@@ -1,11 +1,12 @@
 //! The same handles over TLS, with the feature for it.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide, SessionManager, threads_only};
 use std::time::Duration;
 
 use rediscope::error::{CheckoutError, ConfigError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{Builder, Error, IntoAddress, SessionManager, Tls, redis};
+use rediscope::{Builder, Error, IntoAddress, Tls, redis};
 
 use rediscope_testing::eventually;
 use rediscope_testing::tls::{Authority, Identity, TlsServer};
@@ -32,7 +33,7 @@ fn refusal(to: impl IntoAddress, tls: Tls) -> (ConnectionErrorKind, String) {
         .connect_timeout(Duration::from_secs(2))
         .response_timeout(Duration::from_millis(500))
         .checkout_timeout(Duration::from_secs(3))
-        .build()
+        .build_side()
         .unwrap();
     let read = sessions.pooled().get::<_, Option<i64>>("a").map_err(Error::from);
     match read {
@@ -49,7 +50,7 @@ fn refusal(to: impl IntoAddress, tls: Tls) -> (ConnectionErrorKind, String) {
 #[test]
 fn transactions_and_single_commands_work_over_tls() {
     let tls = TlsServer::start();
-    let sessions = patient(tls.url(), trusted(&tls.authority)).build().unwrap();
+    let sessions = patient(tls.url(), trusted(&tls.authority)).build_side().unwrap();
     let accounts = sessions.transactional();
     let (a, b) = accounts.run(|tx| Ok((tx.incr("a", 1), tx.incr("b", 2)))).unwrap();
     assert_eq!((a, b), (1, 2));
@@ -73,10 +74,11 @@ fn transactions_and_single_commands_work_over_tls() {
     assert_eq!(tls.server.ask::<i64>(&["GET", "b"]), 2);
 }
 
+threads_only! {
 #[test]
 fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
     let tls = TlsServer::start();
-    let sessions = patient(tls.url(), trusted(&tls.authority)).max_size(1).build().unwrap();
+    let sessions = patient(tls.url(), trusted(&tls.authority)).max_size(1).build_side().unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("key", 1).unwrap();
     db.with_raw(|raw| {
@@ -85,6 +87,26 @@ fn the_raw_connection_takes_the_place_of_the_one_it_is_lent_for() {
     })
     .unwrap();
     assert_eq!(db.get::<_, i64>("key").unwrap(), 1);
+}
+}
+
+threads_only! {
+#[test]
+fn raw_connections_present_the_client_certificate_and_check_a_name_that_is_an_address() {
+    let tls = TlsServer::choosy();
+    let client = tls.authority.client();
+    let sessions = patient(tls.url(), trusted_as(&tls.authority, &client)).build_side().unwrap();
+    let raw = |sessions: &SessionManager| {
+        sessions.pooled().with_raw(|raw| redis::Commands::get::<_, Option<i64>>(raw, "a"))
+    };
+    assert_eq!(raw(&sessions).unwrap().unwrap(), None);
+    let authority = Authority::new();
+    let identity = authority.server(&["127.0.0.1"]);
+    let tls = TlsServer::with(authority, &identity, &["--tls-auth-clients", "no"]);
+    let sessions =
+        patient(tls.url_of("127.0.0.1"), trusted(&tls.authority)).build_side().unwrap();
+    assert_eq!(raw(&sessions).unwrap().unwrap(), None);
+}
 }
 
 #[test]
@@ -120,13 +142,10 @@ fn a_server_whose_certificate_has_expired_is_refused_with_a_reason() {
 fn a_server_that_wants_a_client_certificate_takes_one_of_its_authority_and_no_other() {
     let tls = TlsServer::choosy();
     let client = tls.authority.client();
-    let sessions = patient(tls.url(), trusted_as(&tls.authority, &client)).build().unwrap();
+    let sessions = patient(tls.url(), trusted_as(&tls.authority, &client)).build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
     assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
-    // Whatever else is opened presents it too: raw connections, and those that locks listen on.
-    let db = sessions.pooled();
-    let raw = db.with_raw(|raw| redis::cmd("GET").arg("a").query::<i64>(raw)).unwrap();
-    assert_eq!(raw.unwrap(), 1);
+    // The connection that locks listen on presents it too.
     let held = sessions.lock("l").acquire(SOON).unwrap();
     let waiting = sessions.lock("l");
     let waiter = std::thread::spawn(move || waiting.acquire(SOON).map(drop));
@@ -141,6 +160,7 @@ fn a_server_that_wants_a_client_certificate_takes_one_of_its_authority_and_no_ot
     assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
 }
 
+threads_only! {
 #[test]
 fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to() {
     use rediscope_testing::cluster::Cluster;
@@ -153,7 +173,7 @@ fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to()
     arguments.extend(["--tls-cluster", "yes", "--tls-auth-clients", "yes"]);
     let cluster = Cluster::with(3, 0, &arguments);
     let presented = trusted_as(&authority, &authority.client());
-    let sessions = patient(cluster.tls_url(), presented).build().unwrap();
+    let sessions = patient(cluster.tls_url(), presented).build_side().unwrap();
     for slot in [1, 8000, 16000] {
         let key = cluster.key_in(slot, "n");
         assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap(), 1);
@@ -172,7 +192,9 @@ fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to()
     let (_, stranger) = refusal(cluster.tls_url(), trusted(&Authority::new()));
     assert!(stranger.to_lowercase().contains("certificate"), "{stranger}");
 }
+}
 
+threads_only! {
 #[test]
 fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
     use rediscope_testing::sentinel::{NAME, Sentinel};
@@ -189,7 +211,7 @@ fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
     let sentinel = Sentinel::watching(&tls.server, tls.port, None, &lines);
     let url = format!("rediss+sentinel://localhost:{}/{NAME}", sentinel.port());
     let presented = trusted_as(&tls.authority, &tls.authority.client());
-    let sessions = patient(url.as_str(), presented.clone()).build().unwrap();
+    let sessions = patient(url.as_str(), presented.clone()).build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
     assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
     // Said apart, they are the same.
@@ -197,18 +219,19 @@ fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
     let sessions = SessionManager::sentinel(NAME, sentinels)
         .server_info("rediss://any/")
         .tls(presented)
-        .build()
+        .build_side()
         .unwrap();
     assert_eq!(sessions.pooled().get::<_, i64>("a").unwrap(), 1);
 
     let (_, none) = refusal(url.as_str(), trusted(&tls.authority));
     assert!(none.to_lowercase().contains("certificate"), "{none}");
 }
+}
 
 /// Why it is not built. Nothing is connected: there is no server here.
 #[track_caller]
 fn wrong(to: impl IntoAddress, tls: Tls) -> String {
-    let error = SessionManager::builder(to).tls(tls).build().map(drop).unwrap_err();
+    let error = SessionManager::builder(to).tls(tls).build_side().map(drop).unwrap_err();
     assert_eq!(error.setting_name(), Some("tls"), "{error}");
     for text in [error.to_string(), format!("{error:?}")] {
         assert!(!text.contains("BEGIN") && !text.contains("MII"), "{text}");
@@ -243,7 +266,7 @@ fn an_invalid_certificate_or_key_is_refused_by_build() {
     let broken = one.key.replace("-----END PRIVATE KEY-----", "");
     assert!(client(&one.certificate, &broken).contains("cannot be read"));
     let right = Tls::new().client_certificate(one.certificate, one.key);
-    assert!(SessionManager::builder("rediss://h/").tls(right).build().is_ok());
+    assert!(SessionManager::builder("rediss://h/").tls(right).build_side().is_ok());
 }
 
 #[test]
@@ -256,9 +279,10 @@ fn tls_for_an_address_without_it_is_refused() {
     {
         assert!(wrong("redis+sentinel://h/m", roots()).contains("server_info"));
         let sentinels = |url| SessionManager::sentinel("m", [url]).tls(roots());
-        let refused = sentinels("rediss://h/").build().map(drop).unwrap_err();
+        let refused = sentinels("rediss://h/").build_side().map(drop).unwrap_err();
         assert!(refused.to_string().contains("server_info"), "the servers are what counts");
-        assert!(sentinels("redis://h/").server_info("rediss://any/").build().is_ok());
+        let allowed = sentinels("redis://h/").server_info("rediss://any/").build_side();
+        assert_ne!(allowed.err().and_then(|error| error.setting_name()), Some("tls"));
     }
 }
 
@@ -272,7 +296,7 @@ fn neither_a_key_nor_a_certificate_is_shown() {
         format!("{tls:?}"),
         format!("{tls:#?}"),
         format!("{builder:?}"),
-        format!("{:?}", builder.build().unwrap()),
+        format!("{:?}", builder.build_side().unwrap()),
     ];
     let line = |pem: &str| pem.lines().nth(1).unwrap().to_owned();
     for text in texts {
@@ -290,10 +314,9 @@ fn a_server_is_named_by_an_ip_address_that_its_certificate_has() {
     let authority = Authority::new();
     let identity = authority.server(&["127.0.0.1"]);
     let tls = TlsServer::with(authority, &identity, &["--tls-auth-clients", "no"]);
-    let sessions = patient(tls.url_of("127.0.0.1"), trusted(&tls.authority)).build().unwrap();
+    let sessions = patient(tls.url_of("127.0.0.1"), trusted(&tls.authority)).build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
-    let raw = sessions.pooled().with_raw(|raw| redis::Commands::get::<_, i64>(raw, "a"));
-    assert_eq!(raw.unwrap().unwrap(), 1);
+    assert_eq!(sessions.pooled().get::<_, i64>("a").unwrap(), 1);
 }
 
 #[test]
@@ -301,7 +324,7 @@ fn both_versions_of_tls_are_spoken() {
     for version in ["TLSv1.2", "TLSv1.3"] {
         let tls = TlsServer::start();
         tls.server.config_set("tls-protocols", version);
-        let sessions = patient(tls.url(), trusted(&tls.authority)).build().unwrap();
+        let sessions = patient(tls.url(), trusted(&tls.authority)).build_side().unwrap();
         let big = "x".repeat(1 << 20);
         let (n, read) = sessions
             .transactional()
@@ -312,7 +335,7 @@ fn both_versions_of_tls_are_spoken() {
             .unwrap();
         assert_eq!((n, read.len()), (1, big.len()), "{version}");
         let resp3 = format!("{}?protocol=resp3", tls.url());
-        let sessions = patient(resp3, trusted(&tls.authority)).build().unwrap();
+        let sessions = patient(resp3, trusted(&tls.authority)).build_side().unwrap();
         assert_eq!(sessions.pooled().get::<_, String>("big").unwrap(), big, "{version}");
     }
 }
@@ -332,7 +355,7 @@ fn certificates_that_cannot_be_read_are_refused_instead_of_left_out() {
     let info = info.get_connection_info().clone();
     let refused = SessionManager::connect(info.clone()).map(drop).unwrap_err().to_string();
     assert!(refused.contains("Builder::tls"), "{refused}");
-    let sessions = patient(info, trusted_as(&tls.authority, &client)).build().unwrap();
+    let sessions = patient(info, trusted_as(&tls.authority, &client)).build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
 }
 
@@ -356,7 +379,7 @@ fn a_lost_reply_is_reported_as_over_tcp() {
 
     let server = rediscope_testing::server::Server::start();
     let (proxy, _front, builder) = behind_a_proxy(&server);
-    let sessions = builder.build().unwrap();
+    let sessions = builder.build_side().unwrap();
     let accounts = sessions.transactional();
     let cases = [
         (Trigger::BeforeReplyTo("EXEC"), 1),
@@ -399,8 +422,12 @@ fn a_write_over_tls_that_is_not_read_is_not_sent_and_ends_in_time() {
     let server = rediscope_testing::server::Server::start();
     let (proxy, _front, builder) = behind_a_proxy(&server);
     let limit = Duration::from_millis(600);
-    let sessions =
-        builder.response_timeout(limit).trust_window(SOON).flush_bytes(4 * LARGE).build().unwrap();
+    let sessions = builder
+        .response_timeout(limit)
+        .trust_window(SOON)
+        .flush_bytes(4 * LARGE)
+        .build_side()
+        .unwrap();
     sessions.transactional().run(|tx| Ok(tx.ping())).unwrap();
     proxy.arm((Trigger::AfterCommandNamed("MULTI"), Fault::HoldRequests));
     let mut tx = sessions.transactional().begin().unwrap();

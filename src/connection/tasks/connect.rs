@@ -12,6 +12,8 @@ use crate::connection::connect::Server;
 use crate::connection::deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::login::Login;
+#[cfg(feature = "tls-rustls")]
+use crate::connection::tasks::secured;
 use crate::connection::tasks::socket::TaskSocket;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
@@ -37,10 +39,7 @@ pub(crate) async fn login(
     let by = deadline.unwrap_or_else(|| deadline::after(Duration::MAX));
     match until(by, answer).await {
         Some(Ok(login)) => login,
-        Some(Err(_)) => {
-            let text = "the provider of credentials panicked";
-            Err(ConnectionError::new(ConnectionErrorKind::Credentials, text))
-        }
+        Some(Err(_)) => Err(ConnectionError::panicked()),
         None => Err(ConnectionError::timed_out("no credentials in time")),
     }
 }
@@ -51,15 +50,29 @@ pub(super) async fn connect(
     timeout: Duration,
 ) -> Result<TaskSocket, ConnectionError> {
     let Some(server) = endpoint.only_server() else { return Err(unsupported("sentinels")) };
-    if server.has_tls() {
-        return Err(unsupported("TLS"));
-    }
-    let by = deadline::after(timeout);
+    to_server(server, deadline::after(timeout)).await
+}
+
+/// Opens a connection to this server, with TLS if its address has TLS.
+async fn to_server(server: &Server, by: Instant) -> Result<TaskSocket, ConnectionError> {
     let connected = match server.unix_path() {
         Some(path) => unix(path, by).await,
         None => any_address(server, by).await,
     };
-    connected.map(OwnSocket::new).map_err(|error| ConnectionError::of_io(&error))
+    let socket = connected.map(OwnSocket::new).map_err(|error| ConnectionError::of_io(&error))?;
+    #[cfg(feature = "tls-rustls")]
+    if let Some(trust) = server.trust() {
+        return match secured::secure(trust, server, &socket, by).await {
+            Ok(session) => Ok(TaskSocket::secured(socket, session)),
+            Err(error) => {
+                if let Ok(peer) = socket.peer_addr() {
+                    server.resolver().failed(peer);
+                }
+                Err(error)
+            }
+        };
+    }
+    Ok(TaskSocket::plain(socket))
 }
 
 fn unsupported(what: &str) -> ConnectionError {

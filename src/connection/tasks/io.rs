@@ -13,7 +13,6 @@ use crate::connection::deadline::{self, Deadline};
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
-use crate::connection::login::Login;
 use crate::connection::tasks::connect::{connect, login};
 use crate::connection::tasks::wire::{TaskWire, pair};
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
@@ -83,10 +82,12 @@ pub(crate) fn spawn_connection(
             Err(error) => return ScopeGuard::into_inner(then)(Err(error)),
         };
         let peer = socket.peer_addr().ok();
+        let in_clear = !socket.has_tls() && endpoint.host_and_port().1 != 0;
         let (wire, task) = pair(socket, id);
         let connection = wire.task().clone();
         let shaking = async move {
-            let opened = shake(&endpoint, &settings, options, (login, wire), deadline).await;
+            let opened =
+                shake_hands(&endpoint, &settings, options, (login, wire, in_clear), deadline).await;
             if let (Err(error), Some(peer)) = (&opened, peer)
                 && matches!(
                     error.kind(),
@@ -104,15 +105,16 @@ pub(crate) fn spawn_connection(
     runtime.spawn(opening).abort_handle()
 }
 
-async fn shake(
+/// Opens a connection without its handshake, for tests of the wire.
+#[cfg(test)]
+pub(crate) async fn open_unproven(
     endpoint: &Endpoint,
-    settings: &Settings,
-    options: OpenOptions,
-    (login, wire): (Login, TaskWire),
-    deadline: Deadline,
+    timeout: Duration,
 ) -> Result<Connection<TaskWire>, ConnectionError> {
-    let in_clear = endpoint.host_and_port().1 != 0;
-    shake_hands(endpoint, settings, options, (login, wire, in_clear), deadline).await
+    let runtime = Handle::current();
+    let (wire, task) = pair(connect(endpoint, timeout).await?, runtime.id());
+    drop(runtime.spawn(task));
+    Ok(Connection::new(wire, None, 0))
 }
 
 fn ended() -> ConnectionError {

@@ -7,6 +7,9 @@
 pub(crate) mod connect;
 mod exchange;
 pub(crate) mod io;
+mod raw;
+#[cfg(feature = "tls-rustls")]
+mod secured;
 mod socket;
 mod socket_loop;
 pub(crate) mod wire;

@@ -196,8 +196,7 @@ impl SocketLoop {
 
     fn write(&mut self, context: &mut Context<'_>) -> Result<(), Failure> {
         while let Some(rest) = self.message.get(self.written..).filter(|rest| !rest.is_empty()) {
-            match self.socket.try_write(rest) {
-                Ok(0) => return Err(self.write_failed(&io::ErrorKind::BrokenPipe.into())),
+            match socket::write(&self.socket, rest) {
                 Ok(written) => self.written += written,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -229,7 +228,7 @@ impl SocketLoop {
     /// Reads until nothing more has arrived. Bytes before the first message are left for it.
     fn read(&mut self, context: &mut Context<'_>, has_adopted: bool) -> Result<(), Failure> {
         while self.has_sent {
-            match self.socket.poll_read_ready(context) {
+            match socket::poll_read_ready(&self.socket, context) {
                 Poll::Pending => break,
                 Poll::Ready(Err(error)) => {
                     return Err(Failure::new(ConnectionError::of_io(&error)));

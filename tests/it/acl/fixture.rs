@@ -1,11 +1,12 @@
 //! A server whose user `app` has all rights until a test changes that, and the errors of its callers.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide, SessionManager};
 use std::time::Duration;
 
 use rediscope::error::{CheckoutError, LockError};
 use rediscope::status::PoolStatus;
-use rediscope::{CommitError, Error, SessionManager};
+use rediscope::{CommitError, Error};
 
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
@@ -45,7 +46,7 @@ impl RestrictedServer {
             .max_size(1)
             .trust_window(trust_window)
             .flush_bytes(256)
-            .build()
+            .build_side()
             .unwrap()
     }
 

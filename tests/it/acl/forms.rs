@@ -1,11 +1,12 @@
 //! Every form of the crate as one call, which adds one to [`N`], or acquires and releases a lock.
 
 use crate::fixture::SOON;
+use crate::side::SessionManager;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rediscope::redis::{self, Commands};
-use rediscope::{Begin, Condition, Error, SessionManager, TransactionOptions, prelude::*};
+use rediscope::{Begin, Condition, Error, TransactionOptions, prelude::*};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {

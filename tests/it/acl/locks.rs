@@ -1,13 +1,14 @@
 //! A right that is removed while a lock is held or waited for.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{LockGuard, SessionManager};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use rediscope::error::{Applied, LockError};
-use rediscope::lock::{LockGuard, LostReason};
-use rediscope::{CommitError, Error, SessionManager, prelude::*};
+use rediscope::lock::LostReason;
+use rediscope::{CommitError, Error, prelude::*};
 
 use super::fixture::{RestrictedServer, nothing_is_held, summary};
 use rediscope_testing::eventually;

@@ -2,13 +2,14 @@
 
 use super::fixture::EFFECT_WAIT;
 use crate::fixture::{LONG, SOON};
+use crate::side::SessionManager;
 use std::thread;
 use std::time::Duration;
 
 use rediscope::error::ReplyError;
 use rediscope::lock::Lock;
 use rediscope::redis::{self, Commands};
-use rediscope::{Condition, Error, SessionManager, TransactionOptions, prelude::*};
+use rediscope::{Condition, Error, TransactionOptions, prelude::*};
 
 use super::fixture::RestrictedServer;
 use super::forms::{Form, N};

@@ -1,11 +1,12 @@
 //! A right that is removed while a scope is open.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide, SessionManager, send_ahead};
 use std::time::Duration;
 
 use rediscope::error::Applied;
 use rediscope::redis::{self, Commands};
-use rediscope::{CommitError, Error, Outcome, SessionManager, TransactionOptions, prelude::*};
+use rediscope::{CommitError, Error, Outcome, TransactionOptions, prelude::*};
 
 use super::fixture::{RestrictedServer, nothing_is_held, summary};
 use super::forms::{Form, N};
@@ -51,6 +52,7 @@ fn a_command_whose_right_is_taken_away_between_its_queueing_and_exec_fails_alone
     let sum = tx.incr(N, 1);
     // All of it was sent ahead: `check` reads no reply, and there is nothing to report.
     tx.append("app:large", "x".repeat(300));
+    send_ahead(&mut tx);
     tx.check().unwrap();
     assert_eq!(fixture.number(N), 0);
     fixture.operator("-incrby");
@@ -71,6 +73,7 @@ fn exec_taken_away_under_a_transaction_that_was_sent_ahead_applies_nothing() {
     let sessions = fixture.sessions(LONG);
     let mut tx = sessions.transactional().begin().unwrap();
     tx.append("app:large", "x".repeat(300));
+    send_ahead(&mut tx);
     tx.check().unwrap();
     fixture.operator("-exec");
     let error = tx.commit().unwrap_err();
@@ -100,7 +103,8 @@ fn a_register_taken_away_between_its_queueing_and_exec_costs_the_connection_and_
     let fixture = RestrictedServer::start();
     let proxy = Proxy::to(&fixture.server);
     let url = format!("redis://app:secret@{}/", proxy.address());
-    let sessions = SessionManager::builder(url).max_size(1).trust_window(LONG).build().unwrap();
+    let sessions =
+        SessionManager::builder(url).max_size(1).trust_window(LONG).build_side().unwrap();
     Form::Once.play(&sessions).unwrap();
     proxy.arm(Script::from((Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests)).once());
     let added = std::thread::scope(|scope| {

@@ -38,7 +38,7 @@ impl Transports {
         #[cfg_attr(not(feature = "tls-rustls"), expect(unused_mut, reason = "TLS is added"))]
         let mut fronts = vec![unix];
         #[cfg(feature = "tls-rustls")]
-        if crate::side::HAS_TLS {
+        {
             let authority = rediscope_testing::tls::Authority::new();
             let tls = Front::tls(proxy.address(), &authority.server(&["localhost"]));
             let trusted = rediscope::Tls::new().root_certificates(authority.pem());

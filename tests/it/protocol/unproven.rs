@@ -110,9 +110,7 @@ impl Way {
             ("unix", Self::through(unix)),
         ];
         #[cfg(feature = "tls-rustls")]
-        if crate::side::HAS_TLS {
-            all.push(("TLS", Self::through(tls)));
-        }
+        all.push(("TLS", Self::through(tls)));
         all
     }
 

@@ -34,8 +34,8 @@ pub(crate) const SENDS_CHUNKS: bool = false;
 /// Whether a doubt that was resolved is sent to the server once more.
 pub(crate) const ASKS_AGAIN: bool = false;
 
-/// Whether connections may use TLS.
-pub(crate) const HAS_TLS: bool = false;
+/// Whether a provider's panic at a re-authentication is a panic of the caller.
+pub(crate) const PROVIDER_PANICS_PASS: bool = false;
 
 /// Items that the tasks do not have yet.
 macro_rules! threads_only {
@@ -163,6 +163,13 @@ impl SessionManager {
         rediscope::SessionManager::builder(to)
     }
 
+    pub(crate) fn sentinel<T: IntoAddress>(
+        name: &str,
+        sentinels: impl IntoIterator<Item = T>,
+    ) -> Builder {
+        rediscope::SessionManager::sentinel(name, sentinels)
+    }
+
     pub(crate) fn connect(to: impl IntoAddress) -> Result<Self, ConfigError> {
         Self::builder(to).build_side()
     }
@@ -195,7 +202,11 @@ impl SessionManager {
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.inner.status()
+        let mut status = self.inner.status();
+        if let Some(threads) = self.locks.manager.get() {
+            status.locks = threads.status().locks;
+        }
+        status
     }
 
     fn threads(&self) -> &rediscope::SessionManager {
