@@ -33,14 +33,15 @@ fn every_test_that_the_guarantees_name_exists() {
     assert!(absent.is_empty(), "named, but no test: {absent:#?}");
 }
 
-/// The names of the functions with `#[test]`, and of those to which `on_every_topology!` gives it.
+/// The names of the functions with `#[test]`, and of those to which a macro gives it.
 fn tests_in(code: &str) -> BTreeSet<&str> {
     let after_attribute = code.split("#[test]\n").skip(1);
     let functions = after_attribute.filter_map(|rest| {
         let mut lines = rest.lines().map(str::trim_start);
         lines.find(|line| !line.starts_with("#[") && !line.starts_with("//"))?.strip_prefix("fn ")
     });
-    let rows = code.split("on_every_topology! {").skip(1).filter_map(|rest| rest.split('}').next());
+    let of = |name| code.split(name).skip(1).filter_map(|rest| rest.split('}').next());
+    let rows = of("on_every_topology! {").chain(of("on_each_side! {"));
     let functions = functions.filter_map(|function| function.split('(').next());
     functions.chain(rows.flat_map(str::split_whitespace)).collect()
 }

@@ -88,8 +88,8 @@ mod tasks {
 }
 
 /// Each test on both sides.
-macro_rules! on_both_sides {
-    ($($name:ident;)*) => {
+macro_rules! on_each_side {
+    ($($name:ident)*) => {
         mod of_threads {
             $(
                 #[test]
@@ -111,15 +111,15 @@ macro_rules! on_both_sides {
     };
 }
 
-on_both_sides! {
-    bytes_that_stay_behind_are_counted_exactly_also_over_tls;
-    of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had;
-    a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline;
-    a_handshake_of_tls_ends_within_its_time_whatever_the_peer_does;
-    a_session_ticket_is_no_surplus_reply;
-    half_a_record_is_waited_for_and_judged_when_it_is_whole;
-    the_end_of_tls_is_the_end_also_while_the_socket_is_open;
-    a_record_that_was_changed_on_its_way_ends_the_connection;
+on_each_side! {
+    bytes_that_stay_behind_are_counted_exactly_also_over_tls
+    of_a_peer_that_is_gone_no_more_bytes_are_counted_than_it_may_have_had
+    a_reply_that_comes_in_drips_over_tls_ends_at_the_deadline
+    a_handshake_of_tls_ends_within_its_time_whatever_the_peer_does
+    a_session_ticket_is_no_surplus_reply
+    half_a_record_is_waited_for_and_judged_when_it_is_whole
+    the_end_of_tls_is_the_end_also_while_the_socket_is_open
+    a_record_that_was_changed_on_its_way_ends_the_connection
 }
 
 fn identity() -> CertifiedKey<KeyPair> {

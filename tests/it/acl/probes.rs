@@ -7,7 +7,6 @@ use std::thread;
 use std::time::Duration;
 
 use rediscope::error::ReplyError;
-use rediscope::lock::Lock;
 use rediscope::redis::{self, Commands};
 use rediscope::{Condition, Error, TransactionOptions, prelude::*};
 
@@ -159,7 +158,7 @@ fn queues(fixture: &RestrictedServer) -> Result<(), String> {
 
 fn forcing(fixture: &RestrictedServer) -> Result<(), String> {
     let sessions = fixture.sessions(LONG);
-    let lock: Lock = sessions.lock("x");
+    let lock = sessions.lock("x");
     let error = |error: rediscope::Error| error.to_string();
     let _held = lock.clone().fixed_lease().acquire(SOON).map_err(error)?;
     that(lock.force_release().map_err(error)?, "it had no holder")
