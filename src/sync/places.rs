@@ -18,21 +18,30 @@ pub(crate) struct Places {
     state: Mutex<PlacesState>,
 }
 
+/// Each step costs the same, however many callers wait.
 #[derive(Debug)]
 struct PlacesState {
     free: usize,
     closed: bool,
-    /// In the order of their arrival. As many as there are free places may take one.
-    waiters: VecDeque<PlaceWaiter>,
-    next_number: u64,
+    /// In the order of their arrival. `None`: the caller has left. The first one is there.
+    waiters: VecDeque<Option<PlaceWaiter>>,
+    /// The number of the first one.
+    first: u64,
+    /// The number of the first one that may have been offered no place.
+    next_offer: u64,
+    /// Number of callers that wait.
+    waiting: usize,
+    /// Number of those that may take a place: one for each free place, while there are as many.
+    offered: usize,
 }
 
 #[derive(Debug)]
 struct PlaceWaiter {
-    number: u64,
     deadline: Instant,
     /// `None`: it was woken, and has not been polled since.
     waker: Option<Waker>,
+    /// Whether it may take a place.
+    offered: bool,
 }
 
 /// Why a caller has no place.
@@ -44,8 +53,15 @@ pub(crate) enum NoPlace {
 
 impl Places {
     pub(crate) fn new(free: usize) -> Self {
-        let waiters = VecDeque::new();
-        let state = PlacesState { free, closed: false, waiters, next_number: 0 };
+        let state = PlacesState {
+            free,
+            closed: false,
+            waiters: VecDeque::new(),
+            first: 0,
+            next_offer: 0,
+            waiting: 0,
+            offered: 0,
+        };
         Self { state: Mutex::new(state) }
     }
 
@@ -55,9 +71,7 @@ impl Places {
         if state.closed {
             return Err(NoPlace::Closed);
         }
-        let is_free = state.free > state.waiters.len();
-        state.free -= usize::from(is_free);
-        Ok(is_free)
+        Ok(state.take_spare())
     }
 
     /// Waits for a place until `deadline`. Dropped before its end, the future has taken none.
@@ -83,11 +97,16 @@ impl Places {
 
     /// Returns a place, or adds one.
     pub(crate) fn add(&self) {
+        self.add_all(1);
+    }
+
+    /// Returns several places in one step.
+    pub(crate) fn add_all(&self, places: usize) {
         let mut state = lock(&self.state);
-        state.free += 1;
-        let woken = state.next_takers();
+        state.free += places;
+        let woken = state.offer();
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        wake(woken);
     }
 
     /// Number of places that are free.
@@ -100,22 +119,90 @@ impl Places {
         let mut state = lock(&self.state);
         state.closed = true;
         let waiters = std::mem::take(&mut state.waiters);
+        (state.waiting, state.offered) = (0, 0);
         drop(state);
-        waiters.into_iter().filter_map(|waiter| waiter.waker).for_each(Waker::wake);
+        waiters.into_iter().flatten().filter_map(|waiter| waiter.waker).for_each(Waker::wake);
     }
 }
 
+/// The callers that a step woke. Mostly there is one at most.
+type Woken = (Option<Waker>, Vec<Waker>);
+
+fn wake((first, others): Woken) {
+    first.into_iter().chain(others).for_each(Waker::wake);
+}
+
 impl PlacesState {
-    /// The wakers of the callers that may take a place now.
-    fn next_takers(&mut self) -> Vec<Waker> {
-        self.waiters.iter_mut().take(self.free).filter_map(|waiter| waiter.waker.take()).collect()
+    /// Takes a place that no waiting caller may take.
+    fn take_spare(&mut self) -> bool {
+        let is_spare = self.free > self.waiting;
+        self.free -= usize::from(is_spare);
+        is_spare
+    }
+
+    fn waiter(&mut self, number: u64) -> Option<&mut PlaceWaiter> {
+        let at = number.checked_sub(self.first)?;
+        self.waiters.get_mut(usize::try_from(at).ok()?)?.as_mut()
+    }
+
+    fn enter(&mut self, deadline: Instant) -> u64 {
+        let number = self.first + self.waiters.len() as u64;
+        self.waiters.push_back(Some(PlaceWaiter { deadline, waker: None, offered: false }));
+        self.waiting += 1;
+        number
+    }
+
+    /// Removes a caller. It is returned, to be dropped without the lock.
+    fn leave(&mut self, number: u64) -> Option<PlaceWaiter> {
+        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let left = self.waiters.get_mut(at)?.take()?;
+        self.waiting -= 1;
+        self.offered -= usize::from(left.offered);
+        while let Some(None) = self.waiters.front() {
+            self.waiters.pop_front();
+            self.first += 1;
+        }
+        Some(left)
+    }
+
+    /// Offers the free places to the callers that have waited longest.
+    fn offer(&mut self) -> Woken {
+        let mut woken = (None, Vec::new());
+        self.next_offer = self.next_offer.max(self.first);
+        while self.offered < self.free.min(self.waiting) {
+            let number = self.next_offer;
+            self.next_offer += 1;
+            let Some(waiter) = self.waiter(number) else { continue };
+            waiter.offered = true;
+            let waker = waiter.waker.take();
+            self.offered += 1;
+            match &woken.0 {
+                None => woken.0 = waker,
+                Some(_) => woken.1.extend(waker),
+            }
+        }
+        woken
+    }
+
+    /// Removes the callers directly before this one whose time is over: those that are polled leave
+    /// by themselves. Returns the deadline of the one before which is left.
+    fn before(&mut self, number: u64, now: Instant) -> (Option<Instant>, Vec<PlaceWaiter>) {
+        let mut left = Vec::new();
+        for before in (self.first..number).rev() {
+            match self.waiter(before).map(|waiter| waiter.deadline) {
+                None => {}
+                Some(deadline) if deadline > now => return (Some(deadline), left),
+                Some(_) => left.extend(self.leave(before)),
+            }
+        }
+        (None, left)
     }
 }
 
 /// What a waiting caller found.
 enum Looked {
     Ended(Result<(), NoPlace>),
-    /// `next_look`: when the time of a caller before this one is over, or its own.
+    /// `next_look`: when the time of the caller before this one is over.
     Waits {
         next_look: Instant,
     },
@@ -130,46 +217,38 @@ struct WaitingCaller<'p> {
 }
 
 impl WaitingCaller<'_> {
-    /// Takes a place if it is this caller's turn. Otherwise the task is woken when it is.
+    /// Takes a place if this caller may. Otherwise the task is woken when it may.
     fn poll(&mut self, context: &Context<'_>) -> Looked {
-        let now = Instant::now();
         let mut state = lock(&self.places.state);
         if state.closed {
             return Looked::Ended(Err(NoPlace::Closed));
         }
-        let number = *self.number.get_or_insert_with(|| {
-            state.next_number += 1;
-            let (number, deadline) = (state.next_number, self.deadline);
-            state.waiters.push_back(PlaceWaiter { number, deadline, waker: None });
-            number
-        });
-        // Callers that are polled leave by themselves; these are not.
-        state.waiters.retain(|waiter| waiter.number == number || waiter.deadline > now);
-        let before = state.waiters.iter().take_while(|waiter| waiter.number != number);
-        let (at, next_look) = before
-            .fold((0, self.deadline), |(at, next), waiter| (at + 1, next.min(waiter.deadline)));
-        if at < state.free {
-            state.free -= 1;
-            let left = state.waiters.remove(at);
-            self.number = None;
-            let woken = state.next_takers();
-            drop(state);
-            drop(left);
-            woken.into_iter().for_each(Waker::wake);
+        if self.number.is_none() && state.take_spare() {
             return Looked::Ended(Ok(()));
         }
-        let former = match state.waiters.get_mut(at) {
-            Some(PlaceWaiter { waker: Some(known), .. }) if known.will_wake(context.waker()) => {
-                None
-            }
-            Some(waiter) => waiter.waker.replace(context.waker().clone()),
-            None => None,
-        };
-        let woken = state.next_takers();
+        let number = *self.number.get_or_insert_with(|| state.enter(self.deadline));
+        let (before, expired) = state.before(number, Instant::now());
+        let woken = state.offer();
+        let (mut former, mut may_take) = (None, false);
+        match state.waiter(number) {
+            Some(waiter) if waiter.offered => may_take = true,
+            Some(PlaceWaiter { waker: Some(known), .. }) if known.will_wake(context.waker()) => {}
+            Some(waiter) => former = waiter.waker.replace(context.waker().clone()),
+            // Its time is over, and the caller behind it has removed it.
+            None => {}
+        }
+        if may_take {
+            state.free -= 1;
+            drop(state.leave(number));
+            self.number = None;
+        }
         drop(state);
-        drop(former);
-        woken.into_iter().for_each(Waker::wake);
-        Looked::Waits { next_look }
+        wake(woken);
+        drop((former, expired));
+        match may_take {
+            true => Looked::Ended(Ok(())),
+            false => Looked::Waits { next_look: before.unwrap_or(self.deadline) },
+        }
     }
 }
 
@@ -178,12 +257,11 @@ impl Drop for WaitingCaller<'_> {
     fn drop(&mut self) {
         let Some(number) = self.number else { return };
         let mut state = lock(&self.places.state);
-        let at = state.waiters.iter().position(|waiter| waiter.number == number);
-        let left = at.and_then(|at| state.waiters.remove(at));
-        let woken = state.next_takers();
+        let left = state.leave(number);
+        let woken = state.offer();
         drop(state);
+        wake(woken);
         drop(left);
-        woken.into_iter().for_each(Waker::wake);
     }
 }
 

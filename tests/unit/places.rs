@@ -101,3 +101,103 @@ fn a_caller_gives_up_at_its_deadline_and_when_the_places_are_closed() {
     assert_eq!(poll(&mut waiting, &wakes), Poll::Ready(Err(NoPlace::Closed)));
     assert_eq!(places.try_take(), Err(NoPlace::Closed));
 }
+
+/// The deadline of the caller before is the only one that each of them looks at.
+#[test]
+fn callers_that_are_polled_no_more_hold_up_those_that_wait_behind_them_until_their_deadlines() {
+    let runtime = runtime();
+    let (places, wakes) = (Places::new(1), Arc::<Wakes>::default());
+    assert_eq!(places.try_take(), Ok(true));
+    let forgotten = [50, 30, 60, 40].map(|millis| {
+        let _runtime = runtime.enter();
+        let mut caller = taking(&places, Duration::from_millis(millis));
+        assert!(poll(&mut caller, &wakes).is_pending());
+        caller
+    });
+    runtime.block_on(async {
+        let mut waiting = taking(&places, SOON);
+        assert!(poll(&mut waiting, &wakes).is_pending());
+        // The first one is offered the place, and does not take it.
+        places.add();
+        waiting.await.unwrap();
+    });
+    assert_eq!(places.free(), 0);
+    std::mem::forget(forgotten);
+}
+
+/// A search of all that wait, in each step, takes minutes.
+#[test]
+fn each_of_many_callers_is_served_in_its_turn_or_gives_up() {
+    const CALLERS: usize = 100_000;
+    let runtime = runtime();
+    let places = Arc::new(Places::new(1));
+    runtime.block_on(async {
+        let within = Duration::from_secs(5);
+        let tasks: Vec<_> = (0..CALLERS)
+            .map(|number| {
+                let places = Arc::clone(&places);
+                let within =
+                    if number % 3 == 0 { Duration::from_millis(300) } else { SOON + within };
+                tokio::spawn(async move {
+                    let took = places.take(Instant::now() + within).await;
+                    tokio::task::yield_now().await;
+                    took.inspect(|()| places.add())
+                })
+            })
+            .collect();
+        for task in tasks {
+            assert!(matches!(task.await.unwrap(), Ok(()) | Err(NoPlace::TimedOut)));
+        }
+    });
+    assert_eq!((places.free(), places.try_take()), (1, Ok(true)));
+}
+
+/// Callers that come, are polled, leave and are forgotten at random, against a list that is searched.
+#[test]
+fn places_are_never_more_or_less_than_they_were() {
+    use proptest::prelude::*;
+    let runtime = runtime();
+    let _runtime = runtime.enter();
+    let steps = prop::collection::vec((0u8..5, any::<prop::sample::Index>()), 0..200);
+    proptest!(|(steps in steps, total in 0usize..4)| {
+        let (places, wakes) = (Places::new(total), Arc::<Wakes>::default());
+        let mut waiting: Vec<Taking<'_>> = Vec::new();
+        let mut taken = 0;
+        for (step, at) in steps {
+            match step {
+                0 => match places.try_take() {
+                    Ok(took) => {
+                        prop_assert_eq!(took, total - taken > waiting.len());
+                        taken += usize::from(took);
+                    }
+                    Err(_) => prop_assert!(false, "they are not closed"),
+                },
+                1 => {
+                    let mut caller = taking(&places, SOON);
+                    let took = poll(&mut caller, &wakes).is_ready();
+                    prop_assert_eq!(took, total - taken > waiting.len());
+                    taken += usize::from(took);
+                    if !took {
+                        waiting.push(caller);
+                    }
+                }
+                2 if !waiting.is_empty() => {
+                    let at = at.index(waiting.len());
+                    let took = poll(&mut waiting[at], &wakes).is_ready();
+                    prop_assert_eq!(took, at < total - taken);
+                    if took {
+                        taken += 1;
+                        drop(waiting.remove(at));
+                    }
+                }
+                3 if !waiting.is_empty() => drop(waiting.remove(at.index(waiting.len()))),
+                _ if taken > 0 => {
+                    taken -= 1;
+                    places.add();
+                }
+                _ => {}
+            }
+            prop_assert_eq!(places.free(), total - taken);
+        }
+    });
+}
