@@ -51,6 +51,8 @@ pub struct Pooled {
     router: Router<TaskPool>,
     /// The place that made the handle; it stands for the place of its commands.
     place: &'static Location<'static>,
+    /// Whether commands that are not reads are refused.
+    reads_only: bool,
 }
 
 impl UnwindSafe for Pooled {}
@@ -84,7 +86,12 @@ impl ConnectionLike for Pooled {
 
 impl Pooled {
     pub(crate) fn new(router: Router<TaskPool>, place: &'static Location<'static>) -> Self {
-        Self { router, place }
+        Self { router, place, reads_only: false }
+    }
+
+    /// A handle that reads from replicas.
+    pub(crate) fn reading(router: Router<TaskPool>, place: &'static Location<'static>) -> Self {
+        Self { router, place, reads_only: true }
     }
 
     async fn request(
@@ -96,6 +103,9 @@ impl Pooled {
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
         let request = Request::parse(bytes, offset + count, self.place)?;
+        if self.reads_only {
+            request.ensure_read()?;
+        }
         let sent = send(&self.router, (&request, self.place), (bytes, offset, count));
         let mut replies = sent.await?;
         let full = self.router.settings().server_messages;

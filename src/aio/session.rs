@@ -4,22 +4,21 @@
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::aio::handle::Transactional;
 use crate::aio::pooled::Pooled;
 use crate::commit::tasks::TaskResolver;
 use crate::connection::deadline;
-use crate::connection::endpoint::Endpoint;
-use crate::connection::url::{Address, IntoAddress};
+use crate::connection::url::IntoAddress;
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::{CommitToken, Resolution, UnresolvedReason};
 use crate::error::open_scope::OpenScope;
 use crate::error::token_cell::{TokenCell, TokenState};
 use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
-use crate::session::builder::{Builder, Checked};
+use crate::session::builder::{Builder, Checked, routers};
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
 use crate::transaction::hot_keys::ContentionLimiter;
@@ -54,6 +53,8 @@ pub struct SessionManager {
     transactional: Router<TaskPool>,
     resolver: Arc<TaskResolver>,
     limiter: Arc<ContentionLimiter<TaskTurns>>,
+    /// The pool of connections to replicas, made at its first use.
+    replicas: Arc<OnceLock<Router<TaskPool>>>,
 }
 
 /// One line: the server, and the number of connections of each pool. See
@@ -87,25 +88,14 @@ impl Builder {
     /// ```
     ///
     /// # Errors
-    /// As [`build`](Self::build). An address of a cluster or of sentinels is refused: the side of tasks
-    /// reaches one server.
+    /// As [`build`](Self::build).
     pub fn build_async(self) -> Result<SessionManager, ConfigError> {
         let Checked { address, settings, kinds } = self.checked()?;
-        let refused = |reason: &str| ConfigError::Address { reason: reason.to_owned() };
-        let endpoint = match address {
-            Address::One(info) => Endpoint::new(*info, &settings)?,
-            Address::Cluster(_) => {
-                return Err(refused("a cluster is not available for tasks yet; use build()"));
-            }
-            Address::Sentinel(_) => {
-                return Err(refused("sentinels are not available for tasks yet; use build()"));
-            }
-        };
-        let transactional = Router::one(kinds.transactional, endpoint.clone());
+        let [transactional, pooled] =
+            routers(address, &settings, [kinds.transactional, kinds.pooled])?;
         let resolver = Arc::new(TaskResolver::new(transactional.clone()));
         let limiter = Arc::new(ContentionLimiter::new());
-        let pooled = Router::one(kinds.pooled, endpoint);
-        Ok(SessionManager { pooled, transactional, resolver, limiter })
+        Ok(SessionManager { pooled, transactional, resolver, limiter, replicas: Arc::default() })
     }
 }
 
@@ -132,6 +122,32 @@ impl SessionManager {
     #[track_caller]
     pub fn pooled(&self) -> Pooled {
         Pooled::new(self.pooled.clone(), Location::caller())
+    }
+
+    /// Returns a handle for reads from the replicas behind sentinels, on a third pool of the same size.
+    ///
+    /// What it reads, refuses and falls back to is as with
+    /// [the handle of threads](crate::SessionManager::replica_reads): without a replica that is in step,
+    /// the master; in a cluster, [`pooled`](Self::pooled).
+    ///
+    /// ```no_run
+    /// # use rediscope::{aio::SessionManager, redis::AsyncCommands};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// let sessions = SessionManager::connect("redis+sentinel://10.0.0.1,10.0.0.2/mymaster")?;
+    /// let name: Option<String> = sessions.replica_reads().get("user:7:name").await?;
+    /// # let _ = name; Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn replica_reads(&self) -> Pooled {
+        if self.pooled.is_cluster() {
+            return self.pooled();
+        }
+        if self.pooled.here().is_err() {
+            // Another thread may have been making the pool when this process was forked.
+            return Pooled::reading(self.pooled.clone(), Location::caller());
+        }
+        let replicas = self.replicas.get_or_init(|| self.pooled.of_replicas());
+        Pooled::reading(replicas.clone(), Location::caller())
     }
 
     /// Returns the handle for transactions.
@@ -231,18 +247,25 @@ impl SessionManager {
     /// ```
     pub fn close(&self, timeout: Duration) -> impl Future<Output = Closed> + Send + use<> {
         let (pooled, transactional) = (self.pooled.clone(), self.transactional.clone());
+        let replicas = Arc::clone(&self.replicas);
         let is_here = pooled.here().is_ok();
         let deadline = deadline::after(timeout);
         if is_here {
             pooled.close();
             transactional.close();
             self.resolver.close();
+            if let Some(replicas) = replicas.get() {
+                replicas.close();
+            }
         }
         async move {
             if !is_here {
                 return Closed::default();
             }
-            let scopes = pooled.drain(deadline).await + transactional.drain(deadline).await;
+            let mut scopes = pooled.drain(deadline).await + transactional.drain(deadline).await;
+            if let Some(replicas) = replicas.get() {
+                scopes += replicas.drain(deadline).await;
+            }
             Closed::of_scopes(scopes)
         }
     }
@@ -262,7 +285,7 @@ impl SessionManager {
             },
             pooled: pool(&self.pooled, "pooled"),
             transactional: pool(&self.transactional, "transactional"),
-            replicas: None,
+            replicas: self.replicas.get().filter(|_| is_here).map(|replicas| replicas.status()),
             locks: LockStatus::default(),
         }
     }

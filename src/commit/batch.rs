@@ -16,6 +16,7 @@ use crate::pool::router::{Joined, Router};
 use crate::pool::server_pool::ServerPool;
 use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::route::Route;
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::queue::CommandQueue;
 use crate::sync::boxed::boxed;
@@ -28,7 +29,9 @@ pub(crate) async fn commit_block<P: ServerPool>(
     plan: &CommitPlan,
     checkout_deadline: Instant,
 ) -> Result<Committed, CommitError> {
-    let mut line = if queue.is_batchable() && plan.is_batchable::<P>() {
+    // Without a slot, a lane could not name the register that the block writes.
+    let has_slot = plan.resolver.is_none() || queue.binding() != SlotBinding::Pending;
+    let mut line = if queue.is_batchable() && plan.is_batchable::<P>() && has_slot {
         let mut attempts = 0;
         loop {
             let response = match join(router, route, queue, plan, checkout_deadline).await? {
@@ -67,6 +70,7 @@ async fn join<P: ServerPool>(
     let commands = queue.commands();
     let request = || BatchRequest {
         exactly_once: plan.resolver.is_some(),
+        slot: queue.binding().slot(),
         token: plan.token.as_deref().cloned(),
         ..BatchRequest::new(queue.block(), RequestKind::Block { commands })
     };

@@ -216,9 +216,12 @@ impl<W: Wire> Connection<W> {
     /// Whether it watches its commit marker of this tag, and the marker was written less than `age`
     /// ago.
     pub(crate) fn is_armed_for(&self, age: Duration, tag: Option<u32>) -> bool {
-        let here = self.marker.as_ref().is_some_and(|marker| marker.tag() == tag);
-        here && self.state.watches_marker()
-            && self.marker_written_at.is_some_and(|at| at.elapsed() < age)
+        self.marker.as_ref().is_some_and(|marker| marker.tag() == tag) && self.is_armed(age)
+    }
+
+    /// The same for the tag that the marker has.
+    pub(crate) fn is_armed(&self, age: Duration) -> bool {
+        self.state.watches_marker() && self.marker_written_at.is_some_and(|at| at.elapsed() < age)
     }
 
     /// Checks the socket before a write, without waiting: fails if the peer closed it or sent

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use redis::{Connection, ConnectionInfo, RedisConnectionInfo as AuthInfo, Value};
@@ -14,6 +14,7 @@ use crate::connection::login;
 use crate::connection::login::Login;
 use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::SentinelClient;
+use crate::connection::sentinel::queries::{MasterConnection, SentinelQueries};
 use crate::connection::sentinel::watcher::WatchedMaster;
 use crate::connection::url::SentinelConfig;
 use crate::error::config::ConfigError;
@@ -68,8 +69,14 @@ impl Endpoint {
         replicas
     }
 
+    /// The endpoint of a sentinel, whose credentials are those of its own address.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn of_sentinel(sentinel: &Server) -> Self {
+        Self { target: Target::Server(Arc::new(sentinel.clone())), credentials: None }
+    }
+
     /// The client of the sentinels, if there are any.
-    fn sentinels(&self) -> Option<&Arc<WatchedMaster>> {
+    pub(crate) fn sentinels(&self) -> Option<&Arc<WatchedMaster>> {
         match &self.target {
             Target::Server(_) => None,
             Target::Master(client) | Target::Replica(client) => Some(client),
@@ -77,32 +84,28 @@ impl Endpoint {
     }
 
     /// Returns the server that connections lead to now, and the time left to connect to it.
-    fn server(&self, timeout: Duration) -> Result<(Arc<Server>, Duration), ConnectionError> {
+    pub(crate) async fn server_within<Q: SentinelQueries>(
+        &self,
+        timeout: Duration,
+    ) -> Result<(Arc<Server>, Duration), ConnectionError> {
         match &self.target {
             Target::Server(server) => Ok((Arc::clone(server), timeout)),
-            Target::Master(client) => {
-                client.watch();
-                now(client.master_within::<BlockingQueries>(timeout))
-            }
-            Target::Replica(client) => {
-                client.watch();
-                now(client.replica_within::<BlockingQueries>(timeout))
-            }
+            Target::Master(client) => client.master_within::<Q>(timeout).await,
+            Target::Replica(client) => client.replica_within::<Q>(timeout).await,
         }
+    }
+
+    /// The same for a thread.
+    fn server(&self, timeout: Duration) -> Result<(Arc<Server>, Duration), ConnectionError> {
+        if let Some(client) = self.sentinels() {
+            client.watch();
+        }
+        now(self.server_within::<BlockingQueries>(timeout))
     }
 
     /// Returns the credentials of a connection that is opened, or checked out, now.
     pub(crate) fn login(&self) -> Result<Login, ConnectionError> {
         Login::new(self.auth_info(), self.credentials.as_ref())
-    }
-
-    /// The one server that all connections lead to; `None`: sentinels report it.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn only_server(&self) -> Option<&Arc<Server>> {
-        match &self.target {
-            Target::Server(server) => Some(server),
-            Target::Master(_) | Target::Replica(_) => None,
-        }
     }
 
     /// Whether [`login`](Self::login) calls code of the program, which may block.
@@ -126,11 +129,24 @@ impl Endpoint {
     pub(crate) fn connect(&self, timeout: Duration) -> Result<Connected, ConnectionError> {
         let (server, left) = self.server(timeout)?;
         let connected = server.connect(left).inspect_err(|_| self.invalidate())?;
-        if let Target::Master(client) = &self.target {
-            let socket = Arc::downgrade(connected.socket());
-            client.register(&server, socket)?;
-        }
+        let socket = Arc::downgrade(connected.socket());
+        self.register(&server, socket)?;
         Ok(connected)
+    }
+
+    /// Has the connection ended when another server takes the master's place.
+    ///
+    /// # Errors
+    /// That has happened already.
+    pub(crate) fn register(
+        &self,
+        server: &Server,
+        connection: Weak<dyn MasterConnection>,
+    ) -> Result<(), ConnectionError> {
+        match &self.target {
+            Target::Master(client) => client.register(server, connection),
+            Target::Server(_) | Target::Replica(_) => Ok(()),
+        }
     }
 
     /// Opens a connection of redis-rs, which has no timeouts yet.

@@ -11,6 +11,9 @@ pub(crate) struct BatchRequest {
     pub(crate) kind: RequestKind,
     /// Whether a block is to be committed exactly once. Only lanes do so.
     pub(crate) exactly_once: bool,
+    /// The slot of a block's keys, in a cluster. One EXEC has the blocks of one slot.
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only lanes read it"))]
+    pub(crate) slot: Option<u16>,
     /// Set when the number of an exactly-once block is drawn.
     #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only lanes read it"))]
     pub(crate) token: Option<TokenCell>,
@@ -18,7 +21,7 @@ pub(crate) struct BatchRequest {
 
 impl BatchRequest {
     pub(crate) fn new(bytes: Vec<u8>, kind: RequestKind) -> Self {
-        Self { bytes, kind, exactly_once: false, token: None }
+        Self { bytes, kind, exactly_once: false, slot: None, token: None }
     }
 }
 

@@ -141,6 +141,13 @@ impl<P: ServerPool> Router<P> {
         Self { pools: Arc::new(pools) }
     }
 
+    /// The router to the replicas behind sentinels; without sentinels, to the server.
+    pub(crate) fn of_replicas(&self) -> Self {
+        let config =
+            PoolConfig { name: "replicas", counters: Arc::default(), ..self.config.clone() };
+        Self::one(config, self.endpoint.replicas())
+    }
+
     pub(crate) fn weak(&self) -> WeakRouter<P> {
         WeakRouter { pools: Arc::downgrade(&self.pools) }
     }
@@ -186,10 +193,6 @@ impl<P: ServerPool> Pools<P> {
         }
     }
 
-    pub(crate) fn config(&self) -> &PoolConfig {
-        &self.config
-    }
-
     pub(crate) fn settings(&self) -> &Arc<Settings> {
         &self.config.settings
     }
@@ -213,11 +216,6 @@ impl<P: ServerPool> Pools<P> {
     /// The thread that writes events of threads which must not wait for a log.
     pub(crate) fn log_thread(&self) -> &Arc<LogThread> {
         &self.config.logging.log_thread
-    }
-
-    /// The endpoint of the server, or of the cluster's first seed node.
-    pub(crate) fn first_endpoint(&self) -> &Endpoint {
-        &self.endpoint
     }
 
     /// Returns the database. A cluster has only database 0.

@@ -178,11 +178,8 @@ impl Pooled {
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
         let request = Request::parse(bytes, offset + count, self.place)?;
-        if self.reads_only && !request.read_only {
-            return Err(Error::Refused {
-                command: request.name.into_owned(),
-                hint: "this handle reads from replicas: use SessionManager::pooled",
-            });
+        if self.reads_only {
+            request.ensure_read()?;
         }
         let sent = send(&self.router, (&request, self.place), (bytes, offset, count));
         let mut replies = now(sent)?;

@@ -129,6 +129,16 @@ impl Request {
         Ok(request)
     }
 
+    /// # Errors
+    /// The request is not a read, and its handle reads from replicas.
+    pub(crate) fn ensure_read(&self) -> Result<(), Error> {
+        if self.read_only {
+            return Ok(());
+        }
+        let hint = "this handle reads from replicas: use SessionManager::pooled";
+        Err(Error::Refused { command: self.name.to_string(), hint })
+    }
+
     /// Sends the request on a connection of the route, and again on another one if that changes
     /// nothing.
     ///

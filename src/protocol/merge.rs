@@ -339,10 +339,13 @@ fn cut(
 }
 
 /// Gives each block its own rejection. The others are sent again, unless a command of this crate's own
-/// was rejected, which follows all blocks.
+/// was rejected, which follows all blocks, or the slot of all blocks has moved.
 fn cut_rejected(rejected: &[(u32, ServerError)], blocks: &[u32], pieces: &mut Vec<Piece>) {
     let commands: u32 = blocks.iter().sum();
-    let of_all = rejected.iter().find(|(index, _)| *index >= commands);
+    let of_all =
+        rejected.iter().find(|(index, error)| *index >= commands || error.code() == "MOVED");
+    // While a slot migrates, the server rejects the keys that it does not have any more.
+    let alone = rejected.iter().any(|(_, error)| matches!(error.code(), "ASK" | "TRYAGAIN"));
     let mut begin = 0;
     for commands in blocks {
         let end = begin + commands;
@@ -350,11 +353,11 @@ fn cut_rejected(rejected: &[(u32, ServerError)], blocks: &[u32], pieces: &mut Ve
         let found = own.or(of_all);
         pieces.push(match found {
             Some((index, error)) => {
-                let index = Some((*index).min(end) - begin);
+                let index = Some((*index).clamp(begin, end) - begin);
                 let error = error.clone();
                 Piece::Block(Verdict::Rejected(RejectedCommand { index, word: "", error }))
             }
-            None => Piece::Again { alone: false },
+            None => Piece::Again { alone },
         });
         begin = end;
     }
@@ -364,7 +367,10 @@ fn cut_rejected(rejected: &[(u32, ServerError)], blocks: &[u32], pieces: &mut Ve
 /// of them would also write a register.
 fn concerns_all(code: &str, writes: bool) -> bool {
     match code {
-        "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN" => true,
+        "MOVED" | "CLUSTERDOWN" => true,
+        // While a slot migrates, the server has the keys of some blocks only. A block whose keys are all
+        // here must not go to the other server.
+        "ASK" | "TRYAGAIN" | "CROSSSLOT" => false,
         // The rights depend on the commands and keys of each block.
         "NOPERM" => false,
         // The server checks the commands of the whole group, of which some may only read.

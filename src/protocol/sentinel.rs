@@ -2,6 +2,7 @@
 
 use redis::Value;
 
+use crate::protocol::resp::encode;
 use crate::protocol::resp::fields::{field, text};
 use crate::protocol::server_error::ServerError;
 
@@ -25,6 +26,19 @@ pub(crate) struct MasterReport {
 
 /// The address of a server.
 pub(crate) type HostPort = (String, u16);
+
+/// Number of replies to the query about a master.
+pub(crate) const ANSWERS: usize = 3;
+
+/// Encodes the query about the master of this name.
+pub(crate) fn question(name: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(200);
+    // The epoch comes first: an address may be newer than it, never older.
+    for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {
+        encode::command_with(&mut bytes, &["SENTINEL", what], name);
+    }
+    bytes
+}
 
 /// Parses the replies to SENTINEL MASTER, GET-MASTER-ADDR-BY-NAME and REPLICAS of one name.
 pub(crate) fn parse(answers: &[Value]) -> Result<MasterReport, SentinelError> {

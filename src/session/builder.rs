@@ -15,6 +15,7 @@ use crate::lock::manager::LockManager;
 use crate::pool::config::{Logging, PoolConfig};
 use crate::pool::router::Router;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
+use crate::pool::server_pool::ServerPool;
 use crate::process::current::Process;
 use crate::protocol::handshake::Purpose;
 use crate::session::manager::SessionManager;
@@ -269,11 +270,12 @@ pub(crate) struct PoolKinds {
     pub(crate) pooled: PoolConfig,
 }
 
-fn routers(
+/// Makes the pools of these purposes.
+pub(crate) fn routers<P: ServerPool, const N: usize>(
     address: Address,
     settings: &Arc<Settings>,
-    kinds: [PoolConfig; 3],
-) -> Result<[Router; 3], ConfigError> {
+    kinds: [PoolConfig; N],
+) -> Result<[Router<P>; N], ConfigError> {
     let all = |endpoint: Endpoint| kinds.clone().map(|kind| Router::one(kind, endpoint.clone()));
     match address {
         Address::One(info) => Ok(all(Endpoint::new(*info, settings)?)),

@@ -14,7 +14,6 @@ use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit as _};
 use crate::error::open_scope::OpenScope;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::manager::LockManager;
-use crate::pool::config::PoolConfig;
 use crate::pool::router::Router;
 use crate::pooled::handle::Pooled;
 use crate::protocol::lock::acquire::LockMode;
@@ -107,14 +106,7 @@ impl SessionManager {
             // Another thread may have been making the pool when this process was forked.
             return Pooled::reading(self.pooled.clone());
         }
-        let replicas = self.replicas.get_or_init(|| {
-            let kind = PoolConfig {
-                name: "replicas",
-                counters: Arc::default(),
-                ..self.pooled.config().clone()
-            };
-            Router::one(kind, self.pooled.first_endpoint().replicas())
-        });
+        let replicas = self.replicas.get_or_init(|| self.pooled.of_replicas());
         Pooled::reading(replicas.clone())
     }
 

@@ -4,12 +4,7 @@
 //!
 //! Each right that the documents name is needed, and no other is.
 
-use crate::side::threads_only;
-
-threads_only! {
-    mod cluster;
-    mod sentinel;
-}
+mod cluster;
 mod documents;
 pub(crate) mod fixture;
 mod forms;
@@ -17,3 +12,4 @@ mod locks;
 mod matrix;
 mod probes;
 mod scopes;
+mod sentinel;

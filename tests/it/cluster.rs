@@ -4,7 +4,9 @@
 pub(crate) mod fixture;
 
 mod binding;
-mod locks;
+crate::side::threads_only! {
+    mod locks;
+}
 mod once;
 mod redirections;
 mod rights;

@@ -1,6 +1,8 @@
 //! A master that is replaced: by sentinels, by `REPLICAOF`, by a restart as a replica.
 
-mod role_change;
+crate::side::threads_only! {
+    mod role_change;
+}
 mod sentinels;
 mod switch;
 

@@ -107,10 +107,12 @@ impl ResolveDoubt for InDoubt {
 /// The suites that every side runs.
 const SUITES: &[&str] = &[
     "acl",
+    "cluster",
     "conditions",
     "contract",
     "credentials",
     "exactly_once",
+    "failover",
     "faults",
     "leaks",
     "lock_fencing",
@@ -119,12 +121,13 @@ const SUITES: &[&str] = &[
     "protocol",
     "refusals",
     "scope_exit",
+    "sentinel",
     "timeouts",
     "tls",
 ];
 
 /// Files of the suites that other sides do not have.
-const APART: &[&str] = &["acl/cluster", "acl/sentinel"];
+const APART: &[&str] = &["failover/role_change"];
 
 /// What the suites need besides each other, for every side to have it.
 const SHARED: &[&str] = &["fixture", "side"];

@@ -12,10 +12,12 @@
 #![allow(dead_code, unused_imports, reason = "parts of the suites are of threads only")]
 
 mod acl;
+mod cluster;
 mod conditions;
 mod contract;
 mod credentials;
 mod exactly_once;
+mod failover;
 mod faults;
 mod fixture;
 mod leaks;
@@ -23,6 +25,7 @@ mod pooled;
 mod protocol;
 mod refusals;
 mod scope_exit;
+mod sentinel;
 #[path = "side/tasks.rs"]
 mod side;
 mod timeouts;

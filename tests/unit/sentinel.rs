@@ -18,6 +18,7 @@ struct Script;
 impl SentinelQueries for Script {
     async fn query(
         sentinel: &Server,
+        _: &Settings,
         _: &str,
         _: Duration,
     ) -> Result<MasterReport, ConnectionError> {

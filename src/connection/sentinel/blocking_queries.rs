@@ -10,7 +10,8 @@ use crate::connection::sentinel::queries::{MasterConnection, SentinelQueries};
 use crate::connection::sentinel::single_flight::SingleFlight;
 use crate::error::connection::ConnectionError;
 use crate::process::sockets::OwnSocket;
-use crate::protocol::sentinel::{MasterReport, parse};
+use crate::protocol::sentinel::{ANSWERS, MasterReport, parse, question};
+use crate::settings::settings::Settings;
 
 /// The callers are threads.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,7 @@ pub(crate) struct BlockingQueries;
 impl SentinelQueries for BlockingQueries {
     fn query(
         sentinel: &Server,
+        _: &Settings,
         name: &str,
         timeout: Duration,
     ) -> impl Future<Output = Result<MasterReport, ConnectionError>> + Send {
@@ -45,18 +47,14 @@ fn query(
 ) -> Result<MasterReport, ConnectionError> {
     let until = Instant::now() + timeout;
     let mut connection = sentinel.client(sentinel.auth_info(), timeout)?;
-    let mut bytes = Vec::new();
-    // The epoch comes first: an address may be newer than it, never older.
-    for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {
-        bytes.extend(redis::cmd("SENTINEL").arg(what).arg(name).get_packed_command());
-    }
+    let bytes = question(name);
     let mut asked = || {
         let least = LEAST.min(timeout);
         let left = || until.saturating_duration_since(Instant::now()).max(least);
         connection.set_write_timeout(Some(left()))?;
         connection.send_packed_command(&bytes)?;
-        let mut answers = Vec::with_capacity(3);
-        for _ in 0..3 {
+        let mut answers = Vec::with_capacity(ANSWERS);
+        for _ in 0..ANSWERS {
             connection.set_read_timeout(Some(left()))?;
             answers.push(connection.recv_response()?);
         }

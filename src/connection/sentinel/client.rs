@@ -38,6 +38,7 @@ pub(crate) struct SentinelClient {
     pub(crate) name: String,
     pub(crate) sentinels: Vec<Server>,
     pub(crate) server_template: ConnectionInfo,
+    /// Without a provider of credentials.
     pub(crate) settings: Settings,
     /// Maximum time of one query to all sentinels together.
     pub(crate) query_timeout: Duration,
@@ -77,7 +78,8 @@ impl SentinelClient {
             name,
             sentinels: sentinels.into_iter().map(sentinel).collect::<Result<_, _>>()?,
             server_template,
-            settings: settings.clone(),
+            // The provider's credentials are those of the servers.
+            settings: Settings { credentials: None, ..settings.clone() },
             query_timeout: settings.connect_timeout / 2,
             generation: AtomicU64::new(0),
             state: Mutex::default(),
@@ -163,7 +165,7 @@ impl SentinelClient {
     ) -> Result<Arc<Server>, ConnectionError> {
         let until = latest.min(Instant::now() + self.query_timeout);
         let _flight = loop {
-            match self.next_step() {
+            match self.next_step(until) {
                 Step::Known(master) => return Ok(master),
                 Step::Query(flight) => break flight,
                 Step::Wait if Instant::now() < until => {
@@ -177,27 +179,23 @@ impl SentinelClient {
             }
         };
         let (nth, answer) = self.ask::<Q>((until, latest)).await?;
-        let mut state = self.state();
-        state.last_responder = nth;
-        self.apply(&mut state, answer)
+        self.apply(nth, answer)
     }
 
-    /// Returns what a caller does that needs the master.
-    fn next_step(&self) -> Step<'_> {
+    /// Returns what a caller does that needs the master by `until`.
+    fn next_step(&self, until: Instant) -> Step<'_> {
         // Locked throughout: a query that ends meanwhile has a fresh report first.
         let state = self.state();
         match state.fresh() {
             Some(master) => Step::Known(master),
-            None => self.queries.begin().map_or(Step::Wait, Step::Query),
+            None => self.queries.begin(until).map_or(Step::Wait, Step::Query),
         }
     }
 
-    /// Applies a sentinel's report.
-    fn apply(
-        &self,
-        state: &mut SentinelState,
-        answer: MasterReport,
-    ) -> Result<Arc<Server>, ConnectionError> {
+    /// Applies the report of the `nth` sentinel.
+    fn apply(&self, nth: usize, answer: MasterReport) -> Result<Arc<Server>, ConnectionError> {
+        let mut state = self.state();
+        state.last_responder = nth;
         state.updated = Some(Instant::now());
         state.epoch = answer.epoch;
         state.replicas = answer.replicas.iter().filter_map(|at| self.server(at).ok()).collect();
@@ -210,13 +208,15 @@ impl SentinelClient {
         let Some(before) = before else { return Ok(named) };
         // From here on no older connection is used, and those in use end.
         self.generation.fetch_add(1, Ordering::AcqRel);
+        let connections = std::mem::take(&mut state.connections);
+        drop(state);
         let mut ended = 0;
-        for connection in std::mem::take(&mut state.connections) {
+        for connection in connections {
             if let Some(connection) = connection.upgrade() {
                 ended += usize::from(connection.end());
             }
         }
-        // Logged later: the state is locked, and a tracing subscriber may need it.
+        // Logged later: a caller waits for the master.
         let (master, from) = (self.name.clone(), before.address().to_owned());
         let to = named.address().to_owned();
         self.log_thread.log(Level::WARN, move || {
@@ -248,7 +248,7 @@ impl SentinelClient {
             let now = Instant::now();
             let left = |end: Instant| end.saturating_duration_since(now);
             let share = share((left(until), left(latest)), count - tried);
-            match Q::query(sentinel, &self.name, share).await {
+            match Q::query(sentinel, &self.settings, &self.name, share).await {
                 Ok(answer) if answer.epoch >= epoch => return Ok((nth, answer)),
                 Ok(answer) => outdated.push((nth, answer)),
                 Err(error) => {

@@ -7,6 +7,7 @@ use crate::connection::connect::Server;
 use crate::connection::sentinel::single_flight::SingleFlight;
 use crate::error::connection::ConnectionError;
 use crate::protocol::sentinel::MasterReport;
+use crate::settings::settings::Settings;
 
 /// The queries to sentinels.
 pub(crate) trait SentinelQueries {
@@ -14,6 +15,7 @@ pub(crate) trait SentinelQueries {
     /// the future closes.
     fn query(
         sentinel: &Server,
+        settings: &Settings,
         name: &str,
         timeout: Duration,
     ) -> impl Future<Output = Result<MasterReport, ConnectionError>> + Send;

@@ -1,4 +1,7 @@
 //! One query at a time: the other callers wait for its result.
+//!
+//! A query that is not over by its own deadline belongs to a task that is polled no more. Then
+//! another one may begin.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
@@ -8,36 +11,81 @@ use crate::sync::lock;
 /// The state of the query that all callers share.
 #[derive(Debug, Default)]
 pub(crate) struct SingleFlight {
-    running: Mutex<bool>,
+    running: Mutex<Running>,
     ended: Condvar,
+    #[cfg(feature = "tokio")]
+    task_ended: tokio::sync::Notify,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    /// The number of the query that runs, and its deadline.
+    current: Option<(u64, Instant)>,
+    last: u64,
+}
+
+impl Running {
+    /// The deadline of the query that runs.
+    fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.current.map(|(_, deadline)| deadline).filter(|deadline| *deadline > now)
+    }
 }
 
 /// The query that runs. Its drop ends the query, also while a panic unwinds.
 #[derive(Debug)]
-pub(crate) struct Flight<'f>(&'f SingleFlight);
+pub(crate) struct Flight<'f> {
+    queries: &'f SingleFlight,
+    number: u64,
+}
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        *lock(&self.0.running) = false;
-        self.0.ended.notify_all();
+        let mut running = lock(&self.queries.running);
+        if running.current.is_some_and(|(number, _)| number == self.number) {
+            running.current = None;
+        }
+        drop(running);
+        self.queries.ended.notify_all();
+        #[cfg(feature = "tokio")]
+        self.queries.task_ended.notify_waiters();
     }
 }
 
 impl SingleFlight {
-    /// Begins a query. `None`: another caller's query runs.
-    pub(crate) fn begin(&self) -> Option<Flight<'_>> {
+    /// Begins a query, which is over by `deadline`. `None`: another caller's query runs.
+    pub(crate) fn begin(&self, deadline: Instant) -> Option<Flight<'_>> {
         let mut running = lock(&self.running);
-        let begins = !*running;
-        *running = true;
-        begins.then(|| Flight(self))
+        if running.deadline(Instant::now()).is_some() {
+            return None;
+        }
+        running.last += 1;
+        let number = running.last;
+        running.current = Some((number, deadline));
+        Some(Flight { queries: self, number })
     }
 
     /// Blocks the thread until no query runs, until `until` at most.
     pub(crate) fn wait(&self, until: Instant) {
-        let left = until.saturating_duration_since(Instant::now());
-        let running = lock(&self.running);
-        let waited = self.ended.wait_timeout_while(running, left, |running| *running);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        let mut running = lock(&self.running);
+        loop {
+            let now = Instant::now();
+            let Some(deadline) = running.deadline(now).filter(|_| now < until) else { return };
+            let left = deadline.min(until) - now;
+            let waited = self.ended.wait_timeout(running, left);
+            running = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// The same for a task.
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn wait_in_task(&self, until: Instant) {
+        loop {
+            let ended = self.task_ended.notified();
+            let now = Instant::now();
+            let deadline = lock(&self.running).deadline(now).filter(|_| now < until);
+            let Some(deadline) = deadline else { return };
+            crate::sync::timer::until(deadline.min(until), ended).await;
+        }
     }
 }
 
@@ -47,31 +95,46 @@ mod tests {
 
     use super::*;
 
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
     #[test]
     fn one_query_runs_at_a_time_and_each_end_lets_the_next_begin() {
         let queries = SingleFlight::default();
-        let first = queries.begin().unwrap();
-        assert!(queries.begin().is_none() && queries.begin().is_none());
+        let first = queries.begin(later()).unwrap();
+        assert!(queries.begin(later()).is_none() && queries.begin(later()).is_none());
         drop(first);
-        assert!(queries.begin().is_some(), "the drop ends it");
+        assert!(queries.begin(later()).is_some(), "the drop ends it");
         let panicked = std::panic::catch_unwind(|| {
-            let _flight = queries.begin().unwrap();
+            let _flight = queries.begin(later()).unwrap();
             panic!("planted");
         });
         assert!(panicked.is_err());
-        assert!(queries.begin().is_some(), "a panic ends it");
+        assert!(queries.begin(later()).is_some(), "a panic ends it");
+    }
+
+    #[test]
+    fn a_query_that_is_polled_no_more_holds_up_others_until_its_deadline_only() {
+        let queries = SingleFlight::default();
+        let left = queries.begin(Instant::now() + Duration::from_millis(1)).unwrap();
+        queries.wait(later());
+        let next = queries.begin(later()).unwrap();
+        drop(left);
+        assert!(queries.begin(later()).is_none(), "the former query ends no other one");
+        drop(next);
     }
 
     #[test]
     fn a_wait_ends_with_the_query_or_with_its_time() {
         let queries = SingleFlight::default();
-        queries.wait(Instant::now() + Duration::from_secs(60));
-        let flight = queries.begin().unwrap();
+        queries.wait(later());
+        let flight = queries.begin(later()).unwrap();
         let soon = Instant::now() + Duration::from_millis(1);
         queries.wait(soon);
         assert!(Instant::now() >= soon);
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| queries.wait(Instant::now() + Duration::from_secs(60)));
+            let waiter = scope.spawn(|| queries.wait(later()));
             drop(flight);
             waiter.join().unwrap();
         });

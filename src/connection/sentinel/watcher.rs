@@ -1,29 +1,51 @@
-//! The thread that receives failover messages from a sentinel, and also queries each second.
+//! The thread that receives failover messages from a sentinel, and also queries each second; for
+//! callers that are tasks, a task of each runtime.
 //!
-//! No connection waits for it: without this thread, callers that connect send the query.
+//! No connection waits for it: without it, callers that connect send the query.
 
 use std::ops::Deref;
+#[cfg(feature = "tokio")]
+use std::sync::Mutex;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "tokio")]
+use tokio::runtime::{self, Handle};
+#[cfg(feature = "tokio")]
+use tokio::task::AbortHandle;
 use tracing::Level;
 
 use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::{FRESH, SentinelClient};
 use crate::error::connection::ConnectionError;
 use crate::process::worker::{BackgroundWorker, Next, Shared, Work};
+#[cfg(feature = "tokio")]
+use crate::sync::lock;
 use crate::sync::now::now;
 
 /// Maximum time of a read, which delays the thread's end, and minimum time between two attempts to
 /// subscribe.
-const TICK: Duration = Duration::from_millis(200);
+pub(crate) const TICK: Duration = Duration::from_millis(200);
 /// Time without a message after which the sentinel is checked by PING.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// The address of a master, and the thread that watches for its failover.
+/// Channel of the failover messages.
+pub(crate) const CHANNEL: &str = "+switch-master";
+
+/// The address of a master, and the thread or the tasks that watch for its failover.
 pub(crate) struct WatchedMaster {
-    client: SentinelClient,
+    client: Arc<SentinelClient>,
     watcher: BackgroundWorker<()>,
+    #[cfg(feature = "tokio")]
+    tasks: Mutex<WatchTasks>,
+}
+
+/// The tasks that watch, one for each runtime that uses the master.
+#[cfg(feature = "tokio")]
+#[derive(Default)]
+struct WatchTasks {
+    running: Vec<(runtime::Id, AbortHandle)>,
+    closed: bool,
 }
 
 impl Deref for WatchedMaster {
@@ -36,12 +58,45 @@ impl Deref for WatchedMaster {
 
 impl WatchedMaster {
     pub(crate) fn new(client: SentinelClient) -> Self {
-        Self { client, watcher: BackgroundWorker::new("rediscope-sentinel", ()) }
+        Self {
+            client: Arc::new(client),
+            watcher: BackgroundWorker::new("rediscope-sentinel", ()),
+            #[cfg(feature = "tokio")]
+            tasks: Mutex::default(),
+        }
     }
 
-    /// Ends the thread; no other one is started.
+    /// Ends the thread and the tasks; no other one is started.
     pub(crate) fn close(&self) {
         self.watcher.close();
+        #[cfg(feature = "tokio")]
+        self.end_tasks();
+    }
+
+    /// Has a task of the runtime run `watch`, unless one does. It ends with the master's last user.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn watch_in_task<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        runtime: &Handle,
+        watch: impl FnOnce(Arc<SentinelClient>) -> F,
+    ) {
+        let mut tasks = lock(&self.tasks);
+        let id = runtime.id();
+        tasks.running.retain(|(_, task)| !task.is_finished());
+        if tasks.closed || tasks.running.iter().any(|(of, _)| *of == id) {
+            return;
+        }
+        let task = runtime.spawn(watch(Arc::clone(&self.client)));
+        tasks.running.push((id, task.abort_handle()));
+    }
+
+    #[cfg(feature = "tokio")]
+    fn end_tasks(&self) {
+        let mut tasks = lock(&self.tasks);
+        tasks.closed = true;
+        let running = std::mem::take(&mut tasks.running);
+        drop(tasks);
+        running.iter().for_each(|(_, task)| task.abort());
     }
 
     /// Starts the thread, unless it runs.
@@ -60,6 +115,16 @@ impl WatchedMaster {
         let latest = Instant::now() + self.settings.connect_timeout;
         if let Err(error) = now(self.master::<BlockingQueries>(latest)) {
             tracing::debug!(master = %self.name, %error, "the sentinels report no master");
+        }
+    }
+}
+
+/// In a forked child the tasks belong to the parent.
+#[cfg(feature = "tokio")]
+impl Drop for WatchedMaster {
+    fn drop(&mut self) {
+        if !self.settings.is_forked_child() {
+            self.end_tasks();
         }
     }
 }
@@ -117,7 +182,7 @@ fn listen(
     connection.set_read_timeout(Some(timeout))?;
     connection.set_write_timeout(Some(timeout))?;
     let mut pubsub = connection.as_pubsub();
-    pubsub.subscribe("+switch-master")?;
+    pubsub.subscribe(CHANNEL)?;
     let mut heard = Instant::now();
     loop {
         let Some(here) = needed(master) else { return Ok(()) };

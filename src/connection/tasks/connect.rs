@@ -15,7 +15,7 @@ use crate::connection::login::Login;
 #[cfg(feature = "tls-rustls")]
 use crate::connection::tasks::secured;
 use crate::connection::tasks::socket::TaskSocket;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::connection::ConnectionError;
 use crate::process::sockets::OwnSocket;
 use crate::settings::settings::Settings;
 use crate::sync::timer::until;
@@ -46,15 +46,10 @@ pub(crate) async fn login(
 
 /// Opens a connection, on which nothing is sent yet.
 pub(super) async fn connect(
-    endpoint: &Endpoint,
+    server: &Server,
     timeout: Duration,
 ) -> Result<TaskSocket, ConnectionError> {
-    let Some(server) = endpoint.only_server() else { return Err(unsupported("sentinels")) };
-    to_server(server, deadline::after(timeout)).await
-}
-
-/// Opens a connection to this server, with TLS if its address has TLS.
-async fn to_server(server: &Server, by: Instant) -> Result<TaskSocket, ConnectionError> {
+    let by = deadline::after(timeout);
     let connected = match server.unix_path() {
         Some(path) => unix(path, by).await,
         None => any_address(server, by).await,
@@ -73,11 +68,6 @@ async fn to_server(server: &Server, by: Instant) -> Result<TaskSocket, Connectio
         };
     }
     Ok(TaskSocket::plain(socket))
-}
-
-fn unsupported(what: &str) -> ConnectionError {
-    let text = format!("a session manager of tasks does not support {what} yet");
-    ConnectionError::new(ConnectionErrorKind::Io, text).permanent()
 }
 
 /// Tries the host's addresses one after the other. Each address has its share of the time, so that

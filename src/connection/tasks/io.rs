@@ -14,6 +14,7 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
 use crate::connection::tasks::connect::{connect, login};
+use crate::connection::tasks::master;
 use crate::connection::tasks::wire::{TaskWire, pair};
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::settings::Settings;
@@ -74,10 +75,11 @@ pub(crate) fn spawn_connection(
                 .map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
             let limit = settings.connect_timeout.min(left);
             let deadline = Deadline::after(limit);
-            let socket = connect(&endpoint, limit).await?;
-            Ok((login, socket, deadline))
+            let (server, left) = master::server(&endpoint, limit).await?;
+            let socket = connect(&server, left).await.inspect_err(|_| endpoint.invalidate())?;
+            Ok((login, server, socket, deadline))
         };
-        let (login, socket, deadline) = match socket.await {
+        let (login, server, socket, deadline) = match socket.await {
             Ok(connected) => connected,
             Err(error) => return ScopeGuard::into_inner(then)(Err(error)),
         };
@@ -85,6 +87,9 @@ pub(crate) fn spawn_connection(
         let in_clear = !socket.has_tls() && endpoint.host_and_port().1 != 0;
         let (wire, task) = pair(socket, id);
         let connection = wire.task().clone();
+        if let Err(error) = endpoint.register(&server, connection.downgrade()) {
+            return ScopeGuard::into_inner(then)(Err(error));
+        }
         let shaking = async move {
             let opened =
                 shake_hands(&endpoint, &settings, options, (login, wire, in_clear), deadline).await;
@@ -112,7 +117,8 @@ pub(crate) async fn open_unproven(
     timeout: Duration,
 ) -> Result<Connection<TaskWire>, ConnectionError> {
     let runtime = Handle::current();
-    let (wire, task) = pair(connect(endpoint, timeout).await?, runtime.id());
+    let (server, left) = master::server(endpoint, timeout).await?;
+    let (wire, task) = pair(connect(&server, left).await?, runtime.id());
     drop(runtime.spawn(task));
     Ok(Connection::new(wire, None, 0))
 }

@@ -7,6 +7,7 @@
 pub(crate) mod connect;
 mod exchange;
 pub(crate) mod io;
+pub(crate) mod master;
 mod raw;
 #[cfg(feature = "tls-rustls")]
 mod secured;

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use tokio::runtime;
 
 use crate::connection::deadline::Deadline;
+use crate::connection::sentinel::queries::MasterConnection;
 use crate::connection::tasks::exchange::{Failure, Shared};
 use crate::connection::tasks::socket::{self, TaskSocket};
 use crate::connection::tasks::socket_loop::ConnectionLoop;
@@ -151,12 +152,12 @@ impl ConnectionTask {
 
     /// Closes the socket. A call in progress fails.
     pub(crate) fn shut_down(&self) {
-        // Now, also if the runtime polls no task.
-        if self.shared.close()
-            && let Some(socket) = self.shared.socket.upgrade()
-        {
-            socket::shut_down(&socket);
-        }
+        self.shared.shut_down();
+    }
+
+    /// A reference for the end of the connection to a former master.
+    pub(crate) fn downgrade(&self) -> Weak<dyn MasterConnection> {
+        Arc::<Shared>::downgrade(&self.shared) as _
     }
 
     /// Has the task run `future` beside its socket. If the task has ended, the future is returned.
@@ -171,6 +172,26 @@ impl ConnectionTask {
         exchange.adopted.push(Box::into_pin(future));
         self.shared.wake_after(exchange);
         Ok(())
+    }
+}
+
+impl Shared {
+    /// Closes the socket.
+    fn shut_down(&self) {
+        // Now, also if the runtime polls no task.
+        if self.close()
+            && let Some(socket) = self.socket.upgrade()
+        {
+            socket::shut_down(&socket);
+        }
+    }
+}
+
+impl MasterConnection for Shared {
+    fn end(&self) -> bool {
+        let is_first = !self.is_closed();
+        self.shut_down();
+        is_first
     }
 }
 

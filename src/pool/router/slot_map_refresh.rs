@@ -132,7 +132,7 @@ impl SlotMapCache {
     ) {
         let own = Instant::now() + self.settings.connect_timeout + self.settings.response_timeout;
         let deadline = deadline.map_or(own, |deadline| deadline.min(own));
-        let Some(_turn) = RefreshTurn::begin(&self.refreshes) else { return };
+        let Some(_turn) = RefreshTurn::begin(&self.refreshes, deadline) else { return };
         let known = self.map();
         let mut masters: Vec<_> = known.masters().iter().collect();
         fastrand::shuffle(&mut masters);
@@ -245,32 +245,42 @@ async fn question<W: Wire>(
     asked.map(|()| reply).map_err(|(_, error)| error)
 }
 
-/// Whether a refresh runs, and when the last one ended.
+/// The refresh that runs, and when the last one ended.
 #[derive(Debug, Default)]
 struct Refreshes {
-    running: bool,
+    /// Number and deadline of the refresh. One that is not over by then belongs to a task that is
+    /// polled no more, and another one may begin.
+    running: Option<(u64, Instant)>,
+    last: u64,
     ended: Option<Instant>,
 }
 
 /// The only refresh that runs. Its drop ends the refresh, also while a panic unwinds.
-struct RefreshTurn<'c>(&'c Mutex<Refreshes>);
+struct RefreshTurn<'c> {
+    refreshes: &'c Mutex<Refreshes>,
+    number: u64,
+}
 
 impl Drop for RefreshTurn<'_> {
     fn drop(&mut self) {
-        *lock(self.0) = Refreshes { running: false, ended: Some(Instant::now()) };
+        let mut state = lock(self.refreshes);
+        if state.running.is_some_and(|(number, _)| number == self.number) {
+            (state.running, state.ended) = (None, Some(Instant::now()));
+        }
     }
 }
 
 impl<'c> RefreshTurn<'c> {
     /// `None`: a refresh runs, or has just ended.
-    fn begin(refreshes: &'c Mutex<Refreshes>) -> Option<Self> {
+    fn begin(refreshes: &'c Mutex<Refreshes>, deadline: Instant) -> Option<Self> {
         let mut state = lock(refreshes);
-        let is_fresh = |ended: Instant| ended.elapsed() < INTERVAL;
-        if state.running || state.ended.is_some_and(is_fresh) {
+        let is_running = state.running.is_some_and(|(_, until)| until > Instant::now());
+        if is_running || state.ended.is_some_and(|ended| ended.elapsed() < INTERVAL) {
             return None;
         }
-        state.running = true;
-        Some(Self(refreshes))
+        state.last += 1;
+        state.running = Some((state.last, deadline));
+        Some(Self { refreshes, number: state.last })
     }
 }
 
@@ -350,12 +360,27 @@ mod tests {
     fn a_panic_ends_the_refresh() {
         let refreshes = Mutex::default();
         let panicked = std::panic::catch_unwind(|| {
-            let _turn = RefreshTurn::begin(&refreshes).unwrap();
+            let _turn = RefreshTurn::begin(&refreshes, later()).unwrap();
             panic!("planted");
         });
         assert!(panicked.is_err());
         let state = lock(&refreshes);
-        assert!(!state.running && state.ended.is_some());
+        assert!(state.running.is_none() && state.ended.is_some());
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn a_refresh_that_is_polled_no_more_holds_up_others_until_its_deadline_only() {
+        let refreshes = Mutex::default();
+        let left = RefreshTurn::begin(&refreshes, Instant::now()).unwrap();
+        let next = RefreshTurn::begin(&refreshes, later()).unwrap();
+        drop(left);
+        assert!(lock(&refreshes).running.is_some(), "the former refresh ends no other one");
+        drop(next);
+        assert!(lock(&refreshes).running.is_none());
     }
 
     #[test]

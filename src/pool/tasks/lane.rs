@@ -76,6 +76,8 @@ struct LaneConnection {
     state: LaneState,
     backoff: Backoff,
     closed: bool,
+    /// Requests that were not sent are for another server.
+    retired: bool,
 }
 
 enum LaneState {
@@ -91,8 +93,12 @@ impl Lane {
     pub(crate) fn new(context: &Arc<PoolContext>, serve: Serve) -> Arc<Self> {
         let (first, most) = CONNECT_BACKOFF;
         let state = LaneState::None;
-        let connection =
-            LaneConnection { state, backoff: Backoff::new(first, most), closed: false };
+        let connection = LaneConnection {
+            state,
+            backoff: Backoff::new(first, most),
+            closed: false,
+            retired: false,
+        };
         Arc::new(Self {
             context: Arc::clone(context),
             queue: JobQueue::new(),
@@ -264,7 +270,13 @@ impl Lane {
     /// Records that the connection's task takes no more requests, and returns those that it left.
     pub(crate) fn connection_ended(&self) {
         self.is_running.store(false, Ordering::Release);
-        lock(&self.connection).state = LaneState::None;
+        let mut connection = lock(&self.connection);
+        connection.state = LaneState::None;
+        let retired = connection.retired;
+        drop(connection);
+        if retired {
+            return self.fail(|_| CheckoutError::Closed);
+        }
         // Their tasks set timers, and one of them has another connection opened.
         self.queue.wake_submitters();
     }
@@ -321,6 +333,14 @@ impl Lane {
         lock(&self.connection).closed = true;
         self.places.close();
         self.queue.close();
+    }
+
+    /// The same for the lane of a former master: requests that were not sent fail, so that their callers
+    /// look for another server.
+    pub(crate) fn retire(&self) {
+        lock(&self.connection).retired = true;
+        self.close();
+        self.fail(|_| CheckoutError::Closed);
     }
 
     /// Closes the connection at once, and returns its task. Waiting requests fail.

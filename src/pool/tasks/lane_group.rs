@@ -3,6 +3,9 @@
 //! Exactly-once blocks are one group with one write of the register, so no two such groups are under
 //! way on a connection. The other blocks are a group of their own behind it. WATCH of the register
 //! comes last, because each EXEC ends it.
+//!
+//! In a cluster, a group has the blocks of one slot. The register is of that slot too: behind the group,
+//! the register of the next exactly-once block is written and watched.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;
@@ -19,15 +22,19 @@ use crate::connection::tasks::wire::TaskWire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, SharedToken};
 use crate::error::token_cell::TokenCell;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
 use crate::pool::tasks::lane::{LaneJob, LaneRequest};
 use crate::pool::tasks::lane_line::LaneLine;
 use crate::protocol::batch::RequestKind;
+use crate::protocol::cluster::redirect::RedirectReply;
+use crate::protocol::cluster::slot;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Unproven, Verdict};
+use crate::protocol::marker::CommitMarker;
 use crate::protocol::merge::{MergedOutcome, MergedReplies, MergedWrite, Piece};
 use crate::protocol::resp::encode::UNWATCH;
 
@@ -45,6 +52,8 @@ pub(crate) struct Group {
     token: Option<Arc<SharedToken>>,
     /// Whether the register is given up, because the token of one of its blocks is known outside.
     ends_register: bool,
+    /// Hash tag of the next register, if that is another one.
+    next_tag: Option<Option<u32>>,
     left_exactly_once: bool,
     sent: Option<Instant>,
     outcome: Option<MergedOutcome>,
@@ -61,6 +70,7 @@ struct Needs {
     kind: RequestKind,
     bytes: usize,
     exactly_once: bool,
+    slot: Option<u16>,
     alone: bool,
     /// The cell of an exactly-once block's token.
     cell: Option<TokenCell>,
@@ -91,11 +101,13 @@ impl Group {
         let (mut chosen, mut bytes) = (Chosen::default(), 0);
         let mut left = VecDeque::new();
         let mut left_exactly_once = false;
+        let armed = connection.known_marker().map(CommitMarker::tag).filter(|_| is_armed);
         let mut token = None;
         while let Some(job) = waiting.pop_front() {
             let Some(needs) = job.look(|request| Needs::of(request, shapes)) else { continue };
             let is_full = bytes > 0 && bytes + needs.bytes > most;
-            let fits = !needs.exactly_once || (is_armed && chosen.fits_exactly_once(needs.alone));
+            let fits = !needs.exactly_once
+                || (armed == Some(tag(needs.slot)) && chosen.fits_exactly_once(needs.alone));
             if is_full || !fits {
                 left_exactly_once |= needs.exactly_once;
                 left.push_back(job);
@@ -105,7 +117,7 @@ impl Group {
                 continue;
             }
             if needs.exactly_once && token.is_none() {
-                token = next_token(connection, context);
+                token = next_token(connection, context, needs.slot);
             }
             let named = token.as_deref().map(|shared| &shared.token).zip(needs.cell.as_ref());
             let Some(member) = Member::take(job, named) else { continue };
@@ -114,6 +126,7 @@ impl Group {
         }
         left.append(waiting);
         *waiting = left;
+        let of_left = if left_exactly_once { next_tag(waiting) } else { None };
         let token = token.filter(|_| !chosen.exactly_once.is_empty());
         let mut group = Self {
             write: MergedWrite::new(connection.take_scratch()),
@@ -121,10 +134,13 @@ impl Group {
             exactly_once: chosen.exactly_once.len(),
             token,
             ends_register: chosen.exactly_once.iter().any(Member::has_cell),
+            next_tag: of_left.filter(|next| Some(*next) != armed),
             left_exactly_once,
             sent: None,
             outcome: None,
         };
+        // One EXEC has the blocks of one slot.
+        chosen.merged.sort_by_key(|member| member.request.batch.slot);
         let encoded = group.encode(&chosen, connection, context);
         let Chosen { exactly_once, merged, alone, singles, .. } = chosen;
         group.members = [exactly_once, merged, alone, singles].into_iter().flatten().collect();
@@ -141,10 +157,11 @@ impl Group {
     ) -> Option<()> {
         let settings = context.settings();
         let (prefix, ttl) = (settings.prefix.as_str(), settings.register_ttl);
+        let begins_register = self.begins_register();
         let write = &mut self.write;
         let has_blocks = !chosen.merged.is_empty() || !chosen.alone.is_empty();
         let mut watches = connection.state().watches_marker();
-        let rearms = watches && connection.is_armed_for(ttl / 2, None);
+        let rearms = watches && connection.is_armed(ttl / 2);
         if !chosen.exactly_once.is_empty() {
             let marker = connection.marker(prefix).ok()?;
             marker.advance();
@@ -157,14 +174,20 @@ impl Group {
             write.push_internal(Expect::Unwatch, |bytes| bytes.extend_from_slice(UNWATCH));
             watches = false;
         }
-        if !chosen.merged.is_empty() {
-            write.push_group(chosen.merged.iter().map(Member::block), None);
+        let slot = |member: &Member| member.request.batch.slot;
+        for of_slot in chosen.merged.chunk_by(|one, next| slot(one) == slot(next)) {
+            write.push_group(of_slot.iter().map(Member::block), None);
         }
         for member in chosen.alone.iter().chain(&chosen.singles) {
             write.push(member.request.batch.kind, &member.request.batch.bytes);
         }
-        if self.ends_register {
-            let marker = connection.new_marker(prefix).ok()?;
+        if begins_register {
+            let tag = connection.known_marker().and_then(CommitMarker::tag);
+            let marker = match self.ends_register {
+                true => connection.new_marker(prefix).ok()?,
+                false => connection.marker(prefix).ok()?,
+            };
+            marker.set_tag(self.next_tag.unwrap_or(tag));
             marker.advance();
             write.push_internal(Expect::Plain, |bytes| marker.set(bytes, ttl));
             write.push_internal(Expect::WatchMarker, |bytes| marker.watch(bytes));
@@ -173,6 +196,11 @@ impl Group {
             write.push_internal(Expect::WatchMarker, |bytes| marker.watch(bytes));
         }
         Some(())
+    }
+
+    /// Whether another register is written behind the blocks.
+    fn begins_register(&self) -> bool {
+        self.ends_register || (self.exactly_once > 0 && self.next_tag.is_some())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -249,6 +277,7 @@ impl Group {
                 Piece::Block(verdict) => {
                     if let Verdict::Rejected(rejected) = &verdict
                         && rejected.index.is_some()
+                        && !RedirectReply::has_code(rejected.error.code())
                     {
                         shapes.add(&request.batch.bytes);
                     }
@@ -296,7 +325,7 @@ impl Group {
             Piece::Block(Verdict::Applied(values)) if values.last() != Some(&Value::Okay) => {
                 connection.taint(CloseReason::LeftDirty);
             }
-            _ if self.ends_register => {
+            _ if self.begins_register() => {
                 connection.set_marker_written(self.sent.filter(|_| !outcome.internal_failed));
             }
             Piece::Block(Verdict::Applied(_)) => connection.set_marker_written(self.sent),
@@ -354,15 +383,31 @@ fn in_doubt(
     }
 }
 
+/// Hash tag of the registers of blocks with this slot.
+pub(crate) fn tag(slot: Option<u16>) -> Option<u32> {
+    slot.and_then(slot::tag_of)
+}
+
+/// Hash tag of the register of the first exactly-once block that waits; `None`: none waits.
+pub(crate) fn next_tag(waiting: &VecDeque<Arc<LaneJob>>) -> Option<Option<u32>> {
+    let of_job = |job: &Arc<LaneJob>| {
+        job.look(|request| request.batch.exactly_once.then(|| tag(request.batch.slot))).flatten()
+    };
+    waiting.iter().find_map(of_job)
+}
+
 /// The token of the exactly-once blocks that are sent next on the connection.
 fn next_token(
     connection: &mut Connection<TaskWire>,
     context: &PoolContext,
+    slot: Option<u16>,
 ) -> Option<Arc<SharedToken>> {
     let (endpoint, prefix) = (&context.endpoint, &context.settings().prefix);
     let marker = connection.marker(prefix).ok()?;
     let (register, number) = (marker.register(), marker.number() + 1);
-    Some(CommitToken::new(register, number, endpoint.db(), &endpoint.address()).into())
+    let mut token = CommitToken::new(register, number, endpoint.db(), &endpoint.address());
+    token.slot = slot;
+    Some(token.into())
 }
 
 impl Member {
@@ -400,7 +445,8 @@ impl Needs {
             && (request.rejected_groups >= ALONE_AFTER || shapes.has(&request.batch.bytes));
         let exactly_once = is_block && request.batch.exactly_once;
         let cell = request.batch.token.clone().filter(|_| exactly_once);
-        Self { kind, bytes: request.batch.bytes.len(), exactly_once, alone, cell }
+        let BatchRequest { bytes, slot, .. } = &request.batch;
+        Self { kind, bytes: bytes.len(), exactly_once, slot: *slot, alone, cell }
     }
 }
 

@@ -22,11 +22,12 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::shared::CountedConnection;
-use crate::pool::tasks::lane::{Lane, LaneJob};
-use crate::pool::tasks::lane_group::{Group, RejectedShapes};
+use crate::pool::tasks::lane::{Lane, LaneJob, LaneRequest};
+use crate::pool::tasks::lane_group::{self, Group, RejectedShapes, next_tag};
 use crate::pool::tasks::lane_line::LaneLine;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{RejectedCommand, Verdict};
+use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::UNWATCH;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
@@ -122,7 +123,7 @@ impl LaneLoop {
         });
         needs_reauth
             || !self.line.is_trusted()
-            || (self.lane.awaits_register.load(Ordering::Acquire) && !self.is_armed())
+            || (self.lane.awaits_register.load(Ordering::Acquire) && self.must_arm().is_some())
     }
 
     /// Waits until there are requests. Returns false if there will be none for long.
@@ -164,8 +165,10 @@ impl LaneLoop {
         if !reauthenticate(&mut self.line, by, login).await {
             return false;
         }
-        if self.lane.awaits_register.swap(false, Ordering::AcqRel) && !self.is_armed() {
-            return self.arm().await;
+        if self.lane.awaits_register.swap(false, Ordering::AcqRel)
+            && let Some(tag) = self.must_arm()
+        {
+            return self.arm(tag).await;
         }
         if self.line.is_trusted() {
             return true;
@@ -181,14 +184,27 @@ impl LaneLoop {
         }
     }
 
+    /// Whether the connection watches its register.
     fn is_armed(&mut self) -> bool {
         let age = self.lane.context.settings().register_ttl / 2;
-        self.line.current().is_some_and(|connection| connection.is_armed_for(age, None))
+        self.line.current().is_some_and(|connection| connection.is_armed(age))
+    }
+
+    /// Returns the hash tag of the register that the next exactly-once block needs. `None`: the connection
+    /// watches that register, or no such block waits.
+    fn must_arm(&mut self) -> Option<Option<u32>> {
+        let is_armed = self.is_armed();
+        let armed = self.line.current()?.known_marker().map(CommitMarker::tag);
+        // Without slots there is one register, and no need to look for the block.
+        if is_armed && armed == Some(None) {
+            return None;
+        }
+        next_tag(&self.waiting).filter(|next| !is_armed || armed != Some(*next))
     }
 
     /// Writes the connection's register and watches it, and reads both replies: no EXEC of an
     /// exactly-once block is sent before. Returns false if the connection was lost.
-    async fn arm(&mut self) -> bool {
+    async fn arm(&mut self, tag: Option<u32>) -> bool {
         let settings = Arc::clone(self.lane.context.settings());
         let deadline = self.line.response_deadline();
         let Some(connection) = self.line.current() else { return false };
@@ -204,6 +220,7 @@ impl LaneLoop {
                 return false;
             }
         };
+        marker.set_tag(tag);
         marker.advance();
         marker.set(&mut bytes, settings.register_ttl);
         marker.watch(&mut bytes);
@@ -227,17 +244,20 @@ impl LaneLoop {
         };
         connection.set_marker_written(None);
         self.line.on_server_error(error.code());
-        self.reject_exactly_once(expect, &error);
+        self.reject_exactly_once(tag, expect, &error);
         self.line.current().is_some_and(|connection| connection.state().tainted().is_none())
     }
 
-    /// Ends the exactly-once blocks that wait: the server refuses their register.
-    fn reject_exactly_once(&mut self, expect: Expect, error: &ServerError) {
+    /// Ends the exactly-once blocks that wait: the server refuses their register. In a cluster, those of
+    /// its slot.
+    fn reject_exactly_once(&mut self, tag: Option<u32>, expect: Expect, error: &ServerError) {
         let is_set = expect == Expect::Plain;
         self.lane.queue.drain_into(&mut self.waiting);
         self.waiting.retain(|job| {
-            let commands = job
-                .look(|request| request.batch.exactly_once.then(|| request.batch.kind.commands()));
+            let commands = job.look(|LaneRequest { batch, .. }| {
+                let needs = batch.exactly_once && lane_group::tag(batch.slot) == tag;
+                needs.then(|| batch.kind.commands())
+            });
             let Some(Some(commands)) = commands else { return true };
             if job.take().is_some() {
                 // SET of the register follows the block's commands.

@@ -101,6 +101,12 @@ impl Lanes {
         self.each(|lane| lane.close());
     }
 
+    /// The same for the lanes of a former master: requests that were not sent fail.
+    pub(crate) fn retire(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.each(|lane| lane.retire());
+    }
+
     /// Number of requests that wait or were sent.
     pub(crate) fn in_flight(&self) -> usize {
         let mut requests = 0;

@@ -275,7 +275,7 @@ impl ServerPool for TaskPool {
 
     fn retire(&self) {
         self.permits.close();
-        self.lanes.close();
+        self.lanes.retire();
         self.shared.close();
         self.idle.close();
     }

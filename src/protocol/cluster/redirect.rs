@@ -32,6 +32,12 @@ impl RedirectReply {
         }
     }
 
+    /// Whether errors with this code redirect or postpone a command.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn has_code(code: &str) -> bool {
+        matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING")
+    }
+
     /// Parses an error's code and text.
     pub(crate) fn of(code: &str, text: &str) -> Option<Self> {
         match code {

@@ -1,10 +1,11 @@
 //! The rights that `docs/cluster.md` names besides those of one server.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, SessionManager};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use rediscope::{Error, SessionManager, TransactionOptions, prelude::*};
+use rediscope::{Error, TransactionOptions, prelude::*};
 
 use super::documents::{besides, line};
 use super::fixture::{nothing_is_held, summary};
@@ -31,7 +32,7 @@ impl RestrictedCluster {
             .connect_timeout(Duration::from_secs(1))
             .response_timeout(Duration::from_secs(1))
             .checkout_timeout(Duration::from_secs(4))
-            .build()
+            .build_side()
             .unwrap()
     }
 }

@@ -2,11 +2,12 @@
 //! sentinels.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, SessionManager};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use rediscope::Error;
 use rediscope::redis::{self, Commands};
-use rediscope::{Error, SessionManager};
 
 use super::documents::{besides, line};
 use super::fixture::{EFFECT_WAIT, nothing_is_held, summary};
@@ -41,7 +42,7 @@ impl RestrictedGroup {
             .connect_timeout(Duration::from_secs(1))
             .response_timeout(Duration::from_secs(1))
             .checkout_timeout(Duration::from_secs(4))
-            .build()
+            .build_side()
             .unwrap()
     }
 

@@ -1,8 +1,9 @@
 //! A cluster, a session manager of it, and one with an old slot map.
 
+use crate::side::{BuildSide as _, SessionManager};
 use std::time::Duration;
 
-use rediscope::{Builder, SessionManager};
+use rediscope::Builder;
 
 use rediscope_testing::cluster::Cluster;
 
@@ -19,7 +20,7 @@ impl ClusterFixture {
     }
 
     pub(crate) fn of(cluster: Cluster) -> Self {
-        let sessions = builder(&cluster).build().unwrap();
+        let sessions = builder(&cluster).build_side().unwrap();
         Self { cluster, sessions }
     }
 

@@ -1,11 +1,11 @@
 //! Locks in a cluster: each in the slot of its name, with the transactions that it fences.
 
 use crate::fixture::{LONG, SOON};
+use crate::side::{BuildSide as _, LockGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::error::LockError;
-use rediscope::lock::LockGuard;
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error};
 
@@ -20,7 +20,7 @@ const WOKEN: Duration = Duration::from_secs(10);
 #[test]
 fn locks_of_every_slot_are_acquired_waited_for_and_released() {
     let fixture = ClusterFixture::start();
-    let other = builder(&fixture.cluster).build().unwrap();
+    let other = builder(&fixture.cluster).build_side().unwrap();
     for nth in 0..12 {
         let name = format!("lock:{nth}");
         let held = fixture.sessions.lock(&name).acquire(SOON).unwrap();
@@ -69,7 +69,7 @@ fn leases_are_extended_while_their_slot_moves_and_several_at_once() {
 #[test]
 fn locks_on_every_master_survive_busy_pools_and_are_released_after_the_manager_is_closed() {
     let fixture = ClusterFixture::start();
-    let sessions = builder(&fixture.cluster).max_size(1).build().unwrap();
+    let sessions = builder(&fixture.cluster).max_size(1).build_side().unwrap();
     let lease = Duration::from_secs(3);
     let names = fixture.keys("l");
     let guards: Vec<_> =
@@ -156,7 +156,7 @@ fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
 #[test]
 fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
     let fixture = ClusterFixture::start();
-    let other = builder(&fixture.cluster).build().unwrap();
+    let other = builder(&fixture.cluster).build_side().unwrap();
     let (ours, theirs) = (fixture.sessions.lock("l").lease(LONG), other.lock("l").lease(LONG));
     let slot = fixture.cluster.slot("{l}");
     let mut held = ours.acquire(SOON).unwrap();
@@ -221,7 +221,7 @@ fn a_lock_that_no_replica_was_waited_for_is_given_away_after_its_master_has_died
 #[test]
 fn a_lock_that_a_replica_was_waited_for_is_held_after_its_master_has_died() {
     let fixture = ClusterFixture::of(Cluster::start(3, 1));
-    let other = builder(&fixture.cluster).build().unwrap();
+    let other = builder(&fixture.cluster).build_side().unwrap();
     let replicated = fixture.sessions.lock("l").lease(LONG).wait_replicas(1, SOON);
     let held = dies(&fixture, |stop| {
         let held = replicated.acquire(SOON).unwrap();

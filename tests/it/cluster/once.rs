@@ -2,13 +2,14 @@
 //! node that serves the slot then.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, ResolveDoubt as _, SessionManager, Transactional};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rediscope::error::{InDoubt, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, SessionManager, TransactionOptions, Transactional};
+use rediscope::{CommitError, Error, TransactionOptions};
 
 use scopeguard::defer;
 
@@ -29,7 +30,7 @@ fn registers(cluster: &Cluster, node: usize) -> Vec<String> {
 #[test]
 fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
     let fixture = ClusterFixture::of(Cluster::start(3, 0));
-    let sessions = builder(&fixture.cluster).max_size(1).build().unwrap();
+    let sessions = builder(&fixture.cluster).max_size(1).build_side().unwrap();
     let (once, keys) = (exactly_once(&sessions), fixture.keys("k"));
     let near = fixture.cluster.key_in(fixture.cluster.slot(&keys[0]) + 1, "near");
     for round in 1..=5 {
@@ -62,7 +63,7 @@ fn a_token_of_another_slot_or_tag_is_refused_before_anything_is_sent() {
     let fixture = &proxied.fixture;
     let doubt = proxied.doubted(&exactly_once(&fixture.sessions), &fixture.keys("k")[0], true);
     let token = doubt.token().unwrap();
-    let sessions = builder(&fixture.cluster).build().unwrap();
+    let sessions = builder(&fixture.cluster).build_side().unwrap();
     let asked = || [0, 1, 2].map(|node| fixture.cluster.nodes()[node].server.calls("pexpire"));
     let before = asked();
     let reg = token.register.split_once(":reg:").unwrap().1;
@@ -104,7 +105,7 @@ impl ProxiedCluster {
             proxies.iter().all(|proxy| text.contains(&format!("int({})", proxy.port())))
         };
         eventually(SOON, "every node announces the proxies", || (0..3).all(reported));
-        let sessions = builder(&cluster).max_size(1).build().unwrap();
+        let sessions = builder(&cluster).max_size(1).build_side().unwrap();
         Self { fixture: ClusterFixture { cluster, sessions }, proxies }
     }
 
@@ -141,14 +142,14 @@ fn a_doubt_is_resolved_wherever_its_register_has_gone() {
         expected += if applied { 4 } else { 0 };
         let token = doubts[0].token().unwrap();
         assert_eq!((token.slot, cluster.slot(&token.register)), (Some(slot), slot));
-        assert_eq!(doubts[0].resolve(), truth, "where it was");
+        assert_eq!(doubts[0].resolved(), truth, "where it was");
         cluster.begin_migration(slot, to);
-        assert_eq!(doubts[1].resolve(), truth, "the slot is on its way, the register is not");
+        assert_eq!(doubts[1].resolved(), truth, "the slot is on its way, the register is not");
         while cluster.move_keys(slot, from, to, 10) > 0 {}
-        assert_eq!(doubts[1].resolve(), truth, "the register has gone ahead");
-        assert_eq!(doubts[2].resolve(), truth);
+        assert_eq!(doubts[1].resolved(), truth, "the register has gone ahead");
+        assert_eq!(doubts[2].resolved(), truth);
         cluster.end_migration(slot, from, to);
-        assert_eq!(doubts[3].resolve(), truth, "the slot has gone");
+        assert_eq!(doubts[3].resolved(), truth, "the slot has gone");
         // Another process knows no better.
         let other = SessionManager::connect(cluster.url()).unwrap();
         assert_eq!(other.resolve(doubts[3].token().unwrap(), None), truth);
@@ -162,7 +163,7 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() 
     let cluster = &proxied.fixture.cluster;
     let keys = proxied.fixture.keys("sum");
     let slots = [0, 1, 2].map(|nth| cluster.slot(&keys[nth]));
-    let sessions = builder(cluster).max_size(4).build().unwrap();
+    let sessions = builder(cluster).max_size(4).build_side().unwrap();
     let once = exactly_once(&sessions);
     let (over, applied, unknown) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
     thread::scope(|scope| {

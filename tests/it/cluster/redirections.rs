@@ -1,16 +1,14 @@
 //! A slot that moves: `run` follows it, a guard fails, and nothing is applied twice.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, SessionManager, Transactional};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{
-    CommitError, Error, Outcome, RetryPolicy, SessionManager, TransactionOptions, Transactional,
-    redis,
-};
+use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions, redis};
 
 use scopeguard::defer;
 
@@ -285,7 +283,7 @@ fn an_unserved_slot_is_an_error_when_no_time_is_left() {
         .response_timeout(Duration::from_millis(300))
         .connect_timeout(Duration::from_millis(300))
         .checkout_timeout(Duration::from_secs(1))
-        .build()
+        .build_side()
         .unwrap();
     fixture.cluster.ask::<()>(from, &["CLUSTER", "DELSLOTS", &slot.to_string()]);
     let error = sessions.transactional().run(|tx| Ok(tx.incr(&key, 1))).unwrap_err();
@@ -340,22 +338,13 @@ fn a_key_that_has_not_arrived_is_not_missing_after_the_new_node_was_unreachable(
     let sessions = SessionManager::builder(fixture.cluster.url())
         .connect_timeout(Duration::from_millis(300))
         .response_timeout(Duration::from_millis(400))
-        .build()
+        .build_side()
         .unwrap();
     sessions.pooled().set::<_, _, ()>(&key, 7).unwrap();
     fixture.cluster.begin_migration(slot, to);
     let ghost = beside(&key, "ghost");
     let accounts = sessions.transactional();
     let target = &fixture.cluster.nodes()[to].server;
-    // Sent to the new node, which is away in the first attempt.
-    let read_there = |read: &mut rediscope::Watching, first: bool| {
-        if first {
-            target.sigstop();
-        }
-        let none: Result<Option<i64>, _> = read.get(&copy);
-        target.sigcont();
-        none
-    };
     let mut declaring = accounts.reading();
     let declared = declaring.declare::<Option<i64>>(redis::Cmd::get(&key)).unwrap();
     let forms = [
@@ -373,7 +362,13 @@ fn a_key_that_has_not_arrived_is_not_missing_after_the_new_node_was_unreachable(
                     "declared" => read.declared(declared)?,
                     _ => read.get(&key)?,
                 });
-                read_there(read, runs == 1).map(drop)
+                // Sent to the new node, which is away in the first attempt.
+                if runs == 1 {
+                    target.sigstop();
+                }
+                let none: Result<Option<i64>, _> = read.get(&copy);
+                target.sigcont();
+                none.map(drop)
             });
         // A watching scope stays with the node of its keys, and its closure's error is returned.
         assert!(runs > 1 || ended.is_err(), "{form}: the new node was reached at once");

@@ -1,10 +1,11 @@
 //! The rights that the documents name are enough, and none of them can be left out.
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, SessionManager};
 use std::time::Duration;
 
 use rediscope::prelude::*;
-use rediscope::{SessionManager, TransactionOptions, redis};
+use rediscope::{TransactionOptions, redis};
 
 use rediscope_testing::cluster::Cluster;
 
@@ -35,7 +36,7 @@ fn all_of_it(cluster: &Cluster, more: &[&str]) -> SessionManager {
         .connect_timeout(Duration::from_secs(1))
         .response_timeout(Duration::from_secs(2))
         .checkout_timeout(SOON)
-        .build()
+        .build_side()
         .unwrap();
     let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
     let (key, fresh) = ("{app:1}:k", "{app:1}:fresh");
@@ -83,7 +84,7 @@ fn a_user_without_the_right_to_read_the_map_fails_at_once() {
     }
     let sessions = SessionManager::builder(url(&cluster))
         .checkout_timeout(Duration::from_secs(30))
-        .build()
+        .build_side()
         .unwrap();
     let begun = std::time::Instant::now();
     let refused = sessions.transactional().run(|tx| Ok(tx.incr("{app:1}", 1))).unwrap_err();

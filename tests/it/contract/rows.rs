@@ -25,23 +25,21 @@ macro_rules! on_every_topology {
             fn $row() { super::$row(&super::Standalone::start()); }
         )+ }
 
-        crate::side::threads_only! {
-            #[cfg(feature = "tls-rustls")]
-            mod tls { $(
-                #[test]
-                fn $row() { super::$row(&crate::contract::topologies::OverTls::start()); }
-            )+ }
+        #[cfg(feature = "tls-rustls")]
+        mod tls { $(
+            #[test]
+            fn $row() { super::$row(&crate::contract::topologies::OverTls::start()); }
+        )+ }
 
-            mod sentinel { $(
-                #[test]
-                fn $row() { super::$row(&crate::contract::topologies::BehindSentinels::start()); }
-            )+ }
+        mod sentinel { $(
+            #[test]
+            fn $row() { super::$row(&crate::contract::topologies::BehindSentinels::start()); }
+        )+ }
 
-            mod cluster { $(
-                #[test]
-                fn $row() { super::$row(&crate::contract::topologies::InCluster::start()); }
-            )+ }
-        }
+        mod cluster { $(
+            #[test]
+            fn $row() { super::$row(&crate::contract::topologies::InCluster::start()); }
+        )+ }
     };
 }
 

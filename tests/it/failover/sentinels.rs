@@ -8,6 +8,7 @@
 //! soak.
 
 use super::{CLOSED_WITHIN, FAILOVER};
+use crate::side::{BuildSide as _, SessionManager, Transactional};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -16,9 +17,7 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use rediscope::error::{Applied, CheckoutError, Resolution};
 use rediscope::prelude::*;
-use rediscope::{
-    CommitError, Error, Outcome, RetryPolicy, SessionManager, TransactionOptions, Transactional,
-};
+use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
 
 use rediscope_testing::sentinel::{Group, clients};
 use rediscope_testing::{eventually, try_for};
@@ -131,7 +130,7 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         .connect_timeout(CONNECT)
         .response_timeout(RESPONSE)
         .checkout_timeout(checkout.unwrap_or(CHECKOUTS[0]))
-        .build()
+        .build_side()
         .unwrap();
     let options = TransactionOptions::new()
         .exactly_once()

@@ -1,12 +1,13 @@
 //! Connections, doubts and locks when the master changes.
 
 use super::{CLOSED_WITHIN, FAILOVER};
+use crate::side::{BuildSide as _, SessionManager};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rediscope::TransactionOptions;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{SessionManager, TransactionOptions};
 
 use rediscope_testing::sentinel::{Group, clients, listeners};
 use rediscope_testing::server::Server;
@@ -91,7 +92,7 @@ fn a_doubt_is_resolved_by_the_present_master() {
     let group = Group::start();
     let sessions = SessionManager::builder(group.url())
         .response_timeout(Duration::from_millis(300))
-        .build()
+        .build_side()
         .unwrap();
     let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
     assert_eq!(once.run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
@@ -135,6 +136,7 @@ fn locks_and_their_wakeups_follow_the_master() {
     waiter.join().unwrap().unwrap();
 }
 
+crate::side::threads_only! {
 #[test]
 fn a_lock_of_a_closed_manager_is_released_on_the_successor() {
     let group = Group::start();
@@ -152,4 +154,5 @@ fn a_lock_of_a_closed_manager_is_released_on_the_successor() {
     held.release().unwrap();
     assert_eq!(successor.ask::<i64>(&["EXISTS", "rediscope:lock:{order}"]), 0);
     eventually(FAILOVER, "no connection is left", || clients(former) + clients(successor) == 0);
+}
 }

@@ -1,10 +1,11 @@
 //! The master is found by its name, and a failed search returns the reason.
 
+use crate::side::{BuildSide as _, SessionManager};
 use std::time::{Duration, Instant};
 
 use rediscope::error::{CheckoutError, ConfigError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{Error, SessionManager, TransactionOptions};
+use rediscope::{Error, TransactionOptions};
 
 use rediscope_testing::eventually;
 use rediscope_testing::sentinel::{Group, NAME, clients};
@@ -16,7 +17,7 @@ fn refused(builder: rediscope::Builder) -> rediscope::error::ConnectionError {
         .connect_timeout(Duration::from_secs(1))
         .response_timeout(Duration::from_secs(1))
         .checkout_timeout(CHECKOUT)
-        .build()
+        .build_side()
         .unwrap();
     match sessions.transactional().begin() {
         Err(Error::Checkout(CheckoutError::Connect { source, .. })) => source,
@@ -77,7 +78,7 @@ fn sentinels_and_servers_have_passwords_of_their_own() {
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
     let sentinels: Vec<_> = group.sentinels.iter().map(|one| one.url()).collect();
     let built = SessionManager::sentinel(NAME, sentinels).server_info("redis://:data@any/3");
-    let built = built.build().unwrap();
+    let built = built.build_side().unwrap();
     assert_eq!(built.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1, "database 3");
 
     let begun = Instant::now();
@@ -112,10 +113,10 @@ fn a_name_that_no_sentinel_knows_and_sentinels_that_are_down_are_named_in_the_er
 #[test]
 fn server_info_is_only_for_servers_that_sentinels_know() {
     let one = SessionManager::builder("redis://127.0.0.1/").server_info("redis://:pw@any/");
-    let error = one.build().unwrap_err();
+    let error = one.build_side().unwrap_err();
     assert_eq!(error.setting_name(), Some("server_info"));
     let none: [&str; 0] = [];
-    let empty = SessionManager::sentinel("m", none).build().unwrap_err();
+    let empty = SessionManager::sentinel("m", none).build_side().unwrap_err();
     assert!(matches!(empty, ConfigError::Address { .. }), "{empty}");
 }
 

@@ -163,6 +163,10 @@ impl SessionManager {
         rediscope::SessionManager::builder(to)
     }
 
+    pub(crate) fn cluster<T: IntoAddress>(nodes: impl IntoIterator<Item = T>) -> Builder {
+        rediscope::SessionManager::cluster(nodes)
+    }
+
     pub(crate) fn sentinel<T: IntoAddress>(
         name: &str,
         sentinels: impl IntoIterator<Item = T>,
@@ -181,6 +185,11 @@ impl SessionManager {
     #[track_caller]
     pub(crate) fn pooled(&self) -> Pooled {
         Pooled(self.inner.pooled())
+    }
+
+    #[track_caller]
+    pub(crate) fn replica_reads(&self) -> Pooled {
+        Pooled(self.inner.replica_reads())
     }
 
     #[track_caller]

@@ -25,7 +25,7 @@ use crate::connection::sentinel::blocking_queries::BlockingQueries;
 use crate::connection::sentinel::client::SentinelClient;
 use crate::connection::sentinel::queries::SentinelQueries;
 #[cfg(feature = "tokio")]
-use crate::connection::tasks::{io::Tasks, wire::TaskWire};
+use crate::connection::tasks::{io::Tasks, master::TaskQueries, wire::TaskWire};
 use crate::connection::wire::Wire;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
@@ -158,6 +158,7 @@ fn the_futures_of_all_decisions_are_send() {
     let _ = a_connection::<<<StubPool as ServerPool>::Io as Io>::Wire>;
     #[cfg(feature = "tokio")]
     {
+        let _ = a_sentinel_client::<TaskQueries>;
         let _ = (a_router::<TaskPool>, a_transaction::<TaskPool>, a_resolver::<TaskPool>);
         let _ = a_line::<<TaskPool as ServerPool>::Line>;
         let _ = (a_side::<Tasks>, a_connection::<TaskWire>);
