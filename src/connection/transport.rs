@@ -431,7 +431,7 @@ pub(in crate::connection) fn closed() -> ConnectionError {
     ConnectionError::new(ConnectionErrorKind::Closed, "the other side has closed it")
 }
 
-pub(in crate::connection) fn unreadable(fault: Fault) -> ConnectionError {
+pub(crate) fn unreadable(fault: Fault) -> ConnectionError {
     match fault.kind {
         FaultKind::Malformed => ConnectionError::new(
             ConnectionErrorKind::Protocol,

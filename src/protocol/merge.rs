@@ -15,7 +15,7 @@ use crate::protocol::batch::RequestKind;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::{Collector, RejectedCommand, Unproven, Verdict};
 use crate::protocol::resp::encode::{EXEC, MULTI};
-use crate::protocol::resp::reply::Reply;
+use crate::protocol::resp::reply::{Reply, is_too_large};
 use crate::protocol::server_error::ServerError;
 
 /// One write for several requests.
@@ -94,6 +94,19 @@ impl MergedWrite {
 
     pub(crate) fn expected(&self) -> &[(Expect, u32)] {
         &self.expected
+    }
+
+    /// The parts of each group's replies that are for one block, by their lengths.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn shared_replies(&self) -> Vec<Vec<u32>> {
+        let mut commands = self.blocks.iter().copied();
+        let groups = self.parts.iter().filter_map(|part| match part.kind {
+            PartKind::Group { blocks, internal, .. } => Some((blocks, internal)),
+            PartKind::Internal | PartKind::Read | PartKind::Calls { .. } => None,
+        });
+        groups
+            .map(|(blocks, internal)| commands.by_ref().take(blocks).chain([internal]).collect())
+            .collect()
     }
 
     /// Returns the buffer.
@@ -307,14 +320,14 @@ fn cut(
             let own = values.split_off(commands);
             if let [_] = blocks {
                 values.extend(own);
-                return push(Verdict::Applied(values));
+                return push(applied(values));
             }
             let mut values = values.into_iter();
             for commands in blocks {
                 let mut piece = Vec::with_capacity((commands + internal) as usize);
                 piece.extend(values.by_ref().take(*commands as usize));
                 piece.extend_from_slice(&own);
-                push(Verdict::Applied(piece));
+                push(applied(piece));
             }
         }
         Verdict::RepliesLost => blocks.iter().for_each(|_| push(Verdict::RepliesLost)),
@@ -335,6 +348,14 @@ fn cut(
             }));
         }
         Verdict::Rejected(_) => cut_rejected(rejected, blocks, pieces),
+    }
+}
+
+/// The verdict of a block that was applied.
+fn applied(replies: Vec<Value>) -> Verdict {
+    match replies.iter().any(is_too_large) {
+        true => Verdict::RepliesLost,
+        false => Verdict::Applied(replies),
     }
 }
 

@@ -449,3 +449,66 @@ fn a_value_that_cannot_be_decoded_is_its_own_callers() {
     assert!(matches!(odd, Err(Error::Reply(ReplyError::Unexpected { .. }))), "{odd:?}");
     assert_eq!(even.unwrap(), "x");
 }
+
+/// Callers whose replies are small among some whose reply is larger than `max_reply_bytes`.
+async fn beside_large_replies(sessions: &SessionManager, exactly_once: bool) -> (u64, u64) {
+    let options = match exactly_once {
+        true => TransactionOptions::new().exactly_once(),
+        false => TransactionOptions::new(),
+    };
+    let (mut small, mut large) = (0, 0);
+    let calls = (0..60).map(|caller| {
+        let (mut pooled, transactional) = (sessions.pooled(), sessions.transactional());
+        let transactional = transactional.with(options.clone());
+        tokio::spawn(async move {
+            let is_large = caller % 10 == 0;
+            match caller % 3 {
+                0 => {
+                    let key = if is_large { "large" } else { "small" };
+                    let read: Result<String, _> = pooled.get(key).await;
+                    (is_large, read.map(|_| 0).map_err(|error| error.to_string()))
+                }
+                1 if is_large => {
+                    let run = transactional
+                        .run(|tx| Ok((tx.incr("n", 1), tx.get::<_, String>("large"))))
+                        .await;
+                    let applied = run.as_ref().map_err(Error::applied).err();
+                    assert_eq!(applied, Some(Applied::Yes), "{run:?}");
+                    (is_large, run.map(|_| 1).map_err(|error| error.to_string()))
+                }
+                _ => {
+                    let run =
+                        transactional.run(|tx| Ok((tx.incr("n", 1), tx.get::<_, String>("small"))));
+                    let run = run.await;
+                    (false, run.map(|_| 1).map_err(|error| error.to_string()))
+                }
+            }
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    for call in calls {
+        let (is_large, outcome) = call.await.unwrap();
+        match is_large {
+            true => large += u64::from(outcome.is_err()),
+            false => small += u64::from(outcome.inspect_err(|error| panic!("{error}")).is_ok()),
+        }
+    }
+    (small, large)
+}
+
+#[test]
+fn a_reply_that_is_too_large_is_its_own_callers_and_the_bound_holds_for_each() {
+    let server = Server::start();
+    let _: () = server.ask(&["SET", "large", &"x".repeat(300_000)]);
+    let _: () = server.ask(&["SET", "small", &"x".repeat(60_000)]);
+    for exactly_once in [false, true] {
+        let builder = rediscope::SessionManager::builder(server.url()).lanes(1);
+        let sessions = builder.max_reply_bytes(100_000).build_async().unwrap();
+        runtime().block_on(async {
+            let (small, large) = beside_large_replies(&sessions, exactly_once).await;
+            assert_eq!((small, large), (56, 4));
+        });
+    }
+    let n: i64 = server.ask(&["GET", "n"]);
+    assert_eq!(n, 2 * 40);
+}

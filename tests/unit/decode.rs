@@ -6,7 +6,7 @@ use redis::Value;
 use crate::protocol::resp::decode::{
     ELEMENT_SIZE, Fault, FaultKind, MAX_DEPTH, MAX_ERROR_TEXT, Parser, READ_BUFFER, Unsolicited,
 };
-use crate::protocol::resp::reply::Reply;
+use crate::protocol::resp::reply::{Reply, is_too_large};
 
 /// A reply on the wire; a push is a part of it.
 #[derive(Clone, Debug)]
@@ -463,4 +463,76 @@ fn a_long_string_takes_no_second_copy_and_the_room_is_small_again_after_a_long_l
     let line = String::from_utf8(long[..900_000].to_vec()).unwrap();
     assert!(values == [Value::BulkString(long), Value::SimpleString(line), Value::Int(1)]);
     assert_eq!(parser.read_buffer().len(), READ_BUFFER);
+}
+
+/// The strings of a part, which count together.
+fn texts(node: &Node) -> usize {
+    match node {
+        Node::Text(_, bytes) => bytes.len(),
+        Node::Many(_, nodes) => nodes.len() * ELEMENT_SIZE + nodes.iter().map(texts).sum::<usize>(),
+        Node::Line(..) | Node::Nil(_) | Node::With(..) => 0,
+    }
+}
+
+fn element() -> impl Strategy<Value = Node> {
+    let text =
+        || prop::collection::vec(b'x'..=b'z', 0..600).prop_map(|bytes| Node::Text(b'$', bytes));
+    let leaf = prop_oneof![
+        any::<i64>().prop_map(|number| Node::Line(b':', number.to_string())),
+        text(),
+        Just(Node::Nil("$-1\r\n")),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop::collection::vec(inner, 0..4).prop_map(|nodes| Node::Many(b'*', nodes))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Of replies that several callers share, each part is as limited as alone, and a part that is too
+    /// large costs the others nothing.
+    #[test]
+    fn a_part_that_is_too_large_leaves_the_others_as_they_are(
+        parts in prop::collection::vec(prop::collection::vec(element(), 1..4), 1..6),
+        singles in prop::collection::vec(element(), 0..4),
+        cuts in prop::collection::vec(1..300_usize, 1..8),
+        limit in 0..700_usize,
+    ) {
+        let mut bytes = b"+OK\r\n".to_vec();
+        Node::Many(b'*', parts.concat()).write(&mut bytes, true);
+        singles.iter().for_each(|node| node.write(&mut bytes, true));
+        let mut parser = Parser::default();
+        parser.set_max_bytes(limit);
+        parser.share(vec![parts.iter().map(|part| part.len() as u32).collect()]);
+        let (mut values, mut rest, mut cuts) = (Vec::new(), &bytes[..], cuts.iter().cycle());
+        while !rest.is_empty() {
+            let buffer = parser.read_buffer();
+            let length = (*cuts.next().unwrap()).min(buffer.len()).min(rest.len());
+            buffer[..length].copy_from_slice(&rest[..length]);
+            parser.filled(length);
+            rest = &rest[length..];
+            while let Some(reply) = parser.next(1).unwrap() {
+                values.push(reply.into_value());
+            }
+        }
+        prop_assert!(parser.is_empty());
+        prop_assert_eq!(values.len(), 2 + singles.len());
+        let Value::Array(elements) = &values[1] else { panic!("{values:?}") };
+        let mut elements = elements.iter();
+        let whole = |node: &Node| redis::parse_redis_value(&node.bytes(false)).unwrap();
+        for part in &parts {
+            let own: Vec<_> = elements.by_ref().take(part.len()).collect();
+            let fits = part.iter().map(texts).sum::<usize>() <= limit;
+            prop_assert_eq!(own.iter().any(|value| is_too_large(value)), !fits, "{:?}", part);
+            for (ours, node) in own.iter().zip(part) {
+                prop_assert!(is_too_large(ours) || **ours == whole(node));
+            }
+        }
+        for (ours, node) in values[2..].iter().zip(&singles) {
+            let fits = texts(node) <= limit;
+            prop_assert_eq!(is_too_large(ours), !fits);
+            prop_assert!(is_too_large(ours) || *ours == whole(node));
+        }
+    }
 }

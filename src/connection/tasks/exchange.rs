@@ -52,6 +52,8 @@ pub(super) struct Exchange {
     pub(super) failure: Option<Failure>,
     pub(super) caller: Option<Waker>,
     pub(super) max_reply_bytes: Option<usize>,
+    /// If the replies to the message are for several callers: their parts.
+    pub(super) shared_replies: Option<Vec<Vec<u32>>>,
     /// Whether bytes have arrived of which the runtime may not know yet.
     pub(super) has_come: bool,
     /// Whether the connection is to be closed.
@@ -92,6 +94,7 @@ impl Shared {
             failure: None,
             caller: None,
             max_reply_bytes: None,
+            shared_replies: None,
             has_come: false,
             closes: false,
             adopted: Vec::new(),

@@ -188,6 +188,9 @@ impl SocketLoop {
         {
             self.message.clear();
             mem::swap(&mut self.message, &mut exchange.bytes);
+            if let Some(arrays) = exchange.shared_replies.take() {
+                self.parser.share(arrays);
+            }
             (self.written, self.has_sent) = (0, true);
             self.due += replies;
         }

@@ -51,6 +51,12 @@ impl TaskWire {
         &self.task
     }
 
+    /// The replies to the next message are for several callers, and these are the parts of its arrays. A
+    /// part that is larger than the bound does not end the connection.
+    pub(crate) fn share_replies(&self, arrays: Vec<Vec<u32>>) {
+        self.task.shared.lock().shared_replies = Some(arrays);
+    }
+
     fn start(
         &mut self,
         bytes: &[u8],

@@ -19,6 +19,7 @@ use redis::Value;
 use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
 use crate::connection::tasks::wire::TaskWire;
+use crate::connection::transport::unreadable;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, SharedToken};
 use crate::error::token_cell::TokenCell;
@@ -36,7 +37,9 @@ use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::marker::CommitMarker;
 use crate::protocol::merge::{MergedOutcome, MergedReplies, MergedWrite, Piece};
+use crate::protocol::resp::decode::{Fault, FaultKind};
 use crate::protocol::resp::encode::UNWATCH;
+use crate::protocol::resp::reply::is_too_large;
 
 /// Number of rejected groups after which a block is sent in a group of its own.
 const ALONE_AFTER: u8 = 2;
@@ -226,6 +229,7 @@ impl Group {
         let (bytes, expected) = (self.write.bytes(), self.write.expected());
         let mut replies = MergedReplies::new(&self.write);
         let mut take = |expect, reply| replies.take(expect, reply);
+        connection.wire_mut().share_replies(self.write.shared_replies());
         let lost = connection.exchange(bytes, expected, deadline, &mut take).await.err();
         self.outcome = Some(replies.finish(lost.as_ref().map(|lost| lost.left)));
         lost
@@ -282,6 +286,12 @@ impl Group {
                         shapes.add(&request.batch.bytes);
                     }
                     BatchResponse::Block(verdict)
+                }
+                Piece::Read(value) if is_too_large(&value) => {
+                    interrupted(true, too_large(), Unproven::default(), None)
+                }
+                Piece::Calls(values) if values.iter().any(is_too_large) => {
+                    interrupted(true, too_large(), Unproven::default(), None)
                 }
                 Piece::Read(value) => BatchResponse::Read(value),
                 Piece::Calls(values) => BatchResponse::Calls(values),
@@ -345,6 +355,10 @@ impl Drop for Group {
             job.settle(Ok(interrupted(sent, ended(), Unproven::default(), token)));
         }
     }
+}
+
+fn too_large() -> ConnectionError {
+    unreadable(Fault { kind: FaultKind::TooLarge, array: None })
 }
 
 fn is_success(value: &Value) -> bool {

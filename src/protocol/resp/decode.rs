@@ -9,10 +9,11 @@
 mod tests;
 
 use std::borrow::Cow;
+use std::mem;
 
 use redis::{Value, VerbatimFormat};
 
-use crate::protocol::resp::reply::Reply;
+use crate::protocol::resp::reply::{Reply, too_large};
 
 /// Size of the read buffer. Longer strings and lines grow in a buffer of their own.
 const READ_BUFFER: usize = 16 * 1024;
@@ -26,7 +27,7 @@ const MAX_PREALLOCATED: usize = 1024;
 const ELEMENT_SIZE: usize = size_of::<Value>();
 /// Maximum length of an error's text, which is copied three times. The rest is cut.
 const MAX_ERROR_TEXT: usize = 64 * 1024;
-/// Maximum length of a line with a length, inside a skipped value.
+/// Maximum length of a line with a number.
 const MAX_LENGTH_LINE: usize = 64;
 /// Maximum bytes of one reply by default: the default of `max_reply_bytes`.
 const DEFAULT_MAX_BYTES: usize = 1 << 30;
@@ -84,6 +85,20 @@ pub(crate) struct Parser {
     spent: usize,
     /// Length of the incomplete reply if it is an array.
     array_length: Option<usize>,
+    /// If the replies are for several callers, whom a reply that is too large must not concern.
+    shared: Option<SharedReplies>,
+}
+
+/// Replies for several callers. A part that is larger than the bound is read and dropped, and
+/// [`too_large`] stands for it.
+#[derive(Default)]
+struct SharedReplies {
+    /// The parts of each array that is for several callers, by their lengths, in reverse.
+    arrays: Vec<Vec<u32>>,
+    /// The parts of the incomplete reply, in reverse; the last one is incomplete.
+    parts: Vec<u32>,
+    /// Whether a value was skipped because it is too large.
+    skipped: bool,
 }
 
 struct OpenAggregate {
@@ -130,11 +145,20 @@ impl Default for Parser {
             limit: DEFAULT_MAX_BYTES,
             spent: 0,
             array_length: None,
+            shared: None,
         }
     }
 }
 
 impl Parser {
+    /// The next replies are for several callers: each reply counts by itself, and of the next arrays
+    /// each part, whose lengths these are.
+    pub(crate) fn share(&mut self, mut arrays: Vec<Vec<u32>>) {
+        arrays.reverse();
+        arrays.iter_mut().for_each(|parts| parts.reverse());
+        self.shared.get_or_insert_default().arrays = arrays;
+    }
+
     /// Sets the maximum bytes of one reply: its strings and lines, and the size of a value for each
     /// element.
     pub(crate) fn set_max_bytes(&mut self, bytes: usize) {
@@ -214,7 +238,16 @@ impl Parser {
             if self.skip > 0 && !self.skipped()? {
                 return Ok(None);
             }
-            let mut value = match self.token()? {
+            let is_line = self.partial.is_some();
+            let token = match self.shared.as_mut().map(|shared| mem::take(&mut shared.skipped)) {
+                Some(true) => Some(Token::Value(too_large())),
+                Some(false) | None => match self.token() {
+                    // Its first bytes are not there any more.
+                    Err(FaultKind::TooLarge) if !is_line && self.skip_large(1) => continue,
+                    token => token?,
+                },
+            };
+            let mut value = match token {
                 None => return Ok(None),
                 Some(Token::Value(value)) => value,
                 Some(Token::Skip(values)) => {
@@ -225,7 +258,13 @@ impl Parser {
                     if self.open.is_empty() {
                         self.array_length = (mark == b'*').then_some(left);
                     }
-                    charge(&mut self.spent, self.limit, left.saturating_mul(ELEMENT_SIZE))?;
+                    if !self.begins_shared(mark, left) {
+                        let bytes = left.saturating_mul(ELEMENT_SIZE);
+                        match charge(&mut self.spent, self.limit, bytes) {
+                            Err(FaultKind::TooLarge) if self.skip_large(left as u64) => continue,
+                            charged => charged?,
+                        }
+                    }
                     let elements = Aggregate::new(mark, left.min(MAX_PREALLOCATED));
                     if left > 0 {
                         if self.open.len() == MAX_DEPTH {
@@ -244,7 +283,11 @@ impl Parser {
                 };
                 open.elements.push(value);
                 open.left -= 1;
-                if open.left > 0 {
+                let has_more = open.left > 0;
+                if self.shared.is_some() && self.open.len() == 1 {
+                    self.end_shared_element();
+                }
+                if has_more {
                     break;
                 }
                 match self.open.pop() {
@@ -253,6 +296,48 @@ impl Parser {
                 }
             }
         }
+    }
+
+    /// Whether this begins an array whose parts are for several callers.
+    fn begins_shared(&mut self, mark: u8, length: usize) -> bool {
+        let Some(shared) = self.shared.as_mut().filter(|_| self.open.is_empty()) else {
+            return false;
+        };
+        shared.parts.clear();
+        if mark != b'*' || shared.arrays.is_empty() {
+            return false;
+        }
+        let is_this =
+            |parts: &Vec<u32>| parts.iter().map(|part| *part as usize).sum::<usize>() == length;
+        // The replies of groups that were rejected are no arrays.
+        let Some(at) = shared.arrays.iter().rposition(is_this) else { return false };
+        shared.parts = mem::take(&mut shared.arrays.drain(at..).next().unwrap_or_default());
+        shared.parts.retain(|part| *part > 0);
+        true
+    }
+
+    /// An element of the reply is complete. If it was the last one of its part, the next part begins.
+    fn end_shared_element(&mut self) {
+        let Some(SharedReplies { parts, .. }) = &mut self.shared else { return };
+        let Some(left) = parts.last_mut() else { return };
+        *left -= 1;
+        if *left == 0 {
+            parts.pop();
+            self.spent = 0;
+        }
+    }
+
+    /// Skips the value that begins here, or this many values of the aggregate that begins here,
+    /// and the rest of what it is a part of. False: it is not known to be one caller's.
+    #[cold]
+    fn skip_large(&mut self, values: u64) -> bool {
+        let Some(shared) = &mut self.shared else { return false };
+        let outer = usize::from(!shared.parts.is_empty()).min(self.open.len());
+        shared.skipped = true;
+        let inner = self.open.drain(outer..).map(|open| open.left as u64 - 1);
+        self.skip = inner.fold(values, u64::saturating_add);
+        self.scanned = 0;
+        true
     }
 
     fn consume(&mut self, bytes: usize) {
@@ -277,7 +362,9 @@ impl Parser {
                 charge(&mut self.spent, self.limit.saturating_add(CRLF), unparsed.len() - 1)?;
                 self.partial = Some(Partial::Line(unparsed.to_vec()));
                 self.consume(self.end - self.start);
-            } else if unparsed.len() > (self.limit - self.spent).saturating_add(1 + CRLF) {
+            } else if unparsed.len() > MAX_LENGTH_LINE
+                && unparsed.len() > self.limit.saturating_sub(self.spent).saturating_add(1 + CRLF)
+            {
                 return Err(FaultKind::TooLarge);
             }
             return Ok(None);

@@ -1,6 +1,6 @@
 //! One reply of the server.
 
-use redis::Value;
+use redis::{PushKind, Value};
 
 /// One reply of the server, or several QUEUED in a row, which need no memory that way.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +37,17 @@ impl Reply {
     pub(crate) fn is_refused(&self) -> bool {
         matches!(self, Self::Value(Value::ServerError(_)))
     }
+}
+
+/// Stands for a value that was read and dropped, because it is larger than `max_reply_bytes`. No other
+/// value is a push.
+pub(crate) fn too_large() -> Value {
+    Value::Push { kind: PushKind::Other(String::new()), data: Vec::new() }
+}
+
+/// Whether a value was dropped because it is too large.
+pub(crate) fn is_too_large(value: &Value) -> bool {
+    matches!(value, Value::Push { .. })
 }
 
 impl From<Value> for Reply {
