@@ -1,16 +1,23 @@
 //! A limited number of places, first come first served.
 //!
 //! A place is taken by its caller when that is polled, and never given to it before. So a caller that
-//! is polled no more takes no place. Its turn passes to the next caller at its deadline.
+//! is polled no more takes no place, and after a short time it is passed over.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::sync::lock;
 use crate::sync::timer::DeadlineTimer;
+
+/// Time in which a caller that was woken is polled. Then the next one may take the place.
+const GRACE: Duration = Duration::from_millis(50);
+
+/// Minimum time after which a waiting caller looks for others that are polled no more, and the time
+/// for each caller that waits.
+const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_micros(10));
 
 /// A limited number of places.
 #[derive(Debug)]
@@ -18,7 +25,7 @@ pub(crate) struct Places {
     state: Mutex<PlacesState>,
 }
 
-/// Each step costs the same, however many callers wait.
+/// The cost of a step does not depend on the number of callers that wait.
 #[derive(Debug)]
 struct PlacesState {
     free: usize,
@@ -27,21 +34,29 @@ struct PlacesState {
     waiters: VecDeque<Option<PlaceWaiter>>,
     /// The number of the first one.
     first: u64,
-    /// The number of the first one that may have been offered no place.
-    next_offer: u64,
-    /// Number of callers that wait.
+    /// None before this number is to be woken.
+    next_to_wake: u64,
     waiting: usize,
-    /// Number of those that may take a place: one for each free place, while there are as many.
-    offered: usize,
+    /// Number of waiters that were woken, and may take a place.
+    woken: usize,
+    /// Number of waiters that were passed over.
+    passed: usize,
+    /// When the first of those that were woken was woken.
+    woken_since: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct PlaceWaiter {
     deadline: Instant,
-    /// `None`: it was woken, and has not been polled since.
-    waker: Option<Waker>,
-    /// Whether it may take a place.
-    offered: bool,
+    state: WaiterState,
+}
+
+#[derive(Debug)]
+enum WaiterState {
+    Waits(Waker),
+    Woken(Instant),
+    /// It was woken, and was not polled in time.
+    Passed,
 }
 
 /// Why a caller has no place.
@@ -58,9 +73,11 @@ impl Places {
             closed: false,
             waiters: VecDeque::new(),
             first: 0,
-            next_offer: 0,
+            next_to_wake: 0,
             waiting: 0,
-            offered: 0,
+            woken: 0,
+            passed: 0,
+            woken_since: None,
         };
         Self { state: Mutex::new(state) }
     }
@@ -80,14 +97,15 @@ impl Places {
         let mut timer = DeadlineTimer::default();
         poll_fn(|context| {
             loop {
-                let next_look = match waiting.poll(context) {
+                let now = Instant::now();
+                let look = match waiting.poll(context, now) {
                     Looked::Ended(ended) => return Poll::Ready(ended),
-                    Looked::Waits { next_look } => next_look,
+                    Looked::Waits { look } => look,
                 };
-                if Instant::now() >= deadline {
+                if now >= deadline {
                     return Poll::Ready(Err(NoPlace::TimedOut));
                 }
-                if timer.poll(context, next_look.min(deadline)).is_pending() {
+                if timer.poll(context, deadline.min(now + look)).is_pending() {
                     return Poll::Pending;
                 }
             }
@@ -104,7 +122,7 @@ impl Places {
     pub(crate) fn add_all(&self, places: usize) {
         let mut state = lock(&self.state);
         state.free += places;
-        let woken = state.offer();
+        let woken = state.wake_next();
         drop(state);
         wake(woken);
     }
@@ -119,13 +137,17 @@ impl Places {
         let mut state = lock(&self.state);
         state.closed = true;
         let waiters = std::mem::take(&mut state.waiters);
-        (state.waiting, state.offered) = (0, 0);
+        (state.waiting, state.woken, state.passed) = (0, 0, 0);
         drop(state);
-        waiters.into_iter().flatten().filter_map(|waiter| waiter.waker).for_each(Waker::wake);
+        for waiter in waiters.into_iter().flatten() {
+            if let WaiterState::Waits(waker) = waiter.state {
+                waker.wake();
+            }
+        }
     }
 }
 
-/// The callers that a step woke. Mostly there is one at most.
+/// The callers that a step wakes. Mostly there is one at most.
 type Woken = (Option<Waker>, Vec<Waker>);
 
 fn wake((first, others): Woken) {
@@ -135,7 +157,7 @@ fn wake((first, others): Woken) {
 impl PlacesState {
     /// Takes a place that no waiting caller may take.
     fn take_spare(&mut self) -> bool {
-        let is_spare = self.free > self.waiting;
+        let is_spare = self.free > self.waiting - self.passed;
         self.free -= usize::from(is_spare);
         is_spare
     }
@@ -145,11 +167,20 @@ impl PlacesState {
         self.waiters.get_mut(usize::try_from(at).ok()?)?.as_mut()
     }
 
-    fn enter(&mut self, deadline: Instant) -> u64 {
+    fn enter(&mut self, deadline: Instant, waker: Waker) -> u64 {
         let number = self.first + self.waiters.len() as u64;
-        self.waiters.push_back(Some(PlaceWaiter { deadline, waker: None, offered: false }));
+        self.waiters.push_back(Some(PlaceWaiter { deadline, state: WaiterState::Waits(waker) }));
         self.waiting += 1;
         number
+    }
+
+    /// Counts a waiter that changes or leaves its state.
+    fn uncount(&mut self, state: &WaiterState) {
+        match state {
+            WaiterState::Waits(_) => {}
+            WaiterState::Woken(_) => self.woken -= 1,
+            WaiterState::Passed => self.passed -= 1,
+        }
     }
 
     /// Removes a caller. It is returned, to be dropped without the lock.
@@ -157,7 +188,7 @@ impl PlacesState {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
         let left = self.waiters.get_mut(at)?.take()?;
         self.waiting -= 1;
-        self.offered -= usize::from(left.offered);
+        self.uncount(&left.state);
         while let Some(None) = self.waiters.front() {
             self.waiters.pop_front();
             self.first += 1;
@@ -165,46 +196,71 @@ impl PlacesState {
         Some(left)
     }
 
-    /// Offers the free places to the callers that have waited longest.
-    fn offer(&mut self) -> Woken {
+    /// Wakes the callers that have waited longest: as many as there are free places, and more if some
+    /// were passed over, because those behind them may be like them.
+    fn wake_next(&mut self) -> Woken {
         let mut woken = (None, Vec::new());
-        self.next_offer = self.next_offer.max(self.first);
-        while self.offered < self.free.min(self.waiting) {
-            let number = self.next_offer;
-            self.next_offer += 1;
-            let Some(waiter) = self.waiter(number) else { continue };
-            waiter.offered = true;
-            let waker = waiter.waker.take();
-            self.offered += 1;
-            match &woken.0 {
-                None => woken.0 = waker,
-                Some(_) => woken.1.extend(waker),
-            }
+        if self.free == 0 || self.waiting == 0 {
+            return woken;
         }
+        let most = (self.free + self.passed).min(self.waiting - self.passed);
+        if self.woken >= most {
+            return woken;
+        }
+        let now = Instant::now();
+        let mut number = self.next_to_wake.max(self.first);
+        while self.woken < most && number < self.first + self.waiters.len() as u64 {
+            if let Some(waiter) = self.waiter(number)
+                && matches!(waiter.state, WaiterState::Waits(_))
+                && let WaiterState::Waits(waker) =
+                    std::mem::replace(&mut waiter.state, WaiterState::Woken(now))
+            {
+                self.woken += 1;
+                match &woken.0 {
+                    None => woken.0 = Some(waker),
+                    Some(_) => woken.1.push(waker),
+                }
+            }
+            number += 1;
+        }
+        self.next_to_wake = number;
+        self.woken_since.get_or_insert(now);
         woken
     }
 
-    /// Removes the callers directly before this one whose time is over: those that are polled leave
-    /// by themselves. Returns the deadline of the one before which is left.
-    fn before(&mut self, number: u64, now: Instant) -> (Option<Instant>, Vec<PlaceWaiter>) {
-        let mut left = Vec::new();
-        for before in (self.first..number).rev() {
-            match self.waiter(before).map(|waiter| waiter.deadline) {
-                None => {}
-                Some(deadline) if deadline > now => return (Some(deadline), left),
-                Some(_) => left.extend(self.leave(before)),
+    /// Passes over the callers that were woken and were not polled in time. Those whose time is over
+    /// are removed: callers that are polled leave by themselves.
+    fn pass_over(&mut self, now: Instant) -> Vec<PlaceWaiter> {
+        let mut expired = Vec::new();
+        if self.woken == 0 || self.woken_since.is_some_and(|since| now < since + GRACE) {
+            return expired;
+        }
+        self.woken_since = None;
+        for number in self.first..self.next_to_wake {
+            let Some(waiter) = self.waiter(number) else { continue };
+            match waiter.state {
+                _ if waiter.deadline < now => expired.extend(self.leave(number)),
+                WaiterState::Woken(since) if now >= since + GRACE => {
+                    waiter.state = WaiterState::Passed;
+                    (self.woken, self.passed) = (self.woken - 1, self.passed + 1);
+                }
+                WaiterState::Woken(since) => {
+                    let first = self.woken_since.map_or(since, |first| first.min(since));
+                    self.woken_since = Some(first);
+                }
+                WaiterState::Passed | WaiterState::Waits(_) => {}
             }
         }
-        (None, left)
+        expired
     }
 }
 
 /// What a waiting caller found.
 enum Looked {
     Ended(Result<(), NoPlace>),
-    /// `next_look`: when the time of the caller before this one is over.
+    /// `look`: the time until it is to look again.
     Waits {
-        next_look: Instant,
+        look: Duration,
     },
 }
 
@@ -218,37 +274,57 @@ struct WaitingCaller<'p> {
 
 impl WaitingCaller<'_> {
     /// Takes a place if this caller may. Otherwise the task is woken when it may.
-    fn poll(&mut self, context: &Context<'_>) -> Looked {
+    fn poll(&mut self, context: &Context<'_>, now: Instant) -> Looked {
         let mut state = lock(&self.places.state);
         if state.closed {
             return Looked::Ended(Err(NoPlace::Closed));
         }
-        if self.number.is_none() && state.take_spare() {
-            return Looked::Ended(Ok(()));
+        let Some(number) = self.number else {
+            if state.take_spare() {
+                return Looked::Ended(Ok(()));
+            }
+            self.number = Some(state.enter(self.deadline, context.waker().clone()));
+            return self.looked(state, now);
+        };
+        let mut former = None;
+        if let Some(waiter) = state.waiter(number) {
+            match &mut waiter.state {
+                WaiterState::Waits(known) if known.will_wake(context.waker()) => {}
+                waits => {
+                    let waiting = WaiterState::Waits(context.waker().clone());
+                    let before = std::mem::replace(waits, waiting);
+                    state.uncount(&before);
+                    if !matches!(before, WaiterState::Waits(_)) && state.free > 0 {
+                        state.free -= 1;
+                        let left = state.leave(number);
+                        self.number = None;
+                        drop(state);
+                        drop(left);
+                        return Looked::Ended(Ok(()));
+                    }
+                    state.next_to_wake = state.next_to_wake.min(number);
+                    former = Some(before);
+                }
+            }
         }
-        let number = *self.number.get_or_insert_with(|| state.enter(self.deadline));
-        let (before, expired) = state.before(number, Instant::now());
-        let woken = state.offer();
-        let (mut former, mut may_take) = (None, false);
-        match state.waiter(number) {
-            Some(waiter) if waiter.offered => may_take = true,
-            Some(PlaceWaiter { waker: Some(known), .. }) if known.will_wake(context.waker()) => {}
-            Some(waiter) => former = waiter.waker.replace(context.waker().clone()),
-            // Its time is over, and the caller behind it has removed it.
-            None => {}
-        }
-        if may_take {
-            state.free -= 1;
-            drop(state.leave(number));
-            self.number = None;
-        }
+        let looked = self.looked(state, now);
+        drop(former);
+        looked
+    }
+
+    /// Looks for callers that are polled no more.
+    fn looked(&self, mut state: MutexGuard<'_, PlacesState>, now: Instant) -> Looked {
+        let expired = state.pass_over(now);
+        let woken = state.wake_next();
+        let waiting = u32::try_from(state.waiting).unwrap_or(u32::MAX);
+        let look = match state.woken {
+            0 => LOOK.0.max(LOOK.1.saturating_mul(waiting)),
+            _ => GRACE.max(LOOK.1.saturating_mul(waiting)),
+        };
         drop(state);
         wake(woken);
-        drop((former, expired));
-        match may_take {
-            true => Looked::Ended(Ok(())),
-            false => Looked::Waits { next_look: before.unwrap_or(self.deadline) },
-        }
+        drop(expired);
+        Looked::Waits { look }
     }
 }
 
@@ -258,7 +334,7 @@ impl Drop for WaitingCaller<'_> {
         let Some(number) = self.number else { return };
         let mut state = lock(&self.places.state);
         let left = state.leave(number);
-        let woken = state.offer();
+        let woken = state.wake_next();
         drop(state);
         wake(woken);
         drop(left);

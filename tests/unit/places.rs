@@ -102,26 +102,41 @@ fn a_caller_gives_up_at_its_deadline_and_when_the_places_are_closed() {
     assert_eq!(places.try_take(), Err(NoPlace::Closed));
 }
 
-/// The deadline of the caller before is the only one that each of them looks at.
+/// Neither those that were woken, nor those that are woken then.
 #[test]
-fn callers_that_are_polled_no_more_hold_up_those_that_wait_behind_them_until_their_deadlines() {
+fn callers_that_are_polled_no_more_are_passed_over() {
     let runtime = runtime();
-    let (places, wakes) = (Places::new(1), Arc::<Wakes>::default());
-    assert_eq!(places.try_take(), Ok(true));
-    let forgotten = [50, 30, 60, 40].map(|millis| {
-        let _runtime = runtime.enter();
-        let mut caller = taking(&places, Duration::from_millis(millis));
-        assert!(poll(&mut caller, &wakes).is_pending());
-        caller
-    });
-    runtime.block_on(async {
+    let (places, wakes) = (Places::new(2), Arc::<Wakes>::default());
+    assert_eq!((places.try_take(), places.try_take()), (Ok(true), Ok(true)));
+    let forgotten: Vec<_> = (0..100)
+        .map(|_| {
+            let _runtime = runtime.enter();
+            let mut caller = taking(&places, SOON);
+            assert!(poll(&mut caller, &wakes).is_pending());
+            caller
+        })
+        .collect();
+    let took = runtime.block_on(async {
         let mut waiting = taking(&places, SOON);
         assert!(poll(&mut waiting, &wakes).is_pending());
-        // The first one is offered the place, and does not take it.
-        places.add();
+        // The first ones are woken, and take nothing.
+        places.add_all(2);
+        let began = Instant::now();
         waiting.await.unwrap();
+        began.elapsed()
     });
+    assert!(took < SOON / 4, "{took:?}");
+    assert_eq!(places.free(), 1);
+    runtime.block_on(taking(&places, SOON)).unwrap();
+    places.add_all(2);
+    // They may come back.
+    let mut forgotten = forgotten;
+    assert!(poll(&mut forgotten[70], &wakes).is_ready());
+    assert!(poll(&mut forgotten[3], &wakes).is_ready());
     assert_eq!(places.free(), 0);
+    assert!(poll(&mut forgotten[4], &wakes).is_pending());
+    places.add();
+    assert!(poll(&mut forgotten[4], &wakes).is_ready());
     std::mem::forget(forgotten);
 }
 
