@@ -5,16 +5,22 @@
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use redis::aio::ConnectionLike;
-use redis::{Cmd, Pipeline, RedisFuture, Value};
+use redis::{Arg, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 
 use crate::error::any::Error;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::router::Router;
+use crate::pool::tasks::lane::LaneCall;
+use crate::pool::tasks::lanes::KnownLanes;
 use crate::pool::tasks::pool::TaskPool;
-use crate::pooled::request::Request;
+use crate::pooled::request::{Carried, Request, batch_kind, reply};
 use crate::pooled::send::send;
 use crate::pooled::tag_errors::{self, CallKind};
+use crate::protocol::command::table::{self, Command};
 
 /// The pooled handle of tasks: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -53,6 +59,7 @@ pub struct Pooled {
     place: &'static Location<'static>,
     /// Whether commands that are not reads are refused.
     reads_only: bool,
+    lanes: KnownLanes,
 }
 
 impl UnwindSafe for Pooled {}
@@ -60,11 +67,9 @@ impl RefUnwindSafe for Pooled {}
 
 impl ConnectionLike for Pooled {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move {
-            let bytes = cmd.get_packed_command();
-            let mut replies = self.request(&bytes, 0, 1, CallKind::Single).await?;
-            Ok(replies.pop().unwrap_or(Value::Nil))
-        })
+        let Self { router, place, reads_only, lanes } = self;
+        let handle = Handle { router, place, reads_only: *reads_only };
+        Box::pin(SingleCommand { handle, lanes, cmd, state: State::New })
     }
 
     fn req_packed_commands<'a>(
@@ -73,9 +78,12 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
+        let Self { router, place, reads_only, .. } = self;
+        let handle = Handle { router, place, reads_only: *reads_only };
         Box::pin(async move {
             let bytes = pipeline.get_packed_pipeline();
-            Ok(self.request(&bytes, offset, count, CallKind::Pipeline).await?)
+            let all = (&*bytes, offset, count);
+            Ok(handle.request(all, CallKind::Pipeline, None).await?)
         })
     }
 
@@ -86,31 +94,123 @@ impl ConnectionLike for Pooled {
 
 impl Pooled {
     pub(crate) fn new(router: Router<TaskPool>, place: &'static Location<'static>) -> Self {
-        Self { router, place, reads_only: false }
+        Self { router, place, reads_only: false, lanes: KnownLanes::default() }
     }
 
     /// A handle that reads from replicas.
     pub(crate) fn reading(router: Router<TaskPool>, place: &'static Location<'static>) -> Self {
-        Self { router, place, reads_only: true }
+        Self { reads_only: true, ..Self::new(router, place) }
     }
+}
 
+/// What a call needs of its handle.
+#[derive(Clone, Copy)]
+struct Handle<'a> {
+    router: &'a Router<TaskPool>,
+    place: &'static Location<'static>,
+    reads_only: bool,
+}
+
+impl Handle<'_> {
+    /// Sends a request. `carried`: what became of it on a lane.
     async fn request(
-        &self,
-        bytes: &[u8],
-        offset: usize,
-        count: usize,
+        self,
+        (bytes, offset, count): (&[u8], usize, usize),
         call: CallKind,
+        carried: Option<Box<Carried>>,
     ) -> Result<Vec<Value>, Error> {
-        self.router.here()?;
-        let request = Request::parse(bytes, offset + count, self.place)?;
-        if self.reads_only {
+        let Self { router, place, reads_only } = self;
+        router.here()?;
+        let request = Request::parse(bytes, offset + count, place)?;
+        if reads_only {
             request.ensure_read()?;
         }
-        let sent = send(&self.router, (&request, self.place), (bytes, offset, count));
+        let sent = send(router, (&request, place), (bytes, offset, count), carried);
         let mut replies = sent.await?;
-        let full = self.router.settings().server_messages;
+        let full = router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
         Ok(replies)
+    }
+}
+
+/// The call of a single command. If it can, a lane carries it, and the future is small and boxes nothing.
+///
+/// Every other call, and all that can go wrong, is decided by [`Handle::request`].
+struct SingleCommand<'a> {
+    handle: Handle<'a>,
+    lanes: &'a mut KnownLanes,
+    cmd: &'a Cmd,
+    state: State<'a>,
+}
+
+enum State<'a> {
+    New,
+    InLane { row: &'static Command, call: LaneCall },
+    Other(Pin<Box<dyn Future<Output = RedisResult<Value>> + Send + 'a>>),
+}
+
+impl<'a> SingleCommand<'a> {
+    /// Submits the command to a lane. `None`: it is not for a lane, or none can take it at once.
+    fn submit(&mut self, context: &Context<'_>) -> Option<State<'a>> {
+        let Some(Arg::Simple(name)) = self.cmd.args_iter().next() else { return None };
+        let row = table::find(name)?;
+        if self.handle.reads_only && !row.has(table::READ) {
+            return None;
+        }
+        // Of a forked child, and of a cluster, `request` decides.
+        let pool = self.handle.router.only_pool().ok()??;
+        let bytes = self.cmd.get_packed_command();
+        let kind = batch_kind(row, bytes.len())?;
+        let call = pool.try_submit(Some(self.lanes), context, || BatchRequest::new(bytes, kind))?;
+        Some(State::InLane { row, call })
+    }
+
+    /// The call as [`Handle::request`] decides it.
+    #[cold]
+    #[inline(never)]
+    fn other(&self, carried: Option<Box<Carried>>) -> State<'a> {
+        let Self { handle, cmd, .. } = *self;
+        State::Other(Box::pin(async move {
+            let bytes = cmd.get_packed_command();
+            let call = (&*bytes, 0, 1);
+            let mut replies = handle.request(call, CallKind::Single, carried).await?;
+            Ok(replies.pop().unwrap_or(Value::Nil))
+        }))
+    }
+}
+
+impl Future for SingleCommand<'_> {
+    type Output = RedisResult<Value>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            let carried = match &mut this.state {
+                State::New => match this.submit(context) {
+                    Some(state) => {
+                        this.state = state;
+                        return Poll::Pending;
+                    }
+                    None => None,
+                },
+                State::Other(call) => return call.as_mut().poll(context),
+                State::InLane { row, call } => {
+                    let row = *row;
+                    let response = ready!(call.poll(context)).map_err(Error::from)?;
+                    match reply(row.has(table::READ), response) {
+                        Ok(mut value) => {
+                            let full = this.handle.router.settings().server_messages;
+                            tag_errors::tag_error(row, this.cmd, &mut value, full);
+                            return Poll::Ready(Ok(value));
+                        }
+                        Err(response) => {
+                            Some(Box::new(Carried { response, deadline: call.deadline() }))
+                        }
+                    }
+                }
+            };
+            this.state = this.other(carried);
+        }
     }
 }
 

@@ -181,7 +181,7 @@ impl Pooled {
         if self.reads_only {
             request.ensure_read()?;
         }
-        let sent = send(&self.router, (&request, self.place), (bytes, offset, count));
+        let sent = send(&self.router, (&request, self.place), (bytes, offset, count), None);
         let mut replies = now(sent)?;
         let full = self.router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);

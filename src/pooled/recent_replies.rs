@@ -5,6 +5,7 @@
 //! the kind of the reply are kept, no values.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt::{self, Write};
 use std::hash::{BuildHasher, RandomState};
 
@@ -51,9 +52,49 @@ impl RecentReply {
 
 #[derive(Default)]
 struct RecentReplies {
-    key: RandomState,
+    key: HashKey,
     /// The oldest first.
-    kept: Vec<RecentReply>,
+    kept: VecDeque<RecentReply>,
+}
+
+/// A random key, so that the hash of a value tells nothing of it.
+struct HashKey([u64; 4]);
+
+impl Default for HashKey {
+    fn default() -> Self {
+        let random = RandomState::new();
+        Self([0, 1, 2, 3].map(|nth: u64| random.hash_one(nth)))
+    }
+}
+
+impl HashKey {
+    /// Much shorter than the standard hash for the few bytes of most replies.
+    fn hash(&self, bytes: &[u8]) -> u64 {
+        let [first, odd, even, last] = self.0;
+        let mut state = first ^ bytes.len() as u64;
+        let (pairs, rest) = bytes.as_chunks::<16>();
+        for pair in pairs {
+            let [low, high] = halves(pair);
+            state = folded(state ^ low ^ odd, high ^ even);
+        }
+        let mut end = [0; 16];
+        if let Some(end) = end.get_mut(..rest.len()) {
+            end.copy_from_slice(rest);
+        }
+        let [low, high] = halves(&end);
+        folded(folded(state ^ low ^ odd, high ^ even), last)
+    }
+}
+
+fn halves(bytes: &[u8; 16]) -> [u64; 2] {
+    let number = u128::from_le_bytes(*bytes);
+    [number as u64, (number >> 64) as u64]
+}
+
+/// Both halves of the product.
+fn folded(one: u64, other: u64) -> u64 {
+    let product = u128::from(one) * u128::from(other);
+    product as u64 ^ (product >> 64) as u64
 }
 
 thread_local! {
@@ -66,10 +107,8 @@ pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: 
     let _: Result<(), _> = RECENT.try_with(|recent| {
         let RecentReplies { key, kept } = &mut *recent.borrow_mut();
         // Reuses the memory of the oldest one.
-        let mut reply = match kept.len() >= MAX_REPLIES {
-            true => kept.remove(0),
-            false => RecentReply::default(),
-        };
+        let oldest = if kept.len() >= MAX_REPLIES { kept.pop_front() } else { None };
+        let mut reply = oldest.unwrap_or_default();
         reply.length = name.len().min(MAX_NAME);
         for (to, from) in reply.name.iter_mut().zip(name.bytes()) {
             *to = from;
@@ -87,7 +126,7 @@ pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: 
             hashing.add_shown(|shown| write!(shown, "array({replies:?})"));
         }
         reply.is_partial = hashing.is_partial;
-        kept.push(reply);
+        kept.push_back(reply);
     });
 }
 
@@ -115,7 +154,7 @@ pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied
     RECENT
         .try_with(|recent| {
             let RecentReplies { key, kept } = &mut *recent.borrow_mut();
-            let hash = key.hash_one(shown);
+            let hash = key.hash(shown);
             let newest = kept.iter().rposition(|reply| reply.shown.contains(&hash))?;
             let found = kept.get(newest)?;
             let fit = || kept.iter().filter(|reply| reply.may_show(shown, hash));
@@ -138,7 +177,7 @@ fn last() -> Option<(Option<String>, &'static str, Applied)> {
     RECENT
         .try_with(|recent| {
             let kept = &mut recent.borrow_mut().kept;
-            let found = kept.last()?;
+            let found = kept.back()?;
             let applied = match kept.iter().all(|reply| reply.read_only == found.read_only) {
                 false => Applied::Unknown,
                 true if found.read_only => Applied::No,
@@ -146,14 +185,14 @@ fn last() -> Option<(Option<String>, &'static str, Applied)> {
             };
             let name = String::from_utf8_lossy(found.name()).into_owned();
             let result = (Some(name), found.kind, applied);
-            kept.pop();
+            kept.pop_back();
             Some(result)
         })
         .ok()?
 }
 
 struct Hashing<'a> {
-    key: &'a RandomState,
+    key: &'a HashKey,
     to: &'a mut Vec<u64>,
     bytes: usize,
     is_partial: bool,
@@ -199,7 +238,7 @@ impl Hashing<'_> {
         self.bytes = left;
         if fits {
             let shown = shown.bytes.get(..shown.length).unwrap_or_default();
-            self.to.push(self.key.hash_one(shown));
+            self.to.push(self.key.hash(shown));
         }
     }
 }

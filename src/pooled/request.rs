@@ -28,7 +28,31 @@ use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::refused::SendContext;
 use crate::protocol::command::refused::is_refused;
-use crate::protocol::command::table::{self, is_read_only};
+use crate::protocol::command::table::{self, Command, is_read_only};
+
+/// The response to a command that a lane has carried, if it is not the command's reply.
+pub(crate) struct Carried {
+    pub(crate) response: BatchResponse,
+    /// When another connection is no longer waited for.
+    pub(crate) deadline: Instant,
+}
+
+/// How a command is sent with those of other callers; `None`: it is sent alone.
+pub(crate) fn batch_kind(row: &Command, bytes: usize) -> Option<RequestKind> {
+    let read_only = row.has(table::READ);
+    let flag = if read_only { table::BATCH_READ } else { table::BATCH };
+    let fits = batch::fits_in_batch(1, bytes) && row.has(flag);
+    fits.then_some(if read_only { RequestKind::Read } else { RequestKind::Calls { count: 1 } })
+}
+
+/// Returns the reply to a command that was sent with those of other callers, or the other response.
+pub(crate) fn reply(read_only: bool, response: BatchResponse) -> Result<Value, BatchResponse> {
+    match response {
+        BatchResponse::Read(value) if read_only => Ok(value),
+        BatchResponse::Calls(mut values) if !read_only => Ok(values.pop().unwrap_or(Value::Nil)),
+        other => Err(other),
+    }
+}
 
 /// A request, with the properties that the names of its commands imply.
 pub(crate) struct Request {
@@ -38,9 +62,9 @@ pub(crate) struct Request {
     pub(crate) read_only: bool,
     /// A reply may contain nested errors.
     pub(crate) may_nest: bool,
-    /// The request may be sent in one write with other callers' requests. A write may only be sent so
-    /// on a lane.
-    batchable: bool,
+    /// How the request may be sent in one write with other callers' requests. A write may only be sent
+    /// so on a lane.
+    batch: Option<RequestKind>,
     /// The first command that blocks on the server, and the time that all of them block.
     blocking: Option<BlockingCommand>,
 }
@@ -57,7 +81,7 @@ impl Request {
             commands: 0,
             read_only: true,
             may_nest: false,
-            batchable: false,
+            batch: None,
             blocking: None,
         };
         let mut small = None;
@@ -105,11 +129,9 @@ impl Request {
             request.read_only &= is_read_only(name, sub);
             request.may_nest |= error_tag::may_nest(name);
         }
-        request.batchable = request.commands == 1
-            && batch::fits_in_batch(1, bytes.len())
-            && small.is_some_and(|row| {
-                row.has(if request.read_only { table::BATCH_READ } else { table::BATCH })
-            });
+        if request.commands == 1 {
+            request.batch = small.and_then(|row| batch_kind(row, bytes.len()));
+        }
         if request.commands == 0 {
             return Err(Error::Refused {
                 command: "a request without a command".to_owned(),
@@ -140,7 +162,7 @@ impl Request {
     }
 
     /// Sends the request on a connection of the route, and again on another one if that changes
-    /// nothing.
+    /// nothing. `carried`: what became of it on a lane.
     ///
     /// Dropped before its end, it may have sent any part of the request. A connection that awaits
     /// replies is then closed. A request in another caller's batch may still be sent.
@@ -150,26 +172,29 @@ impl Request {
         route: &Route,
         (bytes, offset, count): (&[u8], usize, usize),
         checkout_deadline: Instant,
+        carried: Option<Box<Carried>>,
     ) -> Result<Vec<Value>, Error> {
         let mut budget = RetryBudget::new(router.settings().max_size, checkout_deadline);
         let mut line = None;
-        let is_batchable = self.batchable && (self.read_only || P::HAS_LANES);
-        let kind = match self.read_only {
-            true => RequestKind::Read,
-            false => RequestKind::Calls { count: 1 },
-        };
-        while is_batchable && line.is_none() {
+        let batch = self.batch.filter(|_| self.read_only || P::HAS_LANES);
+        let mut carried = carried.map(|carried| carried.response);
+        while let Some(kind) = batch.filter(|_| line.is_none()) {
             let job = || BatchRequest::new(bytes.to_vec(), kind);
-            let settled = match router.join(route, checkout_deadline, job).await? {
-                Joined::Alone(alone) => {
-                    line = Some(alone);
-                    break;
-                }
-                Joined::Response(settled) => settled,
+            let response = match carried.take() {
+                Some(response) => response,
+                None => match router.join(route, checkout_deadline, job).await? {
+                    Joined::Alone(alone) => {
+                        line = Some(alone);
+                        break;
+                    }
+                    Joined::Response(response) => response,
+                },
             };
-            let (left, cause) = match settled {
-                BatchResponse::Read(value) if self.read_only => return Ok(vec![value]),
-                BatchResponse::Calls(values) if !self.read_only => return Ok(values),
+            let other = match reply(self.read_only, response) {
+                Ok(value) => return Ok(vec![value]),
+                Err(other) => other,
+            };
+            let (left, cause) = match other {
                 BatchResponse::Interrupted(Interrupted { left, cause }) => (left, cause),
                 _ => (true, ConnectionError::unexpected("another request's replies")),
             };

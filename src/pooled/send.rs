@@ -9,10 +9,11 @@ use crate::error::any::Error;
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;
 use crate::pooled::fan_out;
-use crate::pooled::request::Request;
+use crate::pooled::request::{Carried, Request};
 use crate::protocol::cluster::route::Route;
 
-/// Sends the request. Returns the replies to its commands after the first `offset` ones.
+/// Sends the request. Returns the replies to its commands after the first `offset` ones. `carried`:
+/// what became of it on a lane.
 ///
 /// Dropped before its end, it may have sent any part of the request. A connection that awaits
 /// replies is then closed.
@@ -20,6 +21,7 @@ pub(crate) async fn send<P: ServerPool>(
     router: &Router<P>,
     (request, place): (&Request, &'static Location<'static>),
     (bytes, offset, count): (&[u8], usize, usize),
+    carried: Option<Box<Carried>>,
 ) -> Result<Vec<Value>, Error> {
     if router.is_cluster() {
         // Boxed: it is larger than the future for one server.
@@ -27,6 +29,9 @@ pub(crate) async fn send<P: ServerPool>(
         replies.drain(..offset.min(replies.len()));
         return Ok(replies);
     }
-    let deadline = Instant::now() + router.settings().checkout_timeout;
-    request.ask(router, &Route::default(), (bytes, offset, count), deadline).await
+    let deadline = match &carried {
+        Some(carried) => carried.deadline,
+        None => Instant::now() + router.settings().checkout_timeout,
+    };
+    request.ask(router, &Route::default(), (bytes, offset, count), deadline, carried).await
 }

@@ -2,6 +2,9 @@
 //!
 //! No error reply is returned as received: its text may repeat keys and values.
 
+#[cfg(feature = "tokio")]
+use std::slice;
+
 use redis::Value;
 
 use crate::error::applied::Applied;
@@ -9,6 +12,8 @@ use crate::pooled::request::Request;
 use crate::pooled::{error_tag, recent_replies};
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::table::is_read_only;
+#[cfg(feature = "tokio")]
+use crate::protocol::command::table::{self, Command};
 use crate::protocol::server_error::ServerError;
 
 /// The kind of a redis-rs call.
@@ -45,6 +50,19 @@ pub(crate) fn tag_errors(
     for (args, value) in commands().zip(replies) {
         let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
         put(value, &|error| error_tag::tagged((name, sub), error, whole, full));
+    }
+}
+
+/// The same for the reply to one small command, which contains no other error.
+#[cfg(feature = "tokio")]
+pub(crate) fn tag_error(row: &Command, cmd: &redis::Cmd, reply: &mut Value, full: bool) {
+    recent_replies::record(row.name, row.has(table::READ), slice::from_ref(reply), true);
+    if let Value::ServerError(error) = reply {
+        let sub = match cmd.args_iter().nth(1) {
+            Some(redis::Arg::Simple(sub)) => Some(sub),
+            _ => None,
+        };
+        *error = error_tag::tagged((row.name.as_bytes(), sub), error, None, full);
     }
 }
 

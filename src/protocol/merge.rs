@@ -81,6 +81,18 @@ pub(crate) struct MergedOutcome {
     pub(crate) internal_failed: bool,
 }
 
+impl Piece {
+    /// Whether the request is to be sent again. `unsent`: nothing of the write was sent.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_sent_again(&self, unsent: bool) -> bool {
+        match self {
+            Self::Again { .. } => true,
+            Self::Lost { sent, .. } => unsent && !sent,
+            Self::Block(_) | Self::Read(_) | Self::Calls(_) => false,
+        }
+    }
+}
+
 impl MergedWrite {
     /// Begins a write in `bytes`, whose capacity is kept.
     pub(crate) fn new(mut bytes: Vec<u8>) -> Self {
@@ -129,12 +141,12 @@ impl MergedWrite {
                 self.push_group([(bytes, commands)].into_iter(), None);
             }
             RequestKind::Read => {
-                self.expected.push((Expect::Plain, 1));
+                self.expect_plain(1);
                 self.bytes.extend_from_slice(bytes);
                 self.end_part(PartKind::Read);
             }
             RequestKind::Calls { count } => {
-                self.expected.push((Expect::Plain, count));
+                self.expect_plain(count);
                 self.bytes.extend_from_slice(bytes);
                 self.end_part(PartKind::Calls { count });
             }
@@ -164,6 +176,13 @@ impl MergedWrite {
         self.end_part(PartKind::Group { blocks: count, commands, internal });
     }
 
+    fn expect_plain(&mut self, count: u32) {
+        match self.expected.last_mut() {
+            Some((Expect::Plain, plain)) => *plain += count,
+            _ => self.expected.push((Expect::Plain, count)),
+        }
+    }
+
     fn end_part(&mut self, kind: PartKind) {
         self.parts.push(Part { kind, end: self.bytes.len() });
     }
@@ -190,9 +209,12 @@ pub(crate) struct MergedReplies<'w> {
 
 /// The replies to one part.
 enum PartReplies {
-    Internal { failed: bool },
+    Internal {
+        failed: bool,
+    },
     Group(GroupReplies),
-    Read(Option<Value>),
+    /// Its only reply ends it.
+    Read,
     Calls(Vec<Value>),
 }
 
@@ -217,6 +239,11 @@ impl<'w> MergedReplies<'w> {
             self.outcome.errors.push(error.code().to_owned());
         }
         let Some(part) = self.write.parts.get(self.next) else { return };
+        if matches!(part.kind, PartKind::Read) {
+            self.next += 1;
+            self.outcome.pieces.push(Piece::Read(reply.into_value()));
+            return;
+        }
         let (replies, left) = self.current.get_or_insert_with(|| PartReplies::of(part.kind));
         *left = left.saturating_sub(reply.count());
         let complete = *left == 0;
@@ -239,9 +266,8 @@ impl<'w> MergedReplies<'w> {
         let pieces = &mut self.outcome.pieces;
         match replies {
             PartReplies::Internal { failed } => self.outcome.internal_failed |= failed || left > 0,
-            PartReplies::Read(Some(value)) => pieces.push(Piece::Read(value)),
             PartReplies::Calls(values) if left == 0 => pieces.push(Piece::Calls(values)),
-            PartReplies::Read(None) | PartReplies::Calls(_) => {
+            PartReplies::Read | PartReplies::Calls(_) => {
                 pieces.push(missing(Unproven::default()));
             }
             PartReplies::Group(group) => {
@@ -275,7 +301,7 @@ impl PartReplies {
     fn of(kind: PartKind) -> (Self, u32) {
         match kind {
             PartKind::Internal => (Self::Internal { failed: false }, 1),
-            PartKind::Read => (Self::Read(None), 1),
+            PartKind::Read => (Self::Read, 1),
             PartKind::Calls { count } => (Self::Calls(Vec::with_capacity(count as usize)), count),
             PartKind::Group { commands, internal, .. } => {
                 let collector = Collector::new(commands + internal, 0);
@@ -288,7 +314,7 @@ impl PartReplies {
     fn take(&mut self, expect: Expect, reply: Reply) {
         match self {
             Self::Internal { failed } => *failed |= reply.is_refused(),
-            Self::Read(read) => *read = Some(reply.into_value()),
+            Self::Read => {}
             Self::Calls(values) => values.push(reply.into_value()),
             Self::Group(group) => {
                 if expect == Expect::Queued {

@@ -77,7 +77,7 @@ fn take_all(world: &World, queue: &Queue, take: fn(&Work) -> Option<Token>) {
 
 /// Waits for the response, or looks once and leaves.
 fn submit(world: &World, queue: &Queue, number: usize, leaves: bool) {
-    let job = Work::new(Token { number, places: Plain::clone(&world.places) });
+    let job = Work::new(Token { number, places: Plain::clone(&world.places) }, None);
     assert!(queue.push(&job), "the queue is open");
     let response = block_on(poll_fn(|context| match job.poll(context) {
         Poll::Ready(response) => Poll::Ready(Some(response)),

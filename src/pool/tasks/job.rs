@@ -39,6 +39,15 @@ enum Stage<T, R> {
     Over,
 }
 
+/// The result of an attempt to take a request.
+pub(crate) enum Taking<T> {
+    Taken(T),
+    /// It is not wanted yet.
+    Left,
+    /// It is not queued.
+    Gone,
+}
+
 /// What became of a job that its submitter has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -51,8 +60,9 @@ pub(crate) enum Left {
 }
 
 impl<T, R> Job<T, R> {
-    pub(crate) fn new(request: T) -> Arc<Self> {
-        let state = JobState { stage: Stage::Queued(request), submitter: None };
+    /// `submitter`: the task to be woken by the response, if it is known before its first poll.
+    pub(crate) fn new(request: T, submitter: Option<Waker>) -> Arc<Self> {
+        let state = JobState { stage: Stage::Queued(request), submitter };
         Arc::new(Self { state: Mutex::new(state) })
     }
 
@@ -82,6 +92,19 @@ impl<T, R> Job<T, R> {
                 state.stage = other;
                 None
             }
+        }
+    }
+
+    /// Takes the request of a job that is queued, if it is `wanted`.
+    pub(crate) fn take_if(&self, wanted: impl FnOnce(&mut T) -> bool) -> Taking<T> {
+        let mut state = lock(&self.state);
+        let Stage::Queued(request) = &mut state.stage else { return Taking::Gone };
+        if !wanted(request) {
+            return Taking::Left;
+        }
+        match mem::replace(&mut state.stage, Stage::Taken) {
+            Stage::Queued(request) => Taking::Taken(request),
+            _ => Taking::Gone,
         }
     }
 

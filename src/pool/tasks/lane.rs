@@ -3,13 +3,12 @@
 //! The connection is opened by the first request, on the runtime of its task. While there is none, each
 //! request has a timer of its own; with one, the connection's task answers in time.
 
-use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle};
 use tokio::task::AbortHandle;
 
 use crate::connection::connection::Connection;
@@ -38,17 +37,39 @@ pub(crate) struct LaneRequest {
     pub(crate) since: Instant,
     /// Number of times that it was sent in a group of which nothing was applied.
     pub(crate) rejected_groups: u8,
-    /// Its place in the lane.
-    _place: LanePlace,
+    pub(crate) place: LanePlace,
 }
 
-/// A place in a lane, until it is dropped.
+/// A place in a lane, until it is dropped or given back.
 #[derive(Debug)]
-pub(crate) struct LanePlace(Arc<Places>);
+pub(crate) struct LanePlace(Option<Arc<Places>>);
+
+impl LanePlace {
+    fn new(places: &Arc<Places>) -> Self {
+        Self(Some(Arc::clone(places)))
+    }
+
+    /// Gives back the places of several requests of one lane in one step. Returns their number.
+    pub(crate) fn give_back<'p>(all: impl Iterator<Item = &'p mut Self>) -> usize {
+        let (mut count, mut of) = (0, None);
+        for place in all {
+            if let Some(places) = place.0.take() {
+                of = Some(places);
+                count += 1;
+            }
+        }
+        if let Some(places) = of {
+            places.add_all(count);
+        }
+        count
+    }
+}
 
 impl Drop for LanePlace {
     fn drop(&mut self) {
-        self.0.add();
+        if let Some(places) = &self.0 {
+            places.add();
+        }
     }
 }
 
@@ -66,6 +87,8 @@ pub(crate) struct Lane {
     /// Whether an exactly-once block waits, so that the register must be armed.
     pub(crate) awaits_register: AtomicBool,
     serve: Serve,
+    /// The runtime of its connections.
+    runtime: runtime::Id,
     places: Arc<Places>,
     /// Whether the connection's task takes requests.
     is_running: AtomicBool,
@@ -90,7 +113,7 @@ enum LaneState {
 }
 
 impl Lane {
-    pub(crate) fn new(context: &Arc<PoolContext>, serve: Serve) -> Arc<Self> {
+    pub(crate) fn new(context: &Arc<PoolContext>, serve: Serve, runtime: runtime::Id) -> Arc<Self> {
         let (first, most) = CONNECT_BACKOFF;
         let state = LaneState::None;
         let connection = LaneConnection {
@@ -104,6 +127,7 @@ impl Lane {
             queue: JobQueue::new(),
             awaits_register: AtomicBool::new(false),
             serve,
+            runtime,
             places: Arc::new(Places::new(context.settings().max_in_flight as usize)),
             is_running: AtomicBool::new(false),
             connection: Mutex::new(connection),
@@ -116,7 +140,7 @@ impl Lane {
     /// The lane is closed.
     pub(crate) fn try_place(&self) -> Result<Option<LanePlace>, CheckoutError> {
         let taken = self.places.try_take().map_err(|_| CheckoutError::Closed)?;
-        Ok(taken.then(|| LanePlace(Arc::clone(&self.places))))
+        Ok(taken.then(|| LanePlace::new(&self.places)))
     }
 
     /// Waits for a place, first come first served.
@@ -126,65 +150,55 @@ impl Lane {
         deadline: Instant,
     ) -> Result<LanePlace, CheckoutError> {
         match self.places.take(deadline).await {
-            Ok(()) => Ok(LanePlace(Arc::clone(&self.places))),
+            Ok(()) => Ok(LanePlace::new(&self.places)),
             Err(NoPlace::Closed) => Err(CheckoutError::Closed),
             Err(NoPlace::TimedOut) => Err(self.timeout(since)),
         }
     }
 
-    /// Submits a request, and returns its response.
-    pub(crate) async fn submit(
+    /// Whether a connection serves the requests.
+    pub(crate) fn is_served(&self) -> bool {
+        self.is_running.load(Ordering::Acquire)
+    }
+
+    /// Submits a request. `submitter`: the task to be woken by the response, if it is known.
+    ///
+    /// # Errors
+    /// The lane is closed.
+    pub(crate) fn submit(
         self: &Arc<Self>,
-        runtime: &Handle,
         batch: BatchRequest,
         (since, deadline): (Instant, Instant),
         place: LanePlace,
-    ) -> LaneResult {
+        submitter: Option<Waker>,
+    ) -> Result<LaneCall, CheckoutError> {
         if batch.exactly_once {
             self.awaits_register.store(true, Ordering::Release);
         }
-        let request = LaneRequest { batch, since, rejected_groups: 0, _place: place };
-        let job = Job::new(request);
+        let request = LaneRequest { batch, since, rejected_groups: 0, place };
+        let job = Job::new(request, submitter);
         if !self.queue.push(&job) {
             return Err(CheckoutError::Closed);
         }
-        // Its drop withdraws the job.
-        let submitted = Submitted { lane: self, job };
-        let (mut timer, mut is_late) = (DeadlineTimer::default(), false);
         // If a write hangs, the next requests wait until it fails.
         let limit = 2 * self.context.settings().response_timeout;
         let is_short = deadline.saturating_duration_since(since) < limit;
-        poll_fn(|context| {
-            if let Poll::Ready(response) = submitted.job.poll(context) {
-                return Poll::Ready(response);
-            }
-            if is_late || (self.is_running.load(Ordering::Acquire) && !is_short) {
-                return Poll::Pending;
-            }
-            if self.poll_open(context, runtime, &mut timer, deadline).is_pending() {
-                return Poll::Pending;
-            }
-            // Too late: unless it is being sent, it is withdrawn.
-            if submitted.job.take().is_some() {
-                self.queue.remove(&submitted.job);
-                submitted.job.settle(Err(self.late(since)));
-            }
-            is_late = true;
-            submitted.job.poll(context)
-        })
-        .await
+        let (timer, lane) = (DeadlineTimer::default(), Arc::clone(self));
+        Ok(LaneCall { lane, job, deadline, timer, is_short, is_late: false, is_over: false })
     }
 
     /// Has a connection opened if there is none. Ready at the deadline.
     fn poll_open(
         self: &Arc<Self>,
         context: &mut Context<'_>,
-        runtime: &Handle,
         timer: &mut DeadlineTimer,
         deadline: Instant,
     ) -> Poll<()> {
+        // Outside of a runtime there is no timer.
+        let Ok(runtime) = Handle::try_current() else { return Poll::Ready(()) };
+        let is_own = runtime.id() == self.runtime;
         loop {
-            let next_attempt = self.open(runtime);
+            let next_attempt = if is_own { self.open(&runtime) } else { None };
             let at = next_attempt.map_or(deadline, |next| next.min(deadline));
             if timer.poll(context, at).is_pending() {
                 return Poll::Pending;
@@ -363,15 +377,69 @@ impl Lane {
     }
 }
 
-/// A submitted job. Its drop withdraws a job that was not taken.
-struct Submitted<'l> {
-    lane: &'l Arc<Lane>,
+/// A request in a lane, and its response. Its drop withdraws a request that was not taken.
+///
+/// While a connection serves the lane, it has no timer: the connection's task answers in time.
+pub(crate) struct LaneCall {
+    lane: Arc<Lane>,
     job: Arc<LaneJob>,
+    deadline: Instant,
+    timer: DeadlineTimer,
+    /// Whether its deadline is shorter than that of the connection's task.
+    is_short: bool,
+    /// Whether its deadline has come while it was being sent.
+    is_late: bool,
+    /// Whether the response was taken.
+    is_over: bool,
 }
 
-impl Drop for Submitted<'_> {
+impl LaneCall {
+    /// When it is withdrawn, unless it is being sent.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether the call needs a poll soon although there is no response: for its timer, or because the lane
+    /// has ended. The look comes after the request was submitted, so a lane that ends later wakes the task.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.is_short || !self.lane.is_served()
+    }
+
+    /// Returns the response. Wakes the task later if there is none yet.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<LaneResult> {
+        let mut polled = self.job.poll(context);
+        if polled.is_pending() && self.is_alone() {
+            polled = self.poll_alone(context);
+        }
+        if let Poll::Ready(response) = &polled {
+            self.is_over = true;
+            if response.is_err() {
+                self.lane.context.config.counters.refused.add();
+            }
+        }
+        polled
+    }
+
+    /// Has a connection opened if there is none, and withdraws the request at its deadline.
+    #[cold]
+    fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<LaneResult> {
+        let Self { lane, job, deadline, timer, is_late, .. } = self;
+        if *is_late || lane.poll_open(context, timer, *deadline).is_pending() {
+            return Poll::Pending;
+        }
+        // Too late: unless it is being sent, it is withdrawn.
+        if let Some(request) = job.take() {
+            lane.queue.remove(job);
+            job.settle(Err(lane.late(request.since)));
+        }
+        *is_late = true;
+        job.poll(context)
+    }
+}
+
+impl Drop for LaneCall {
     fn drop(&mut self) {
-        if self.lane.context.settings().is_forked_child() {
+        if self.is_over || self.lane.context.settings().is_forked_child() {
             return;
         }
         let counters = &self.lane.context.config.counters;

@@ -27,7 +27,8 @@ use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
-use crate::pool::tasks::lane::{LaneJob, LaneRequest};
+use crate::pool::tasks::job::Taking;
+use crate::pool::tasks::lane::{LaneJob, LanePlace, LaneRequest};
 use crate::pool::tasks::lane_line::LaneLine;
 use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -48,7 +49,7 @@ const ALONE_AFTER: u8 = 2;
 pub(crate) struct Group {
     write: MergedWrite,
     /// In the order of the write: exactly-once blocks, other blocks, single requests.
-    members: VecDeque<Member>,
+    members: Vec<Member>,
     /// Number of exactly-once blocks.
     exactly_once: usize,
     /// The token of the exactly-once blocks.
@@ -107,8 +108,18 @@ impl Group {
         let armed = connection.known_marker().map(CommitMarker::tag).filter(|_| is_armed);
         let mut token = None;
         while let Some(job) = waiting.pop_front() {
-            let Some(needs) = job.look(|request| Needs::of(request, shapes)) else { continue };
-            let is_full = bytes > 0 && bytes + needs.bytes > most;
+            let (mut is_full, mut needs) = (false, None);
+            let taken = job.take_if(|request| {
+                let needs = needs.insert(Needs::of(request, shapes));
+                is_full = bytes > 0 && bytes + needs.bytes > most;
+                !is_full && !needs.exactly_once
+            });
+            let Some(needs) = needs else { continue };
+            if let Taking::Taken(request) = taken {
+                bytes += needs.bytes;
+                chosen.push(Member { job, request }, &needs, waiting.len());
+                continue;
+            }
             let fits = !needs.exactly_once
                 || (armed == Some(tag(needs.slot)) && chosen.fits_exactly_once(needs.alone));
             if is_full || !fits {
@@ -125,7 +136,7 @@ impl Group {
             let named = token.as_deref().map(|shared| &shared.token).zip(needs.cell.as_ref());
             let Some(member) = Member::take(job, named) else { continue };
             bytes += needs.bytes;
-            chosen.push(member, &needs);
+            chosen.push(member, &needs, waiting.len());
         }
         left.append(waiting);
         *waiting = left;
@@ -133,7 +144,7 @@ impl Group {
         let token = token.filter(|_| !chosen.exactly_once.is_empty());
         let mut group = Self {
             write: MergedWrite::new(connection.take_scratch()),
-            members: VecDeque::new(),
+            members: Vec::new(),
             exactly_once: chosen.exactly_once.len(),
             token,
             ends_register: chosen.exactly_once.iter().any(Member::has_cell),
@@ -146,7 +157,12 @@ impl Group {
         chosen.merged.sort_by_key(|member| member.request.batch.slot);
         let encoded = group.encode(&chosen, connection, context);
         let Chosen { exactly_once, merged, alone, singles, .. } = chosen;
-        group.members = [exactly_once, merged, alone, singles].into_iter().flatten().collect();
+        for mut members in [exactly_once, merged, alone, singles] {
+            match group.members.is_empty() {
+                true => group.members = members,
+                false => group.members.append(&mut members),
+            }
+        }
         // If it is not encoded, its drop settles its members.
         encoded.map(|()| group)
     }
@@ -252,9 +268,15 @@ impl Group {
         let changed = outcome.errors.iter().any(|code| line.on_server_error_quiet(code));
         // Nothing was sent, so that another connection may be used.
         let unsent = lost.is_some_and(|lost| lost.left == Some(0));
+        // The places are free before the submitters run.
+        let members = self.members.iter_mut().zip(&outcome.pieces);
+        let settled = members.filter(|(_, piece)| !piece.is_sent_again(unsent));
+        let settled = LanePlace::give_back(settled.map(|(member, _)| &mut member.request.place));
+        line.context().config.counters.checkouts.add_all(settled);
         let mut again = Vec::new();
-        for (nth, piece) in outcome.pieces.into_iter().enumerate() {
-            let Some(Member { job, mut request }) = self.members.pop_front() else { break };
+        let mut members = mem::take(&mut self.members).into_iter();
+        for (nth, (piece, member)) in outcome.pieces.into_iter().zip(members.by_ref()).enumerate() {
+            let Member { job, mut request } = member;
             let token = self.token.as_ref().filter(|_| nth < self.exactly_once);
             let response = match piece {
                 Piece::Again { alone } => {
@@ -296,10 +318,11 @@ impl Group {
                 Piece::Read(value) => BatchResponse::Read(value),
                 Piece::Calls(values) => BatchResponse::Calls(values),
             };
-            // The place is free before the submitter runs.
             drop(request);
             job.settle(Ok(response));
         }
+        // Their drop settles them.
+        self.members = members.collect();
         if changed {
             line.log_server_change();
         }
@@ -458,7 +481,7 @@ impl Needs {
         let alone = is_block
             && (request.rejected_groups >= ALONE_AFTER || shapes.has(&request.batch.bytes));
         let exactly_once = is_block && request.batch.exactly_once;
-        let cell = request.batch.token.clone().filter(|_| exactly_once);
+        let cell = if exactly_once { request.batch.token.clone() } else { None };
         let BatchRequest { bytes, slot, .. } = &request.batch;
         Self { kind, bytes: bytes.len(), exactly_once, slot: *slot, alone, cell }
     }
@@ -469,7 +492,8 @@ impl Chosen {
         self.exactly_once.is_empty() || !(alone || self.exactly_once_alone)
     }
 
-    fn push(&mut self, member: Member, needs: &Needs) {
+    /// Adds a member. `waiting`: the number of requests that may follow it.
+    fn push(&mut self, member: Member, needs: &Needs, waiting: usize) {
         let members = match needs.kind {
             RequestKind::Block { .. } if needs.exactly_once => {
                 self.exactly_once_alone = needs.alone;
@@ -479,6 +503,9 @@ impl Chosen {
             RequestKind::Block { .. } => &mut self.merged,
             RequestKind::Read | RequestKind::Calls { .. } => &mut self.singles,
         };
+        if members.is_empty() {
+            members.reserve(waiting + 1);
+        }
         members.push(member);
     }
 }

@@ -264,6 +264,7 @@ impl LaneLoop {
                 let index = is_set.then_some(commands);
                 let (word, error) = ("WATCH of the register", error.clone());
                 let rejected = Verdict::Rejected(RejectedCommand { index, word, error });
+                self.lane.context.config.counters.checkouts.add();
                 job.settle(Ok(BatchResponse::Block(rejected)));
             }
             false

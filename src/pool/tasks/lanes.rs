@@ -2,11 +2,14 @@
 //!
 //! A lane belongs to the runtime that opened its connection, so each runtime has lanes of its own.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Context;
 use std::time::Instant;
 
 use tokio::runtime::{self, Handle};
+use tokio::task;
 
 use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::checkout::CheckoutError;
@@ -14,7 +17,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::context::PoolContext;
-use crate::pool::tasks::lane::{Lane, LanePlace};
+use crate::pool::tasks::lane::{Lane, LaneCall, LanePlace};
 use crate::pool::tasks::lane_loop;
 use crate::sync::lock;
 
@@ -30,6 +33,21 @@ pub(crate) struct Lanes {
 struct LaneSet {
     lanes: Vec<Arc<Lane>>,
     next: AtomicUsize,
+}
+
+/// The lanes that a handle has used last, so that the next call of the same task need not look for its
+/// runtime: a task stays in one.
+#[derive(Default)]
+pub(crate) struct KnownLanes {
+    task: Option<task::Id>,
+    set: Option<Arc<LaneSet>>,
+}
+
+/// A clone is for another task.
+impl Clone for KnownLanes {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 impl Lanes {
@@ -54,21 +72,51 @@ impl Lanes {
             return Err(CheckoutError::Connect { waited: since.elapsed(), source });
         };
         let set = self.set(runtime.id());
-        let submitted = match set.place()? {
-            Some((lane, place)) => lane.submit(&runtime, request(), (since, deadline), place).await,
+        let (lane, place) = match set.place()? {
+            Some(free) => free,
             None => {
                 let lane = set.lane()?;
                 let place = lane.place(since, deadline).await.inspect_err(|_| {
                     counters.refused.add();
                 })?;
-                lane.submit(&runtime, request(), (since, deadline), place).await
+                (lane, place)
             }
         };
-        match &submitted {
-            Ok(_) => counters.checkouts.add(),
-            Err(_) => counters.refused.add(),
+        let submitted = lane.submit(request(), (since, deadline), place, None);
+        let mut call = submitted.inspect_err(|_| counters.refused.add())?;
+        poll_fn(|context| call.poll(context)).await
+    }
+
+    /// Submits a request without a wait; `None`: no lane of this task's runtime has both a connection
+    /// and a free place. The task is woken when it is to be polled next. `known`: the lanes that the
+    /// caller has used last.
+    pub(crate) fn try_submit(
+        &self,
+        known: Option<&mut KnownLanes>,
+        context: &Context<'_>,
+        request: impl FnOnce() -> BatchRequest,
+    ) -> Option<LaneCall> {
+        let mut looked_up = KnownLanes::default();
+        let set = self.known_set(known.unwrap_or(&mut looked_up))?;
+        let (lane, place) = set.served_place()?;
+        let since = Instant::now();
+        let deadline = since + self.context.settings().checkout_timeout;
+        let submitter = Some(context.waker().clone());
+        let call = lane.submit(request(), (since, deadline), place, submitter).ok()?;
+        if call.is_alone() {
+            context.waker().wake_by_ref();
         }
-        submitted
+        Some(call)
+    }
+
+    /// The lanes of this task's runtime.
+    fn known_set<'k>(&self, known: &'k mut KnownLanes) -> Option<&'k LaneSet> {
+        let task = task::try_id();
+        if task.is_none() || known.task != task {
+            let runtime = Handle::try_current().ok()?;
+            *known = KnownLanes { task, set: Some(self.set(runtime.id())) };
+        }
+        known.set.as_deref()
     }
 
     /// The lanes of this runtime.
@@ -80,7 +128,7 @@ impl Lanes {
         // Runtimes come and go.
         sets.retain(|(_, set)| set.lanes.iter().any(|lane| lane.is_open() || lane.in_flight() > 0));
         let lanes = (0..self.context.settings().lanes)
-            .map(|_| Lane::new(&self.context, lane_loop::serve))
+            .map(|_| Lane::new(&self.context, lane_loop::serve, runtime))
             .collect();
         let set = Arc::new(LaneSet { lanes, next: AtomicUsize::new(0) });
         if self.closed.load(Ordering::SeqCst) {
@@ -139,6 +187,21 @@ impl LaneSet {
             }
         }
         Ok(None)
+    }
+}
+
+impl LaneSet {
+    /// Takes a free place in a lane that a connection serves.
+    fn served_place(&self) -> Option<(&Arc<Lane>, LanePlace)> {
+        for _ in &self.lanes {
+            let lane = self.lane().ok()?;
+            if lane.is_served()
+                && let Some(place) = lane.try_place().ok()?
+            {
+                return Some((lane, place));
+            }
+        }
+        None
     }
 }
 

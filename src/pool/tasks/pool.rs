@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::ScheduledThreadPool;
@@ -25,6 +26,8 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::pool::tasks::core::{LinesSeen, TaskCore, no_runtime};
+use crate::pool::tasks::lane::LaneCall;
+use crate::pool::tasks::lanes::KnownLanes;
 use crate::pool::tasks::line::{TaskLine, TaskPin};
 use crate::pool::tasks::permits::Acquired;
 use crate::status::node::NodeStatus;
@@ -75,6 +78,16 @@ impl TaskPool {
             Err(error) => self.on_refused(error),
         }
         checkout
+    }
+
+    /// See [`Lanes::try_submit`](crate::pool::tasks::lanes::Lanes::try_submit).
+    pub(crate) fn try_submit(
+        &self,
+        known: Option<&mut KnownLanes>,
+        context: &Context<'_>,
+        request: impl FnOnce() -> BatchRequest,
+    ) -> Option<LaneCall> {
+        self.lanes.try_submit(known, context, request)
     }
 
     async fn take(&self, deadline: Instant) -> Result<TaskLine, CheckoutError> {

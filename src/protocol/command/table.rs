@@ -121,7 +121,37 @@ impl Command {
 
 /// The row of a command, by its name in any case.
 pub(crate) fn find(name: &[u8]) -> Option<&'static Command> {
-    find_upper(UpperName::new(name)?.as_str())
+    let name = UpperName::new(name)?;
+    let prefix = name.prefix();
+    let first = PREFIXES.partition_point(|other| *other < prefix);
+    let same = PREFIXES.iter().zip(COMMANDS).skip(first).take_while(|(other, _)| **other == prefix);
+    same.map(|(_, row)| row).find(|row| row.name.as_bytes() == name.as_bytes())
+}
+
+/// The first eight bytes of each row's name, as [`UpperName::prefix`] has them. Numbers are compared
+/// faster than names.
+static PREFIXES: [u64; COMMANDS.len()] = prefixes();
+
+#[expect(clippy::indexing_slicing, reason = "at < the length, which is that of the table")]
+const fn prefixes<const N: usize>() -> [u64; N] {
+    let mut prefixes = [0; N];
+    let mut at = 0;
+    while at < N {
+        prefixes[at] = prefix(COMMANDS[at].name.as_bytes());
+        at += 1;
+    }
+    prefixes
+}
+
+#[expect(clippy::indexing_slicing, reason = "at < the length")]
+const fn prefix(name: &[u8]) -> u64 {
+    let (mut prefix, mut at) = (0, 0);
+    while at < 8 {
+        let byte = if at < name.len() { name[at] } else { 0 };
+        prefix = prefix << 8 | byte as u64;
+        at += 1;
+    }
+    prefix
 }
 
 /// The row of a command, by its name in upper case.

@@ -13,10 +13,19 @@ impl UpperName {
     /// `None` for a name longer than any in the tables.
     pub(crate) fn new(name: &[u8]) -> Option<Self> {
         let mut bytes = [0; LONGEST];
-        let target = bytes.get_mut(..name.len())?;
-        target.copy_from_slice(name);
-        target.make_ascii_uppercase();
+        bytes.get_mut(..name.len())?.copy_from_slice(name);
+        bytes.make_ascii_uppercase();
         Some(Self { bytes, len: name.len() })
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// The first eight bytes as a number, which orders as they do. A shorter name ends with zeros.
+    pub(crate) fn prefix(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.bytes;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
     }
 
     pub(crate) fn as_str(&self) -> &str {
