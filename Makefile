@@ -20,7 +20,7 @@ soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, as many while slo
 soak-locks: ## run the locks' soak: a million tries, 50,000 fenced writes, 40 failovers (ARGS="--tries N --seed S ...")
 	@scripts/soak-locks $(ARGS)
 
-soak-tasks: ## run the soak of tasks: a million scopes twice, a fifth dropped; 10,000 timeouts; a stopped server (ARGS="--scopes N --seed S ...")
+soak-tasks: ## run the soak of tasks: a million scopes twice, 20,000 timeouts, a stopped server, 100,000 cuts, 10,000,000 blocks (ARGS="--scopes N ...")
 	@scripts/soak-tasks $(ARGS)
 
 soak-topologies: ## move slots, kill masters, add and remove nodes under load; failovers by sentinels (ARGS="--rounds N --seed S")

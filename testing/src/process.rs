@@ -26,6 +26,22 @@ macro_rules! own_process {
     };
 }
 
+/// A command that runs the test of this process in one more process, for instance with a variable in its
+/// environment by which it does another part of the work.
+///
+/// # Panics
+/// This process was not started by [`own_process!`](crate::own_process).
+#[must_use]
+pub fn again() -> Command {
+    running(&std::env::var(CHILD).expect("a process of its own"))
+}
+
+fn running(test: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["--exact", test, "--include-ignored", "--nocapture"]).env(CHILD, test);
+    command
+}
+
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Whether this process was started for the test that contains the function `here`. Otherwise the
@@ -38,8 +54,7 @@ pub fn is_own(here: &str, alone: bool) -> bool {
         return true;
     }
     let _alone = alone.then(|| ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut command = Command::new(std::env::current_exe().expect("this program"));
-    command.args(["--exact", test, "--include-ignored", "--nocapture"]).env(CHILD, test);
+    let mut command = running(test);
     if std::env::args().any(|argument| ["--nocapture", "--no-capture"].contains(&&*argument)) {
         let status = command.stdin(Stdio::null()).status().expect("run this program");
         assert!(status.success(), "{test}: {status}");

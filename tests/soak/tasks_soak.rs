@@ -1,11 +1,17 @@
-//! Tasks of tokio under load: calls that are dropped at any poll, calls with a timeout, and a server that is stopped.
+//! Tasks of tokio under load: calls that are dropped at any poll, calls with a timeout, a server that is stopped, groups whose
+//! connection is cut, and random blocks that are compared with a model.
 //!
 //! `make soak-tasks` runs the long version. `REDISCOPE_TASK_SCOPES` is the number of scopes, and
 //! `REDISCOPE_TASK_TIMEOUTS` that of calls with a timeout.
 
+mod block_model;
+mod blocks;
+mod cut;
 mod doubts;
 mod dropped;
+mod group_controls;
 mod groups;
+mod resolver;
 mod scopes;
 mod stopped;
 

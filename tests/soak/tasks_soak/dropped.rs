@@ -7,11 +7,18 @@ use std::task::{Context, Poll};
 pub(super) struct DropAfter<F> {
     future: Option<Pin<Box<F>>>,
     polls: u32,
+    /// Whether it is polled again without being woken.
+    eager: bool,
 }
 
 impl<F> DropAfter<F> {
     pub(super) fn new(polls: u32, future: F) -> Self {
-        Self { future: Some(Box::pin(future)), polls }
+        Self { future: Some(Box::pin(future)), polls, eager: false }
+    }
+
+    /// Polls the future whenever its task is run next, so that it is dropped at any step of what it waits for.
+    pub(super) fn eager(polls: u32, future: F) -> Self {
+        Self { eager: true, ..Self::new(polls, future) }
     }
 }
 
@@ -32,7 +39,12 @@ impl<F: Future> Future for DropAfter<F> {
                 self.future = None;
                 Poll::Ready(None)
             }
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => {
+                if self.eager {
+                    context.waker().wake_by_ref();
+                }
+                Poll::Pending
+            }
         }
     }
 }

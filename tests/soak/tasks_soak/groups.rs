@@ -1,8 +1,8 @@
 //! Cuts of groups of exactly-once blocks: a lane's connection is cut at a random byte, its bytes arrive late, in part or
-//! never, and the blocks are resolved in between, by their callers and by another manager.
+//! never, and the blocks are resolved in between, by their callers and by another process.
 //!
-//! `REDISCOPE_LANE_CUTS` is the number of groups. The control sends two blocks behind one another instead of
-//! merging them, and is wrong.
+//! `REDISCOPE_LANE_CUTS` is the number of groups. A control sends two blocks behind one another instead of
+//! merging them, and is wrong; more are in `group_controls.rs`.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -11,21 +11,24 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use rediscope::aio::SessionManager;
-use rediscope::error::{Applied, Resolution};
+use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::redis::{self, ConnectionLike as _};
 use rediscope::{CommitError, Error, TransactionOptions};
-use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::packed;
+use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
-use rediscope_testing::{eventually, packed};
 
+use super::cut::{Cut, wait_for_late_bytes, wrong};
 use super::dropped::{DropAfter, join_all};
+use super::resolver::{self, OtherProcess};
 use super::{number, runtime};
 use crate::SOON;
 
-const WORKERS: u64 = 4;
+/// Most groups wait for a timeout, so more at a time cost little.
+const WORKERS: u64 = 16;
 /// Time after which a lane gives a silent server up.
-const RESPONSE_TIMEOUT: Duration = Duration::from_millis(60);
+pub(super) const RESPONSE_TIMEOUT: Duration = Duration::from_millis(60);
 
 #[derive(Default)]
 struct Ledger {
@@ -39,47 +42,25 @@ struct Ledger {
     ends: Mutex<Vec<(String, bool)>>,
 }
 
-/// What the proxy does at a random byte, and what becomes of the bytes that it holds.
-#[derive(Clone, Copy, Debug)]
-enum Cut {
-    Closed,
-    ReplyLost,
-    Late,
-    Half,
-    Never,
-}
-
-fn script(cut: Cut, members: u64, rng: &mut Rng) -> Script {
-    let at = Trigger::ClientBytes(rng.u64(1..150 + 90 * members));
-    let (trigger, fault) = match cut {
-        Cut::Closed => (at, Fault::Cut),
-        Cut::ReplyLost if rng.bool() => (Trigger::BeforeReplyTo("EXEC"), Fault::Cut),
-        Cut::ReplyLost => (Trigger::InsideReplyTo("EXEC", rng.u64(1..20)), Fault::Cut),
-        Cut::Late | Cut::Half => (at, Fault::HoldRequests),
-        Cut::Never => (at, Fault::DropRequestTail),
-    };
-    Script::new().on(trigger, fault).once()
-}
-
 /// One block, to its end as its caller knows it.
 async fn member(
     key: String,
-    (here, elsewhere): (&SessionManager, &SessionManager),
+    (here, elsewhere): (&SessionManager, &OtherProcess),
     polls: u32,
     ledger: &Ledger,
 ) {
     let once = here.transactional().with(TransactionOptions::new().exactly_once());
     let sent = once.submit(|tx| Ok(tx.incr(&key, 1))).unwrap();
     let token = sent.token();
-    let resolution = match DropAfter::new(polls, sent).await {
-        Some(Ok(_)) => Resolution::Committed,
+    let end = match DropAfter::new(polls, sent).await {
+        Some(Ok(_)) => Ok(true),
         Some(Err(Error::Commit(CommitError::InDoubt(doubt)))) => {
             ledger.asked.fetch_add(1, Ordering::Relaxed);
-            elsewhere.resolve(doubt.token().expect("exactly once"), SOON).await
+            elsewhere.resolve(doubt.token().expect("exactly once")).await
         }
         Some(Err(error)) => match error.applied() {
-            Applied::Yes => Resolution::Committed,
-            Applied::No => Resolution::NotCommitted,
+            Applied::Yes => Ok(true),
+            Applied::No => Ok(false),
             other => panic!("{other:?}: {error:#}"),
         },
         None => {
@@ -87,27 +68,25 @@ async fn member(
             match token.get() {
                 None => {
                     ledger.unsent.fetch_add(1, Ordering::Relaxed);
-                    Resolution::NotCommitted
+                    Ok(false)
                 }
                 Some(token) => {
                     ledger.asked.fetch_add(1, Ordering::Relaxed);
-                    elsewhere.resolve(&token, SOON).await
+                    elsewhere.resolve(&token).await
                 }
             }
         }
     };
-    let end = match resolution {
-        Resolution::Committed => true,
-        Resolution::NotCommitted => false,
-        other => return ledger.unknown.lock().unwrap().push(format!("{key}: {other:?}")),
-    };
-    ledger.ends.lock().unwrap().push((key, end));
+    match end {
+        Ok(end) => ledger.ends.lock().unwrap().push((key, end)),
+        Err(why) => ledger.unknown.lock().unwrap().push(format!("{key}: {why}")),
+    }
 }
 
 async fn worker(
     nth: u64,
     groups: u64,
-    (server, elsewhere): (Arc<Server>, SessionManager),
+    (server, elsewhere): (Arc<Server>, Arc<OtherProcess>),
     ledger: Arc<Ledger>,
     mut rng: Rng,
 ) {
@@ -121,10 +100,9 @@ async fn worker(
         .unwrap();
     for group in 0..groups {
         let members = rng.u64(2..17);
-        let cuts = [Cut::Closed, Cut::ReplyLost, Cut::Late, Cut::Half, Cut::Never];
-        let cut = cuts[rng.usize(..cuts.len())];
+        let cut = Cut::any(&mut rng);
         let fired = proxy.fired();
-        proxy.arm(script(cut, members, &mut rng));
+        proxy.arm(cut.script(150 + 90 * members, &mut rng));
         let calls = (0..members).map(|member_nth| {
             let polls = if rng.u8(..4) == 0 { rng.u32(1..5) } else { u32::MAX };
             let key = format!("key:{nth}:{group}:{member_nth}");
@@ -132,12 +110,7 @@ async fn worker(
         });
         join_all(calls.collect::<Vec<_>>()).await;
         proxy.disarm();
-        match cut {
-            // What was held arrives after all were resolved.
-            Cut::Late => proxy.release(),
-            Cut::Half | Cut::Never => proxy.cut_all(),
-            Cut::Closed | Cut::ReplyLost => {}
-        }
+        cut.end(&proxy);
         ledger.groups.fetch_add(1, Ordering::Relaxed);
         ledger.cuts.fetch_add((proxy.fired() - fired) as u64, Ordering::Relaxed);
     }
@@ -148,19 +121,18 @@ async fn worker(
 #[test]
 fn no_block_of_a_group_is_resolved_wrongly_however_late_its_bytes_arrive() {
     rediscope_testing::own_process!(alone);
+    if resolver::serve() {
+        return;
+    }
     let seed = rediscope_testing::soak::seed();
     let groups = number("REDISCOPE_LANE_CUTS", 200);
     let (runtime, server) = (runtime(), Arc::new(Server::start()));
-    let elsewhere = {
-        let _runtime = runtime.enter();
-        let builder = rediscope::SessionManager::builder(server.url());
-        builder.checkout_timeout(SOON).build_async().unwrap()
-    };
+    let elsewhere = Arc::new(OtherProcess::of(&server));
     let ledger = Arc::new(Ledger::default());
     let mut rng = Rng::with_seed(seed);
     let workers: Vec<_> = (0..WORKERS)
         .map(|nth| {
-            let with = (Arc::clone(&server), elsewhere.clone());
+            let with = (Arc::clone(&server), Arc::clone(&elsewhere));
             let groups = groups.div_ceil(WORKERS);
             runtime.spawn(worker(nth, groups, with, Arc::clone(&ledger), rng.fork()))
         })
@@ -183,18 +155,8 @@ fn no_block_of_a_group_is_resolved_wrongly_however_late_its_bytes_arrive() {
     assert!(of(&ledger.cuts) > groups / 4, "too few cuts to mean anything");
     let unknown = ledger.unknown.lock().unwrap();
     assert!(unknown.is_empty(), "{} unknown: {unknown:?}", unknown.len());
-    // Every byte that was held has arrived or is lost.
-    eventually(SOON, "only the managers' clients are left", || {
-        let clients: String = server.ask(&["CLIENT", "LIST"]);
-        !clients.contains("multi=1")
-    });
-    let wrong: Vec<_> = ends
-        .iter()
-        .filter(|(key, applied)| {
-            let found: Option<u64> = server.ask(&["GET", key]);
-            found != applied.then_some(1)
-        })
-        .collect();
+    wait_for_late_bytes(&server);
+    let wrong = wrong(&server, &ends);
     assert!(wrong.is_empty(), "{} wrong: {wrong:?}", wrong.len());
 }
 
