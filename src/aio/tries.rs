@@ -10,11 +10,12 @@ use crate::sync::in_span::in_span;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::retry_loop::WatchAttempts;
 use crate::transaction::tasks::attempt::Attempt;
-use crate::transaction::tasks::turns::TaskTurns;
+use crate::transaction::tasks::turns::{InLoop, TaskTurns};
 
 /// The attempts of one watching run, as [`Watch::tries`] returns them.
 ///
-/// It holds no connection between two attempts. If it is dropped, no attempt follows.
+/// It holds no connection between two attempts. Its turn on a hot key ends with the last attempt. If
+/// it is dropped, no attempt follows.
 #[must_use = "nothing is sent before next()"]
 pub struct Tries {
     watch: Watch,
@@ -87,7 +88,8 @@ impl Tries {
             let watching = watch.next(attempts).await?;
             *counted = false;
             let pending = watching.pending();
-            Ok(Attempt { router, attempts, counted, watching, pending })
+            let in_loop = watch.limited_keys().map(|_| InLoop::enter());
+            Ok(Attempt { router, attempts, counted, watching, pending, in_loop })
         }
     }
 }
@@ -107,7 +109,7 @@ impl Attempt<'_> {
     /// [`Transactional::run`](crate::aio::Transactional::run).
     pub fn commit(self) -> impl Future<Output = Result<Outcome, Error>> + Send {
         async move {
-            let Self { router, attempts, counted, watching, mut pending } = self;
+            let Self { router, attempts, counted, watching, mut pending, in_loop: _in_loop } = self;
             router.here()?;
             let span = attempts.span().clone();
             let committed = attempts.commit(router, watching.reading, &mut pending);

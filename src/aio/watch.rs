@@ -304,14 +304,15 @@ impl Watch {
         let mut attempts = WatchAttempts::new(&self.router, run);
         if let Some(keys) = self.limited_keys() {
             let deadline = attempts.turn_deadline();
-            let turn = turns::enter(&self.limiter, keys.buckets(), deadline).await;
+            let term = self.router.settings().max_pin_time;
+            let turn = turns::enter(&self.limiter, keys.buckets(), deadline, term).await;
             attempts.set_turn(turn);
         }
         Ok(attempts)
     }
 
     /// The keys on which a run waits for its turn.
-    fn limited_keys(&self) -> Option<&Keys> {
+    pub(crate) fn limited_keys(&self) -> Option<&Keys> {
         self.keys.as_ref().filter(|_| self.options.takes_turns())
     }
 

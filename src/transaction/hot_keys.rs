@@ -4,9 +4,9 @@
 //! On a hot key all attempts but one end in a conflict, so more blocks at a time waste more
 //! attempts. The blocks of one process that watch the same key are therefore admitted a few at a
 //! time. The limit grows while nearly every attempt commits, and shrinks while most end in a
-//! conflict. The data is protected by WATCH; this limit only saves attempts. A block waits at most
-//! until its policy's deadline. A block inside another block on the same thread, or in the same task,
-//! does not wait, because it might wait for the outer one.
+//! conflict. The data is protected by WATCH; this limit only saves attempts. A block waits for a part
+//! of its policy's time at most, and then attempts without a permit. A block inside another block on
+//! the same thread, or in the same task, does not wait, because it might wait for the outer one.
 
 use std::cell::Cell;
 use std::fmt;
@@ -43,6 +43,17 @@ pub(crate) trait TurnSemaphore: Send + Sync + 'static {
 
     /// Returns a permit, or adds one.
     fn give(&self, permit: usize);
+
+    /// The holder of a permit attempts. `withheld`: further permits that it keeps from others. Returns
+    /// false if the permit was taken back, and given to others with what was withheld until then.
+    fn attempts(&self, _permit: usize, _withheld: u32) -> bool {
+        true
+    }
+
+    /// The holder of a permit ends. Returns false if the permit was taken back before.
+    fn end(&self, _permit: usize) -> bool {
+        true
+    }
 }
 
 /// The permits for which threads wait.
@@ -220,6 +231,7 @@ pub(crate) struct Turn<S: TurnSemaphore = ThreadTurns> {
 struct BucketTurn {
     bucket: u16,
     permit: usize,
+    /// Number of permits that are withheld from others for this one.
     excluded: u32,
 }
 
@@ -240,8 +252,14 @@ impl<S: TurnSemaphore> Turn<S> {
         for entered in &mut self.buckets {
             let Some(bucket) = self.limiter.bucket(entered.bucket) else { continue };
             bucket.tries.fetch_add(1, Ordering::Relaxed);
-            if self.tries == ATTEMPTS_BEFORE_EXCLUSION {
-                entered.excluded = bucket.exclude_others();
+            let excluded = match self.tries == ATTEMPTS_BEFORE_EXCLUSION {
+                true => bucket.exclude_others(),
+                false => 0,
+            };
+            if bucket.semaphore.attempts(entered.permit, excluded) {
+                entered.excluded += excluded;
+            } else {
+                (0..excluded).for_each(|_| bucket.leave(entered.permit));
             }
         }
     }
@@ -262,7 +280,9 @@ impl<S: TurnSemaphore> Drop for Turn<S> {
             self.buckets.clear();
         }
         for BucketTurn { bucket, permit, excluded } in self.buckets.drain(..) {
-            if let Some(bucket) = self.limiter.bucket(bucket) {
+            if let Some(bucket) = self.limiter.bucket(bucket)
+                && bucket.semaphore.end(permit)
+            {
                 // Each of them may be admitted again; the permit's number has no meaning here.
                 (0..=excluded).for_each(|_| bucket.leave(permit));
             }

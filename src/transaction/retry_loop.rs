@@ -141,15 +141,18 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         self.run.binding
     }
 
-    /// Returns the instant until which the run may wait for its turn.
+    /// Returns the instant until which the run may wait for its turn: it leaves time for an attempt.
     pub(crate) fn turn_deadline(&mut self) -> Instant {
-        self.limits.attempts().deadline()
+        let deadline = self.limits.attempts().deadline();
+        let left = deadline.saturating_duration_since(Instant::now());
+        deadline - self.limits.checkout.limit.min(left / 2)
     }
 
     /// Sets the turn of a run on hot keys. The turn comes before the connection, so that a waiting
-    /// block holds no connection.
+    /// block holds no connection. The time until then does not count as a wait for one.
     pub(crate) fn set_turn(&mut self, turn: Turn<S>) {
         self.turn = Some(turn);
+        self.limits.checkout.restart();
     }
 
     /// Takes a connection and waits for the reply to WATCH. Dropped before its end, it has applied
@@ -284,7 +287,9 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             return Ok(None);
         }
         pending.record(pinned, &committed);
-        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &self.turn) {
+        // The turn ends with the last attempt, however long this value lives.
+        let turn = self.turn.take();
+        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, turn) {
             turn.committed();
         }
         replies(committed, attempt).map(Some)

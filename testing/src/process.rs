@@ -32,7 +32,7 @@ macro_rules! own_process {
 /// # Panics
 /// This process was not started by [`own_process!`](crate::own_process).
 #[must_use]
-pub fn again() -> Command {
+pub fn rerun() -> Command {
     running(&std::env::var(CHILD).expect("a process of its own"))
 }
 

@@ -148,6 +148,28 @@ fn a_block_that_is_not_admitted_by_its_deadline_tries_all_the_same() {
 }
 
 #[test]
+fn a_turn_that_comes_late_leaves_time_for_the_attempt() {
+    let server = Server::start();
+    let short = Duration::from_millis(200);
+    let builder = SessionManager::builder(server.url()).max_size(16).connect_timeout(short);
+    let sessions = builder.response_timeout(short).checkout_timeout(short * 4).build().unwrap();
+    let handle = sessions.transactional().with(patient());
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            // The third turn comes after `checkout_timeout`.
+            scope.spawn(|| {
+                let slow = handle.watch(["hot"]).run(|_, tx| {
+                    thread::sleep(short * 3);
+                    Ok(tx.incr("other", 1))
+                });
+                slow.unwrap();
+            });
+        }
+    });
+    assert_eq!(server.ask::<u64>(&["GET", "other"]), 12);
+}
+
+#[test]
 fn conditions_that_do_not_hold_keep_no_other_block_waiting() {
     let server = Server::start();
     let sessions = sessions(server.url());

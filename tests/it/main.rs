@@ -50,6 +50,8 @@ mod source;
 mod spawn;
 #[cfg(feature = "tokio")]
 mod task_scopes;
+#[cfg(feature = "tokio")]
+mod task_turns;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;

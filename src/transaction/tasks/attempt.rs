@@ -11,7 +11,7 @@ use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::pending::Pending;
 use crate::transaction::retry_loop::WatchAttempts;
-use crate::transaction::tasks::turns::TaskTurns;
+use crate::transaction::tasks::turns::{InLoop, TaskTurns};
 use crate::transaction::tasks::watching::{EncodedRead, Watching};
 use crate::transaction::watched_reads::WatchedRead;
 
@@ -47,6 +47,8 @@ pub struct Attempt<'t> {
     pub(crate) counted: &'t mut bool,
     pub(crate) watching: Watching,
     pub(crate) pending: Pending,
+    /// Blocks that the task runs meanwhile do not wait for the loop's turn.
+    pub(crate) in_loop: Option<InLoop>,
 }
 
 impl fmt::Debug for Attempt<'_> {

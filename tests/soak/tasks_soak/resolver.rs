@@ -46,7 +46,7 @@ pub(super) struct OtherProcess {
 impl OtherProcess {
     /// Runs the test of this process in one more process. Its first statement must be [`serve`].
     pub(super) fn of(server: &Server) -> Self {
-        let mut child = process::again()
+        let mut child = process::rerun()
             .env(ADDRESS, server.url())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,0 +1,66 @@
+//! Permits whose holders are polled no more.
+
+use super::*;
+
+/// Longer than any wait here.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Takes a permit within a time, for a term.
+fn take(turns: &TaskTurns, within: Duration, term: Duration) -> Result<usize, NoPlace> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(turns.take(Instant::now() + within, term))
+}
+
+#[test]
+fn a_permit_whose_term_is_over_goes_to_the_next_caller_and_is_not_given_twice() {
+    let (turns, term) = (TaskTurns::new(1), Duration::from_millis(50));
+    let lost = take(&turns, SOON, term).unwrap();
+    let second = take(&turns, SOON, SOON).unwrap();
+    assert!(!turns.attempts(lost, 0) && !turns.end(lost), "it was taken back");
+    assert_eq!(turns.places.free(), 0);
+    assert!(turns.attempts(second, 0) && turns.end(second));
+    turns.give(second);
+    assert_eq!(turns.places.free(), 1);
+}
+
+#[test]
+fn an_attempt_begins_the_term_anew_and_what_was_withheld_comes_back_with_the_permit() {
+    let (turns, term) = (TaskTurns::new(1), Duration::from_millis(200));
+    let permit = take(&turns, SOON, term).unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < term * 2 {
+        assert!(turns.attempts(permit, 0), "{:?}", begun.elapsed());
+        assert_eq!(take(&turns, term / 10, SOON), Err(NoPlace::TimedOut));
+    }
+    assert!(turns.attempts(permit, 2));
+    let all = [(); 3].map(|()| take(&turns, SOON, SOON));
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    assert_eq!(turns.places.free(), 0);
+}
+
+/// Callers that wait behind a lost permit, all of them, get it one after another.
+#[test]
+fn every_caller_that_waits_for_a_lost_permit_gets_it_in_the_order_of_arrival() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let turns = Arc::new(TaskTurns::new(1));
+    let order = runtime.block_on(async {
+        turns.take(Instant::now() + SOON, Duration::from_millis(100)).await.unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let callers = (0..8).map(|nth| {
+            let (turns, order) = (Arc::clone(&turns), Arc::clone(&order));
+            tokio::spawn(async move {
+                let permit = turns.take(Instant::now() + SOON, SOON).await.unwrap();
+                order.lock().unwrap().push(nth);
+                tokio::task::yield_now().await;
+                assert!(turns.end(permit));
+                turns.give(permit);
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            caller.await.unwrap();
+        }
+        std::mem::take(&mut *order.lock().unwrap())
+    });
+    assert_eq!(order, (0..8).collect::<Vec<_>>());
+    assert_eq!(turns.places.free(), 1);
+}
