@@ -21,6 +21,7 @@ use crate::pooled::request::{Carried, Request, batch_kind, reply};
 use crate::pooled::send::send;
 use crate::pooled::tag_errors::{self, CallKind};
 use crate::protocol::command::table::{self, Command};
+use crate::protocol::resp::encode;
 
 /// The pooled handle of tasks: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -159,7 +160,7 @@ impl<'a> SingleCommand<'a> {
         }
         // Of a forked child, and of a cluster, `request` decides.
         let pool = self.handle.router.only_pool().ok()??;
-        let bytes = self.cmd.get_packed_command();
+        let bytes = encode::packed(self.cmd)?;
         let kind = batch_kind(row, bytes.len())?;
         let call = pool.try_submit(Some(self.lanes), context, || BatchRequest::new(bytes, kind))?;
         Some(State::InLane { row, call })

@@ -55,6 +55,8 @@ struct RecentReplies {
     key: HashKey,
     /// The oldest first.
     kept: VecDeque<RecentReply>,
+    /// A value as redis-rs shows it, while it is hashed.
+    shown: Shown,
 }
 
 /// A random key, so that the hash of a value tells nothing of it.
@@ -105,7 +107,7 @@ thread_local! {
 pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: bool) {
     // A thread that is ending does not need it.
     let _: Result<(), _> = RECENT.try_with(|recent| {
-        let RecentReplies { key, kept } = &mut *recent.borrow_mut();
+        let RecentReplies { key, kept, shown } = &mut *recent.borrow_mut();
         // Reuses the memory of the oldest one.
         let oldest = if kept.len() >= MAX_REPLIES { kept.pop_front() } else { None };
         let mut reply = oldest.unwrap_or_default();
@@ -120,7 +122,7 @@ pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: 
         };
         reply.shown.clear();
         let mut hashing =
-            Hashing { key, to: &mut reply.shown, bytes: MAX_BYTES, is_partial: false };
+            Hashing { key, shown, to: &mut reply.shown, bytes: MAX_BYTES, is_partial: false };
         replies.iter().for_each(|reply| hashing.add(reply));
         if !is_single {
             hashing.add_shown(|shown| write!(shown, "array({replies:?})"));
@@ -153,7 +155,7 @@ pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied
     }
     RECENT
         .try_with(|recent| {
-            let RecentReplies { key, kept } = &mut *recent.borrow_mut();
+            let RecentReplies { key, kept, .. } = &mut *recent.borrow_mut();
             let hash = key.hash(shown);
             let newest = kept.iter().rposition(|reply| reply.shown.contains(&hash))?;
             let found = kept.get(newest)?;
@@ -193,6 +195,7 @@ fn last() -> Option<(Option<String>, &'static str, Applied)> {
 
 struct Hashing<'a> {
     key: &'a HashKey,
+    shown: &'a mut Shown,
     to: &'a mut Vec<u64>,
     bytes: usize,
     is_partial: bool,
@@ -228,17 +231,16 @@ impl Hashing<'_> {
     }
 
     fn add_shown(&mut self, write: impl FnOnce(&mut Shown) -> fmt::Result) {
-        let mut shown = Shown { bytes: [0; MAX_SHOWN], length: 0 };
-        let fits = write(&mut shown).is_ok();
-        let left = self.bytes.checked_sub(shown.length);
+        self.shown.bytes.clear();
+        let fits = write(self.shown).is_ok();
+        let left = self.bytes.checked_sub(self.shown.bytes.len());
         let Some(left) = left.filter(|_| self.to.len() < MAX_VALUES) else {
             self.is_partial = true;
             return;
         };
         self.bytes = left;
         if fits {
-            let shown = shown.bytes.get(..shown.length).unwrap_or_default();
-            self.to.push(self.key.hash(shown));
+            self.to.push(self.key.hash(&self.shown.bytes));
         }
     }
 }
@@ -257,17 +259,17 @@ fn show(value: &Value, shown: &mut Shown) -> fmt::Result {
 }
 
 /// A text that ends with an error when it gets too long.
+#[derive(Default)]
 struct Shown {
-    bytes: [u8; MAX_SHOWN],
-    length: usize,
+    bytes: Vec<u8>,
 }
 
 impl Shown {
     fn put(&mut self, text: &[u8]) -> fmt::Result {
-        let end = self.length + text.len();
-        let to = self.bytes.get_mut(self.length..end).ok_or(fmt::Error)?;
-        to.copy_from_slice(text);
-        self.length = end;
+        if self.bytes.len() + text.len() > MAX_SHOWN {
+            return Err(fmt::Error);
+        }
+        self.bytes.extend_from_slice(text);
         Ok(())
     }
 }
@@ -291,9 +293,9 @@ mod tests {
         let every_byte = (0..=u8::MAX).map(|byte| vec![b'a', byte]);
         for bytes in every_byte.chain([b"".to_vec(), "é'€\n\"".as_bytes().to_vec()]) {
             let value = Value::BulkString(bytes);
-            let mut shown = Shown { bytes: [0; MAX_SHOWN], length: 0 };
+            let mut shown = Shown::default();
             show(&value, &mut shown).unwrap();
-            let shown = String::from_utf8_lossy(&shown.bytes[..shown.length]).into_owned();
+            let shown = String::from_utf8_lossy(&shown.bytes).into_owned();
             assert_eq!(shown, format!("{value:?}"));
         }
     }

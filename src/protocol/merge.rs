@@ -100,6 +100,12 @@ impl MergedWrite {
         Self { bytes, ..Self::default() }
     }
 
+    /// Prepares for this many requests.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn reserve(&mut self, requests: usize) {
+        self.parts.reserve(requests);
+    }
+
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }

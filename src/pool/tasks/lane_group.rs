@@ -138,8 +138,10 @@ impl Group {
             bytes += needs.bytes;
             chosen.push(member, &needs, waiting.len());
         }
-        left.append(waiting);
-        *waiting = left;
+        // The memory of `waiting` is kept.
+        while let Some(job) = left.pop_back() {
+            waiting.push_front(job);
+        }
         let of_left = if left_exactly_once { next_tag(waiting) } else { None };
         let token = token.filter(|_| !chosen.exactly_once.is_empty());
         let mut group = Self {
@@ -174,6 +176,7 @@ impl Group {
         connection: &mut Connection<TaskWire>,
         context: &PoolContext,
     ) -> Option<()> {
+        self.write.reserve(chosen.len());
         let settings = context.settings();
         let (prefix, ttl) = (settings.prefix.as_str(), settings.register_ttl);
         let begins_register = self.begins_register();
@@ -488,6 +491,11 @@ impl Needs {
 }
 
 impl Chosen {
+    fn len(&self) -> usize {
+        let all = [&self.exactly_once, &self.merged, &self.alone, &self.singles];
+        all.iter().map(|members| members.len()).sum()
+    }
+
     fn fits_exactly_once(&self, alone: bool) -> bool {
         self.exactly_once.is_empty() || !(alone || self.exactly_once_alone)
     }

@@ -222,7 +222,8 @@ impl Parser {
 
     /// Takes all QUEUED that come next, the most frequent replies of a transaction.
     fn queued(&mut self, most: u32) -> u32 {
-        if !self.open.is_empty() || self.partial.is_some() || self.skip > 0 {
+        let may_come = self.unparsed().first() == Some(&b'+');
+        if !may_come || !self.open.is_empty() || self.partial.is_some() || self.skip > 0 {
             return 0;
         }
         let lines = self.unparsed().chunks_exact(QUEUED.len()).take(most as usize);

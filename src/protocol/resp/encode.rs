@@ -61,18 +61,8 @@ impl RedisWrite for Args<'_> {
     fn write_arg(&mut self, arg: &[u8]) {
         self.count += 1;
         // Reserves space for the header too, so that the appends below do not grow it again.
-        self.bytes.reserve(arg.len() + 32);
-        let digit = |number: usize| b'0' + number as u8;
-        match arg.len() {
-            len @ 0..10 => self.bytes.extend_from_slice(&[b'$', digit(len), b'\r', b'\n']),
-            len @ 10..100 => {
-                let line = [b'$', digit(len / 10), digit(len % 10), b'\r', b'\n'];
-                self.bytes.extend_from_slice(&line);
-            }
-            len => header(self.bytes, b'$', len),
-        }
-        self.bytes.extend_from_slice(arg);
-        self.bytes.extend_from_slice(b"\r\n");
+        self.bytes.reserve(arg.len() + MAX_HEADER);
+        bulk(self.bytes, arg);
     }
 
     fn writer_for_next_arg(&mut self) -> impl io::Write + '_ {
@@ -101,6 +91,37 @@ impl io::Write for PendingArgument<'_, '_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Maximum bytes of an encoded string besides its own.
+const MAX_HEADER: usize = 32;
+
+fn bulk(bytes: &mut Vec<u8>, text: &[u8]) {
+    let digit = |number: usize| b'0' + number as u8;
+    match text.len() {
+        len @ 0..10 => bytes.extend_from_slice(&[b'$', digit(len), b'\r', b'\n']),
+        len @ 10..100 => {
+            let line = [b'$', digit(len / 10), digit(len % 10), b'\r', b'\n'];
+            bytes.extend_from_slice(&line);
+        }
+        len => header(bytes, b'$', len),
+    }
+    bytes.extend_from_slice(text);
+    bytes.extend_from_slice(b"\r\n");
+}
+
+/// Encodes a command of redis-rs as that does, in half the time. `None`: it has a cursor.
+#[cfg(feature = "tokio")]
+pub(crate) fn packed(command: &redis::Cmd) -> Option<Vec<u8>> {
+    let args = command.args_iter();
+    let simple = |arg| if let redis::Arg::Simple(text) = arg { Some(text) } else { None };
+    let size: usize = args.clone().filter_map(simple).map(|text| text.len() + MAX_HEADER).sum();
+    let mut bytes = Vec::with_capacity(MAX_HEADER + size);
+    header(&mut bytes, b'*', args.len());
+    for arg in args {
+        bulk(&mut bytes, simple(arg)?);
+    }
+    Some(bytes)
 }
 
 fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
@@ -207,5 +228,22 @@ impl EncodedCommand {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+#[cfg(all(test, feature = "tokio"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_encoded_as_redis_rs_encodes_it() {
+        for length in [0, 1, 9, 10, 99, 100, 12_345] {
+            for count in [0, 1, 8, 9, 10, 120] {
+                let mut command = redis::cmd("SET");
+                (0..count).for_each(|_| _ = command.arg("x".repeat(length)));
+                assert_eq!(packed(&command), Some(command.get_packed_command()));
+            }
+        }
+        assert_eq!(packed(redis::cmd("SCAN").cursor_arg(0)), None);
     }
 }
