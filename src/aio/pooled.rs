@@ -122,7 +122,7 @@ impl Handle<'_> {
     ) -> Result<Vec<Value>, Error> {
         let Self { router, place, reads_only } = self;
         router.here()?;
-        let request = Request::parse(bytes, offset + count, place)?;
+        let request = Request::parse(bytes, offset.saturating_add(count), place)?;
         if reads_only {
             request.ensure_read()?;
         }

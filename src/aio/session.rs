@@ -162,9 +162,10 @@ impl SessionManager {
     ///
     /// If the future is dropped, the query may have been sent. It may be asked again at any time.
     ///
-    /// A cell is read when this is called. If it is empty and the block's future is gone, nothing was sent:
-    /// the output is [`NotCommitted`](Resolution::NotCommitted), without a query. While the future is
-    /// alive, the block may still be sent, and an empty cell proves nothing
+    /// If a cell is empty and the block's future is gone, nothing was sent: the output is
+    /// [`NotCommitted`](Resolution::NotCommitted), without a query. While the future is alive, the block
+    /// may still be sent, or sent again with another token. Then the output is
+    /// [`Committed`](Resolution::Committed) or unknown
     /// ([`NotSentYet`](UnresolvedReason::NotSentYet)).
     ///
     /// ```no_run
@@ -193,16 +194,34 @@ impl SessionManager {
         token: &T,
         within: D,
     ) -> impl Future<Output = Resolution> + Send + use<T, D> {
-        let (token, within) = (token.proven(), within.into());
+        let (Proven { mut state, cell }, within) = (token.proven(), within.into());
         let resolver = Arc::clone(&self.resolver);
         async move {
-            let why = match token {
-                Proven(TokenState::Drawn(token)) => return resolver.resolve(&token, within).await,
-                Proven(TokenState::NeverSent) => return Resolution::NotCommitted,
-                Proven(TokenState::Waiting) => UnresolvedReason::NotSentYet,
-                Proven(TokenState::NotExactlyOnce) => UnresolvedReason::NotExactlyOnce,
-            };
-            Resolution::StillUnknown { why }
+            loop {
+                let why = match state {
+                    TokenState::Drawn(token) => {
+                        let resolution = resolver.resolve(&token, within).await;
+                        match &cell {
+                            // The block of this number is not applied. Its future may send it again.
+                            Some(cell) if resolution == Resolution::NotCommitted => {
+                                if cell.is_waiting() {
+                                    UnresolvedReason::NotSentYet
+                                } else if cell.get().as_ref() == Some(&token) {
+                                    return resolution;
+                                } else {
+                                    state = cell.state();
+                                    continue;
+                                }
+                            }
+                            _ => return resolution,
+                        }
+                    }
+                    TokenState::NeverSent => return Resolution::NotCommitted,
+                    TokenState::Waiting => UnresolvedReason::NotSentYet,
+                    TokenState::NotExactlyOnce => UnresolvedReason::NotExactlyOnce,
+                };
+                return Resolution::StillUnknown { why };
+            }
         }
     }
 
@@ -304,19 +323,23 @@ pub trait ResolveToken: sealed::Sealed {
 /// What a token or a cell proves without a query.
 #[derive(Debug)]
 #[doc(hidden)]
-pub struct Proven(TokenState);
+pub struct Proven {
+    state: TokenState,
+    /// Where a later token of the block would be.
+    cell: Option<TokenCell>,
+}
 
 impl sealed::Sealed for CommitToken {}
 impl sealed::Sealed for TokenCell {}
 
 impl ResolveToken for CommitToken {
     fn proven(&self) -> Proven {
-        Proven(TokenState::Drawn(self.clone()))
+        Proven { state: TokenState::Drawn(self.clone()), cell: None }
     }
 }
 
 impl ResolveToken for TokenCell {
     fn proven(&self) -> Proven {
-        Proven(self.state())
+        Proven { state: self.state(), cell: Some(self.clone()) }
     }
 }

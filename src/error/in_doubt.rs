@@ -354,8 +354,8 @@ pub enum UnresolvedReason {
         /// The part that does not fit.
         reason: &'static str,
     },
-    /// The block was not sent yet, and may still be: its [`Submitted`](crate::aio::Submitted) future is
-    /// alive. (Feature `tokio`.)
+    /// The block may still be sent, for the first time or again: its
+    /// [`Submitted`](crate::aio::Submitted) future is alive. (Feature `tokio`.)
     #[cfg(feature = "tokio")]
     NotSentYet,
     /// The transaction was one of `rediscope::aio`, whose connections cannot be used without a wait.
@@ -401,7 +401,7 @@ impl UnresolvedReason {
                 "the token is not one of this session manager's, so nothing was sent: {reason}"
             ),
             #[cfg(feature = "tokio")]
-            Self::NotSentYet => f.write_str("the block was not sent yet, and may still be"),
+            Self::NotSentYet => f.write_str("the block's future is alive, and may send it"),
             Self::MustBeAwaited => {
                 f.write_str("a session manager of tasks asks the server: await resolve_async()")
             }

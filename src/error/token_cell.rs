@@ -55,11 +55,17 @@ impl TokenCell {
         Self { token: Arc::default(), future: Arc::downgrade(future), exactly_once }
     }
 
+    /// Whether the block's future is alive: the block may be sent, or sent again.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.future.strong_count() > 0
+    }
+
     /// Returns what is proven now.
     #[cfg(feature = "tokio")]
     pub(crate) fn state(&self) -> TokenState {
         // The order matters: the token is set while the future lives.
-        let is_waiting = self.future.strong_count() > 0;
+        let is_waiting = self.is_waiting();
         match self.get() {
             Some(token) => TokenState::Drawn(token),
             None if !self.exactly_once => TokenState::NotExactlyOnce,

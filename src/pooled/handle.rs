@@ -177,7 +177,7 @@ impl Pooled {
         call: CallKind,
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
-        let request = Request::parse(bytes, offset + count, self.place)?;
+        let request = Request::parse(bytes, offset.saturating_add(count), self.place)?;
         if self.reads_only {
             request.ensure_read()?;
         }

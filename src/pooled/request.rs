@@ -212,7 +212,7 @@ impl Request {
         let question = Question {
             name: &self.name,
             bytes,
-            replies: offset + count,
+            replies: offset.saturating_add(count),
             read_only: self.read_only,
             single: self.commands == 1,
             blocking: self.blocking.as_ref(),

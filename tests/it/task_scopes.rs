@@ -11,6 +11,7 @@ use rediscope::error::{ConfigError, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
 use rediscope::redis;
 use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
+use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, under_log};
 use tokio::runtime::{Builder, Runtime};
@@ -307,17 +308,96 @@ fn the_cell_of_a_block_that_is_not_exactly_once_proves_nothing() {
     });
 }
 
+/// The number that was asked about is dead then, but the future draws another one.
 #[test]
-fn an_address_that_tasks_cannot_use_is_refused() {
-    for url in ["redis+cluster://127.0.0.1:1", "redis+sentinel://127.0.0.1:1/master"] {
-        let refused = SessionManager::connect(url).unwrap_err();
-        assert!(matches!(refused, ConfigError::Address { .. }), "{refused}");
+fn a_cell_whose_future_lives_does_not_prove_that_the_block_is_never_applied() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let elsewhere = connect(&server);
+    let sessions = SessionManager::builder(proxy.url()).lanes(1).build_async().unwrap();
+    single().block_on(async {
+        let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+        once.run(|tx| Ok(tx.incr("warm", 1))).await.unwrap();
+        proxy.arm((Trigger::Now, Fault::HoldRequests));
+        let mut sent = Box::pin(once.submit(|tx| Ok(tx.incr("n", 1))).unwrap());
+        let token = sent.token();
+        let drawn = async {
+            while token.get().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            ended = sent.as_mut() => panic!("{ended:?}"),
+            () = soon("a number is drawn", drawn) => {}
+        }
+        let why = |resolution| match resolution {
+            Resolution::StillUnknown { why } => why,
+            other => panic!("{other:?}"),
+        };
+        let resolution = soon("the query", elsewhere.resolve(&token, None)).await;
+        assert_eq!(why(resolution), UnresolvedReason::NotSentYet);
+        proxy.disarm();
+        proxy.release();
+        assert_eq!(soon("the block", sent).await.unwrap(), 1);
+        let resolution = soon("the query", elsewhere.resolve(&token, None)).await;
+        assert_eq!(resolution, Resolution::Committed);
+        // Of a future that is gone, the number is the last word.
+        proxy.arm((Trigger::Now, Fault::HoldRequests));
+        let mut sent = Box::pin(once.submit(|tx| Ok(tx.incr("n", 1))).unwrap());
+        let token = sent.token();
+        let drawn = async {
+            while token.get().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            ended = sent.as_mut() => panic!("{ended:?}"),
+            () = soon("a number is drawn", drawn) => {}
+        }
+        drop(sent);
+        let resolution = soon("the query", elsewhere.resolve(&token, None)).await;
+        assert_eq!(resolution, Resolution::NotCommitted);
+        proxy.disarm();
+        proxy.release();
+        once.run(|tx| Ok(tx.incr("warm", 1))).await.unwrap();
+    });
+    assert_eq!(server.ask::<u64>(&["GET", "n"]), 1);
+}
+
+#[test]
+fn close_waits_for_open_scopes_outside_of_a_runtime_as_well() {
+    let (server, runtime) = (Server::start(), several());
+    let sessions = {
+        let _runtime = runtime.enter();
+        connect(&server)
+    };
+    let guard = runtime.block_on(sessions.transactional().begin()).unwrap();
+    let mut closing = Box::pin(sessions.close(SOON));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    for _ in 0..3 {
+        assert!(closing.as_mut().poll(&mut context).is_pending(), "a scope is open");
     }
-    #[cfg(feature = "tls-rustls")]
-    {
-        let refused = SessionManager::connect("rediss://127.0.0.1:1").unwrap_err();
-        assert!(matches!(refused, ConfigError::Address { .. }), "{refused}");
+    drop(guard);
+    eventually(SOON, "closed", || closing.as_mut().poll(&mut context).is_ready());
+    eventually(SOON, "no connection is left", || server.clients() == 0);
+}
+
+/// Nothing is connected yet.
+#[test]
+fn an_address_of_each_kind_makes_a_manager_for_tasks() {
+    let urls = [
+        "redis://127.0.0.1:1",
+        "unix:///nowhere/redis.sock",
+        "redis+cluster://127.0.0.1:1",
+        "redis+sentinel://127.0.0.1:1/master",
+        #[cfg(feature = "tls-rustls")]
+        "rediss://127.0.0.1:1",
+    ];
+    for url in urls {
+        SessionManager::connect(url).unwrap();
     }
+    let refused = SessionManager::connect("http://127.0.0.1:1").unwrap_err();
+    assert!(matches!(refused, ConfigError::Address { .. }), "{refused}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(crate) fn refusal_hint(command: &str, place: SendContext) -> &'static str {
         }
         (
             "SUBSCRIBE" | "PSUBSCRIBE" | "SSUBSCRIBE" | "UNSUBSCRIBE" | "PUNSUBSCRIBE"
-            | "SUNSUBSCRIBE" | "MONITOR" | "SYNC" | "PSYNC",
+            | "SUNSUBSCRIBE" | "MONITOR" | "SYNC" | "PSYNC" | "REPLCONF",
             _,
         ) => "open a connection of its own with redis::Client",
         ("WAIT" | "WAITAOF", SendContext::InMulti) => {

@@ -227,7 +227,8 @@ fn a_request_that_announces_fewer_replies_than_it_has_disturbs_no_other_call() {
         redis::cmd("ECHO").arg("two").get_packed_command(),
     ]
     .concat();
-    for (offset, count) in [(0, 1), (0, 0), (1, 0), (0, 3)] {
+    let huge = usize::MAX;
+    for (offset, count) in [(0, 1), (0, 0), (1, 0), (0, 3), (huge, 1), (0, huge), (huge, huge)] {
         let _ = db.req_packed_commands(&two, offset, count);
         assert_eq!(db.get::<_, String>("key").unwrap(), "value", "{offset} {count}");
     }

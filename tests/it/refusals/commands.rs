@@ -24,6 +24,7 @@ const EVERYWHERE: &[&str] = &[
     "MONITOR",
     "SYNC",
     "PSYNC ? -1",
+    "REPLCONF ACK 1",
     "SUBSCRIBE channel",
     "PSUBSCRIBE pattern",
     "SSUBSCRIBE channel",
