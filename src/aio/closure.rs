@@ -1,6 +1,7 @@
-//! The bound of an asynchronous closure that is run again after a conflict, inside a spawned task.
+//! The bounds of asynchronous closures inside a spawned task: one that is run again after a conflict, and
+//! one that is run under a lock.
 //!
-//! The trait is public in a private module, so that other crates cannot implement it.
+//! The traits are public in a private module, so that other crates cannot implement it.
 
 /// An `async` closure of two arguments, with the type of its future, which a bound can require to be
 /// `Send`.
@@ -17,6 +18,22 @@ pub trait WatchClosure<A, B, O>:
 impl<F, A, B, Fut, O> WatchClosure<A, B, O> for F
 where
     F: AsyncFnOnce(A, B) -> O + FnOnce(A, B) -> Fut,
+    Fut: Future<Output = O>,
+{
+    type Fut = Fut;
+}
+
+/// The same of one argument.
+pub trait GuardClosure<A, O>:
+    AsyncFnOnce(A) -> O + FnOnce(A) -> <Self as GuardClosure<A, O>>::Fut
+{
+    /// The future of one call.
+    type Fut: Future<Output = O>;
+}
+
+impl<F, A, Fut, O> GuardClosure<A, O> for F
+where
+    F: AsyncFnOnce(A) -> O + FnOnce(A) -> Fut,
     Fut: Future<Output = O>,
 {
     type Fut = Fut;

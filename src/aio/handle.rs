@@ -8,6 +8,7 @@ use redis::ToSingleRedisArg;
 
 use crate::aio::conditional::Conditional;
 use crate::aio::guard::Transaction;
+use crate::aio::lock_guard::LockGuard;
 use crate::aio::submitted::Submitted;
 use crate::aio::watch::Watch;
 use crate::commit::plan::CommitPlan;
@@ -75,6 +76,23 @@ impl Transactional {
     /// writes.
     pub fn with(&self, options: TransactionOptions) -> Self {
         Self { options: self.options.overlaid(options), ..self.clone() }
+    }
+
+    /// Returns a handle whose transactions are applied only while `guard`'s lock is held: see
+    /// [that of threads](crate::Transactional::fenced_by).
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::{aio::SessionManager, prelude::*};
+    /// # async fn example() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let guard = sessions.lock("report").acquire(Duration::from_secs(2)).await?;
+    /// let fenced = sessions.transactional().fenced_by(&guard);
+    /// fenced.run(|tx| Ok(tx.incr("reports", 1))).await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn fenced_by(&self, guard: &LockGuard) -> Self {
+        self.with(TransactionOptions::default().fenced_by(guard))
     }
 
     /// Pins a connection for a transaction that the caller commits or discards.

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::aio::handle::Transactional;
+use crate::aio::lock::{Lock, RwLock};
 use crate::aio::pooled::Pooled;
 use crate::commit::tasks::TaskResolver;
 use crate::connection::deadline;
@@ -16,8 +17,10 @@ use crate::error::config::ConfigError;
 use crate::error::in_doubt::{CommitToken, Resolution, UnresolvedReason};
 use crate::error::open_scope::OpenScope;
 use crate::error::token_cell::{TokenCell, TokenState};
+use crate::lock::tasks::manager::TaskLockManager;
 use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
+use crate::protocol::lock::acquire::LockMode;
 use crate::session::builder::{Builder, Checked, routers};
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
@@ -55,6 +58,7 @@ pub struct SessionManager {
     limiter: Arc<ContentionLimiter<TaskTurns>>,
     /// The pool of connections to replicas, made at its first use.
     replicas: Arc<OnceLock<Router<TaskPool>>>,
+    locks: Arc<TaskLockManager>,
 }
 
 /// One line: the server, and the number of connections of each pool. See
@@ -91,11 +95,13 @@ impl Builder {
     /// As [`build`](Self::build).
     pub fn build_async(self) -> Result<SessionManager, ConfigError> {
         let Checked { address, settings, kinds } = self.checked()?;
-        let [transactional, pooled] =
-            routers(address, &settings, [kinds.transactional, kinds.pooled])?;
+        let kinds = [kinds.locks(), kinds.transactional, kinds.pooled];
+        let [own, transactional, pooled] = routers(address, &settings, kinds)?;
         let resolver = Arc::new(TaskResolver::new(transactional.clone()));
         let limiter = Arc::new(ContentionLimiter::new());
-        Ok(SessionManager { pooled, transactional, resolver, limiter, replicas: Arc::default() })
+        let locks = Arc::new(TaskLockManager::new(pooled.clone(), own));
+        let replicas = Arc::default();
+        Ok(SessionManager { pooled, transactional, resolver, limiter, replicas, locks })
     }
 }
 
@@ -154,6 +160,35 @@ impl SessionManager {
     pub fn transactional(&self) -> Transactional {
         let resolver = Arc::<TaskResolver>::clone(&self.resolver);
         Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.limiter))
+    }
+
+    /// Returns the lock with this name: one holder at a time, in all processes. See [`Lock`]. It excludes
+    /// the locks of [threads](crate::SessionManager::lock) with the same name, too.
+    ///
+    /// Locks, [read/write locks](Self::rw_lock) and [semaphores](Self::semaphore) have separate
+    /// names. `acquire` refuses an empty name.
+    pub fn lock(&self, name: impl AsRef<str>) -> Lock {
+        Lock::new(Arc::clone(&self.locks), "lock", name.as_ref(), LockMode::Exclusive, 1)
+    }
+
+    /// Returns the semaphore with this name: at most `permits` holders at a time. About the number of
+    /// permits see [that of threads](crate::SessionManager::semaphore).
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::aio::SessionManager;
+    /// # async fn example(sessions: SessionManager) -> Result<(), rediscope::Error> {
+    /// let permit = sessions.semaphore("printers", 3).acquire(Duration::from_secs(5)).await?;
+    /// # drop(permit);
+    /// # Ok(()) }
+    /// ```
+    pub fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
+        Lock::new(Arc::clone(&self.locks), "sem", name.as_ref(), LockMode::Semaphore, permits)
+    }
+
+    /// Returns the read/write lock with this name: many readers, or one writer. See [`RwLock`].
+    pub fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
+        RwLock::new(&self.locks, name.as_ref())
     }
 
     /// Finds out whether an exactly-once transaction of this or another process was applied. `token` is a
@@ -245,10 +280,14 @@ impl SessionManager {
     /// progress fails, and later calls fail with [`PinExpired`](crate::error::PinExpired). A command that
     /// waits on the server (`BLPOP` and similar) ends at once, with [`Error::Lost`](crate::Error::Lost).
     /// The output counts what was still open after `timeout`. When the future is ready, no task of the
-    /// manager's connections is alive.
+    /// manager is alive, unless a lock is held.
+    ///
+    /// Held locks are extended until `timeout` is over. They can be released before and after it,
+    /// and are never taken from a living guard: see [`Closed::locks`]. The tasks that release them end
+    /// with the last guard, or with its lease.
     ///
     /// If the future is dropped before its end, scopes stay open until they end; then their connections
-    /// are closed.
+    /// are closed. Leases are extended while their guards live.
     ///
     /// `timeout` may be zero, which waits for no scope, or `Duration::MAX`, which waits for all of them.
     /// This also closes all clones and handles of the manager.
@@ -259,7 +298,7 @@ impl SessionManager {
     /// # async fn example() -> Result<(), rediscope::Error> {
     /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
     /// let left = sessions.close(Duration::from_secs(5)).await;
-    /// if left.scopes > 0 {
+    /// if left.scopes + left.locks > 0 {
     ///     eprintln!("closed with work in hand: {left}");
     /// }
     /// # Ok(()) }
@@ -276,7 +315,9 @@ impl SessionManager {
             if let Some(replicas) = replicas.get() {
                 replicas.close();
             }
+            self.locks.close();
         }
+        let locks = Arc::clone(&self.locks);
         async move {
             if !is_here {
                 return Closed::default();
@@ -285,7 +326,8 @@ impl SessionManager {
             if let Some(replicas) = replicas.get() {
                 scopes += replicas.drain(deadline).await;
             }
-            Closed::of_scopes(scopes)
+            // The locks end last, because a scope may run under a lock.
+            Closed { scopes, locks: locks.end_renewals(deadline).await }
         }
     }
 
@@ -305,7 +347,10 @@ impl SessionManager {
             pooled: pool(&self.pooled, "pooled"),
             transactional: pool(&self.transactional, "transactional"),
             replicas: self.replicas.get().filter(|_| is_here).map(|replicas| replicas.status()),
-            locks: LockStatus::default(),
+            locks: match is_here {
+                true => self.locks.status(),
+                false => LockStatus::default(),
+            },
         }
     }
 }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use scopeguard::{ScopeGuard, guard};
+
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
@@ -286,6 +288,10 @@ impl<M: LockIo> Drop for Acquisition<'_, M> {
         if !self.may_hold && !self.queued && !self.maybe_partial {
             return;
         }
+        // In a forked child the traces belong to the parent.
+        if self.manager.settings().is_forked_child() {
+            return;
+        }
         let traces = AcquisitionTraces {
             manager: Arc::clone(self.manager),
             request: self.request.clone(),
@@ -311,22 +317,38 @@ struct AcquisitionTraces<M: LockIo> {
 
 impl<M: LockIo> AcquisitionTraces<M> {
     /// Releases the traces at once if the server replies, so that other callers need not wait, and
-    /// in the background otherwise.
-    async fn release(self) {
-        let LockRequest { names, lease, .. } = &self.request;
-        // The effect of a late copy lasts no longer than its lease, or its place in the queue.
-        let remember = self.manager.remember(*lease, self.late);
-        let call = release(names, &self.owner_token, remember, Vec::new());
+    /// in the background otherwise. If the future is dropped, they are released in the background.
+    fn release(self) -> impl Future<Output = ()> + Send {
         let begun = Instant::now();
-        // A log belongs to the user and may panic.
-        let released = caught(self.release_now(&call, begun)).await;
-        let renewals = self.manager.renewals();
-        if !released.unwrap_or(false) {
-            let lasts = if self.late { remember } else { (*lease).max(HEARTBEAT_TIMEOUT) };
-            renewals.pending_release(call, begun + lasts);
-        } else if !self.late {
-            renewals.answered(names.done(&self.owner_token));
+        // Made before the first poll, which may never come.
+        let traces = guard(self, move |traces| {
+            traces.manager.renewals().pending_release(traces.call(), begun + traces.lasts());
+        });
+        async move {
+            // A log belongs to the user and may panic.
+            let released = caught(traces.release_now(&traces.call(), begun)).await;
+            if released.unwrap_or(false) {
+                let traces = ScopeGuard::into_inner(traces);
+                if !traces.late {
+                    let key = traces.request.names.done(&traces.owner_token);
+                    traces.manager.renewals().answered(key);
+                }
+            }
         }
+    }
+
+    fn call(&self) -> ScriptCall {
+        release(&self.request.names, &self.owner_token, self.remember(), Vec::new())
+    }
+
+    /// The effect of a late copy lasts no longer than its lease, or its place in the queue.
+    fn remember(&self) -> Duration {
+        self.manager.remember(self.request.lease, self.late)
+    }
+
+    /// Returns how long the release makes a difference.
+    fn lasts(&self) -> Duration {
+        if self.late { self.remember() } else { self.request.lease.max(HEARTBEAT_TIMEOUT) }
     }
 
     /// Returns whether the traces were released.

@@ -310,7 +310,12 @@ impl<P: ServerPool> ScriptClient<P> {
         }
     }
 
-    /// Takes a pooled connection. `None`: the call uses the own one.
+    /// Returns whether the call travels on a lane of the pooled pool.
+    fn on_lanes(&self, via: Via<'_>) -> bool {
+        P::HAS_LANES && self.pooled.settings().lanes > 0 && matches!(via, Via::PooledFirst)
+    }
+
+    /// Takes a pooled connection. `None`: the call is sent together with other callers' calls.
     async fn pooled(&self, request: &ScriptRequest<'_>) -> Result<Option<P::Line>, CheckoutError> {
         let ScriptRequest { route, via, checkout_deadline, .. } = *request;
         if matches!(via, Via::OwnConnection | Via::OwnStrictly) {
@@ -321,6 +326,9 @@ impl<P: ServerPool> ScriptClient<P> {
             false => Ok(()),
         };
         open()?;
+        if self.on_lanes(via) {
+            return Ok(None);
+        }
         if let Via::Replicated(_) = via {
             return self.pooled.checkout(route, checkout_deadline).await.map(Some);
         }
@@ -350,7 +358,7 @@ impl<P: ServerPool> ScriptClient<P> {
         Ok(Sent { at, trusted, values: send(line, request, deadline).await })
     }
 
-    /// Sends on the own connection, together with other callers' calls.
+    /// Sends on the own connection or on a lane, together with other callers' calls.
     async fn send_own(&self, request: &ScriptRequest<'_>) -> Result<Sent, CheckoutError> {
         let ScriptRequest { route, via, ref bytes, count, checkout_deadline, limit } = *request;
         let strict = matches!(via, Via::OwnStrictly);
@@ -359,9 +367,13 @@ impl<P: ServerPool> ScriptClient<P> {
         let deadline = || self.deadline(limit.max(Instant::now() + grace), Duration::ZERO);
         let job = || BatchRequest::new(bytes.clone(), RequestKind::Calls { count });
         let mut at = Instant::now();
-        // The response to a call is not awaited past the deadline.
-        let wait = Duration::ZERO;
-        let joined = self.own.checkout_batched(route, checkout_deadline, wait, job).await;
+        // The response to a call that another thread sends is not awaited past the deadline.
+        let wait = match P::HAS_LANES {
+            true => limit.max(at + grace).saturating_duration_since(checkout_deadline),
+            false => Duration::ZERO,
+        };
+        let router = if self.on_lanes(via) { &self.pooled } else { &self.own };
+        let joined = router.checkout_batched(route, checkout_deadline, wait, job).await;
         let is_sent = matches!(joined, Ok(BatchCheckout::Response(_)));
         if strict && !is_sent && Instant::now() >= limit {
             // The connection is passed on unchanged: other callers may have time left.

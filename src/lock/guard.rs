@@ -2,16 +2,13 @@
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::commit::lock_check::LockCheck;
 use crate::error::any::Error;
+use crate::lock::fence::{Fence, FencingLock};
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
-use crate::lock::lease::LockLease;
 use crate::lock::manager::LockManager;
-use crate::protocol::lock::ownership::LockOwnership;
 use crate::sync::now::now;
 
 /// A held lock. The drop releases it.
@@ -78,19 +75,13 @@ impl LockGuard {
     /// Returns the time for which the lock is surely held without a renewal: the rest of the lease,
     /// less a margin for the round trip and for clocks. This call sends nothing.
     pub fn remaining(&self) -> Duration {
-        if self.held.manager().settings.is_forked_child() {
-            return Duration::ZERO;
-        }
-        match self.held.lock_lease().lost() {
-            Some(_) => Duration::ZERO,
-            None => self.held.lock_lease().valid_until().saturating_duration_since(Instant::now()),
-        }
+        self.held.remaining()
     }
 
     /// Returns whether the lock is lost, or may be. This call reads the clock and sends nothing.
     /// Once it has returned true, it always does. False means that the lock was held a moment ago.
     pub fn is_lost(&self) -> bool {
-        self.held.manager().settings.is_forked_child() || self.held.lock_lease().lost().is_some()
+        self.held.is_lost()
     }
 
     /// Checks on the server that this guard still holds the lock, and extends the lease.
@@ -117,10 +108,7 @@ impl LockGuard {
     /// of other locks wait for an unresponsive server, the callback may be delayed until one of
     /// those leases ends. If the loss must be known at once, check [`is_lost`](Self::is_lost).
     pub fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
-        if self.held.manager().settings.is_forked_child() {
-            return;
-        }
-        self.held.lock_lease().on_lost(Box::new(callback));
+        self.held.on_lost(Box::new(callback));
     }
 
     /// Returns a second guard of the same lock. The lock is released when the last guard is gone.
@@ -144,12 +132,11 @@ impl LockGuard {
         let limit = self.held.manager().call_deadline();
         now(self.held.release(limit))
     }
+}
 
-    /// Returns the data that a fenced transaction checks.
-    pub(crate) fn lock_check(&self) -> LockCheck {
-        let lock_lease = self.held.lock_lease();
-        let lock = LockOwnership::new(&lock_lease.names.holders, &lock_lease.owner_token);
-        LockCheck::new(lock, Arc::<LockLease>::clone(lock_lease))
+impl Fence for LockGuard {
+    fn fence(&self) -> FencingLock {
+        self.held.fence()
     }
 }
 

@@ -10,9 +10,8 @@ use crate::error::hint::WithError;
 use crate::error::lock::LockError;
 use crate::lock::guard::LockGuard;
 use crate::lock::manager::LockManager;
-use crate::lock::target::{LONGEST_LEASE, LockTarget};
+use crate::lock::target::LockTarget;
 use crate::protocol::lock::acquire::{LockHolder, LockMode};
-use crate::protocol::replication::Durability;
 use crate::sync::now::now;
 
 /// A lock by name, which any number of processes can acquire, and the options of its acquisition.
@@ -104,8 +103,7 @@ impl Lock {
     ///
     /// Behind it: [`WAIT`](https://redis.io/docs/latest/commands/wait/).
     pub fn wait_replicas(mut self, replicas: u32, timeout: Duration) -> Self {
-        let timeout = timeout.min(LONGEST_LEASE);
-        self.target.request.replicas = Some(Durability::Replicas { replicas, timeout });
+        self.target.set_replicas(replicas, timeout);
         self
     }
 
@@ -172,17 +170,7 @@ impl Lock {
         let guard = self.acquire(wait)?;
         let result = closure(&guard);
         let released = guard.release();
-        match (result, released) {
-            (Ok(value), Ok(())) => Ok(value),
-            (Ok(_), Err(error)) => Err(error.into()),
-            (Err(error), Ok(())) => Err(error),
-            // A fork's copy of the log may be locked forever, and the lock belongs to the parent.
-            (Err(error), Err(_)) if self.target.manager.settings.is_forked_child() => Err(error),
-            (Err(error), Err(second)) => {
-                tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
-                Err(error)
-            }
-        }
+        self.target.after_release(result, released)
     }
 
     /// Returns whether the lock is held. The state may change before the call returns.
@@ -246,11 +234,7 @@ impl Lock {
 /// Shows no name.
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock")
-            .field("mode", &self.target.request.mode)
-            .field("lease", &self.target.request.lease)
-            .field("label", &self.target.request.label)
-            .finish_non_exhaustive()
+        self.target.show("Lock", f)
     }
 }
 

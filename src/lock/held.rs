@@ -2,17 +2,24 @@
 //!
 //! It counts as held only until its lease may have ended, and it releases only its own token.
 
+use std::ops::DerefMut;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use scopeguard::guard;
+
+use crate::commit::lock_check::LockCheck;
 use crate::error::any::Error;
 use crate::error::lock::LostReason;
+use crate::lock::callbacks::Callback;
 use crate::lock::client::Via;
+use crate::lock::fence::FencingLock;
 use crate::lock::io::{LockIo, Renewals};
 use crate::lock::lease::LockLease;
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::lease::release;
+use crate::protocol::lock::ownership::LockOwnership;
 use crate::protocol::lock::script::ScriptCall;
 use crate::sync::caught::caught;
 
@@ -52,6 +59,33 @@ impl<M: LockIo> AcquiredLock<M> {
 
     pub(crate) fn lock_lease(&self) -> &Arc<LockLease> {
         &self.release.lock_lease
+    }
+
+    /// Returns the data that a fenced transaction checks.
+    pub(crate) fn fence(&self) -> FencingLock {
+        let lock_lease = self.lock_lease();
+        let lock = LockOwnership::new(&lock_lease.names.holders, &lock_lease.owner_token);
+        FencingLock(LockCheck::new(lock, Arc::<LockLease>::clone(lock_lease)))
+    }
+
+    /// Returns the time for which the lock is surely held without a renewal.
+    pub(crate) fn remaining(&self) -> Duration {
+        match self.is_lost() {
+            true => Duration::ZERO,
+            false => self.lock_lease().valid_until().saturating_duration_since(Instant::now()),
+        }
+    }
+
+    /// Returns whether the lock is lost, or may be.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.manager().settings().is_forked_child() || self.lock_lease().lost().is_some()
+    }
+
+    /// Has `callback` called once when the lock is lost.
+    pub(crate) fn on_lost(&self, callback: Callback) {
+        if !self.manager().settings().is_forked_child() {
+            self.lock_lease().on_lost(callback);
+        }
     }
 
     /// Starts the renewal of the lease.
@@ -103,14 +137,26 @@ impl<M: LockIo> AcquiredLock<M> {
 }
 
 /// Releases the lock of the last guard, which was dropped, within `cleanup_timeout`. A failure is
-/// logged. A panic of the user's log neither leaves this call nor keeps the lock.
-pub(crate) async fn release_dropped<M: LockIo>(manager: Arc<M>, lock_lease: Arc<LockLease>) {
-    let limit = Instant::now() + manager.settings().cleanup_timeout;
-    let mut release = LockRelease { manager, lock_lease, end: GuardState::Releasing };
+/// logged. A panic of the user's log neither leaves this call nor keeps the lock. If the future is
+/// dropped, the release is recorded to be sent in the background.
+pub(crate) fn release_dropped<M: LockIo>(
+    manager: Arc<M>,
+    lock_lease: Arc<LockLease>,
+) -> impl Future<Output = ()> + Send {
+    let release = LockRelease { manager, lock_lease, end: GuardState::Releasing };
+    // Made before the first poll, which may never come.
+    let release = guard(release, |release| {
+        if release.end != GuardState::Released {
+            release_in_background(&*release.manager, &release.lock_lease);
+        }
+    });
+    release_logged(release)
+}
+
+async fn release_logged<M: LockIo>(mut release: impl DerefMut<Target = LockRelease<M>> + Send) {
+    let limit = Instant::now() + release.manager.settings().cleanup_timeout;
     let released = caught(release.within(limit)).await;
-    if release.end != GuardState::Released {
-        release_in_background(&*release.manager, &release.lock_lease);
-    }
+    drop(release);
     if let Some(Err(error)) = released {
         let log = || tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
         drop(catch_unwind(AssertUnwindSafe(log)));

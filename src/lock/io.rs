@@ -18,7 +18,7 @@ const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);
 pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     type Pool: ServerPool;
     type Renewals: Renewals;
-    type Waiter<'w>: Waiter;
+    type Waiter: Waiter;
     /// The order of the changes of a semaphore's number of permits.
     type Changes: Default + Send + Sync;
 
@@ -31,10 +31,10 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     fn renewals(&self) -> &Self::Renewals;
 
     /// Queues a waiter for the messages on `channel`.
-    fn join(&self, channel: &str, owner_token: &str) -> Self::Waiter<'_>;
+    fn join(&self, channel: &str, owner_token: &str) -> Self::Waiter;
 
     /// The same, if the channel is already subscribed.
-    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Self::Waiter<'_>>;
+    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Self::Waiter>;
 
     /// Has the channel of a new waiter subscribed soon; it may be subscribed even if the future is
     /// dropped.
@@ -45,7 +45,8 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     fn settle(changes: &Self::Changes) -> impl Future<Output = impl Send> + Send;
 
     /// Runs the rest of a call that ended without a lock, or the release of a dropped guard. Threads
-    /// wait for its end.
+    /// wait for its end. Tasks have it run in the background, and drop it if no runtime runs it; its
+    /// drop then records what is left to send.
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static);
 
     /// Returns the deadline of a call that begins now.

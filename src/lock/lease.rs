@@ -7,6 +7,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockProbe;
@@ -44,6 +45,8 @@ struct LeaseState {
     lost: Option<LostReason>,
     released: bool,
     callbacks: Vec<Callback>,
+    /// Tasks that are woken by the loss, each with its number.
+    watchers: Vec<(u64, Waker)>,
 }
 
 impl LeaseState {
@@ -81,6 +84,7 @@ impl LockLease {
                 lost: None,
                 released: false,
                 callbacks: Vec::new(),
+                watchers: Vec::new(),
             }),
         }
     }
@@ -171,9 +175,11 @@ impl LockLease {
         }
         state.lost = Some(why);
         let callbacks = std::mem::take(&mut state.callbacks);
+        let watchers = std::mem::take(&mut state.watchers);
         drop(state);
         self.counters.held.decrement();
         self.counters.lost.add();
+        watchers.into_iter().for_each(|(_, task)| task.wake());
         // The callbacks run first, because a log belongs to the user and may panic.
         run_callbacks(callbacks);
         tracing::warn!(%why, lease = ?self.lease, "lock lost");
@@ -188,9 +194,10 @@ impl LockLease {
         }
         state.released = true;
         let (lost, callbacks) = (state.lost, std::mem::take(&mut state.callbacks));
+        let watchers = std::mem::take(&mut state.watchers);
         drop(state);
         // The callbacks are the user's, and dropping them may run the user's code.
-        drop(callbacks);
+        drop((callbacks, watchers));
         lost
     }
 
@@ -202,6 +209,42 @@ impl LockLease {
             drop(state);
             run_callbacks(vec![callback]);
         }
+    }
+
+    /// Has the loss wake a task, and returns the instant until which the lease is certain. `None`: the
+    /// lock is lost or being released. `watcher`: the task's number, once it has one.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn watch_loss(&self, watcher: &mut Option<u64>, task: &Waker) -> Option<Instant> {
+        let mut state = lock(&self.state);
+        if !state.is_held() {
+            return None;
+        }
+        let known = state.watchers.iter_mut().find(|(number, _)| Some(*number) == *watcher);
+        let former = match known {
+            Some((_, known)) if known.will_wake(task) => None,
+            Some((_, known)) => Some(std::mem::replace(known, task.clone())),
+            None => {
+                let last = state.watchers.iter().map(|(number, _)| *number).max();
+                let number = last.map_or(0, |last| last + 1);
+                *watcher = Some(number);
+                state.watchers.push((number, task.clone()));
+                None
+            }
+        };
+        let valid_until = state.times.valid_until;
+        drop(state);
+        drop(former);
+        Some(valid_until)
+    }
+
+    /// The loss does not wake the task any more.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn unwatch(&self, watcher: u64) {
+        let mut state = lock(&self.state);
+        let at = state.watchers.iter().position(|(number, _)| *number == watcher);
+        let former = at.map(|at| state.watchers.swap_remove(at));
+        drop(state);
+        drop(former);
     }
 
     pub(crate) fn renewal(&self) -> ScriptCall {

@@ -58,7 +58,7 @@ impl LockManager {
 impl LockIo for LockManager {
     type Pool = Pool;
     type Renewals = LeaseRenewer;
-    type Waiter<'w> = ThreadRegistration<'w>;
+    type Waiter = ThreadRegistration;
     type Changes = BinarySemaphore;
 
     fn client(&self) -> &ScriptClient {
@@ -77,12 +77,12 @@ impl LockIo for LockManager {
         &self.renewer
     }
 
-    fn join(&self, channel: &str, owner_token: &str) -> ThreadRegistration<'_> {
-        self.waiters.join(channel, owner_token)
+    fn join(&self, channel: &str, owner_token: &str) -> ThreadRegistration {
+        ThreadWaiters::join(&self.waiters, channel, owner_token)
     }
 
-    fn join_live(&self, channel: &str, owner_token: &str) -> Option<ThreadRegistration<'_>> {
-        self.waiters.join_live(channel, owner_token)
+    fn join_live(&self, channel: &str, owner_token: &str) -> Option<ThreadRegistration> {
+        ThreadWaiters::join_live(&self.waiters, channel, owner_token)
     }
 
     fn listen(&self, limit: Instant) -> impl Future<Output = ()> + Send {

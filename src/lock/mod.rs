@@ -7,6 +7,7 @@
 pub(crate) mod acquire;
 pub(crate) mod callbacks;
 pub(crate) mod client;
+pub(crate) mod fence;
 pub(crate) mod guard;
 pub(crate) mod handle;
 pub(crate) mod held;
@@ -16,6 +17,8 @@ pub(crate) mod manager;
 pub(crate) mod renewal;
 pub(crate) mod renewer;
 pub(crate) mod target;
+#[cfg(feature = "tokio")]
+pub(crate) mod tasks;
 pub(crate) mod thread_waiters;
 pub(crate) mod waiters;
 pub(crate) mod wakeups;

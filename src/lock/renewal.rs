@@ -5,13 +5,14 @@
 //! keeps its connections for this until the last guard or its lease has ended.
 //!
 //! If the future of a step is dropped, its calls may have been sent: a renewal counts as failed, a
-//! release is not retried, and the records are not deleted before they expire.
+//! release is retried, and the records are not deleted before they expire.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
+use scopeguard::guard;
 use tracing::Level;
 
 use crate::error::lock::LostReason;
@@ -238,11 +239,10 @@ impl Due {
             caught(async { lock_lease.lose(LostReason::Expired) }).await;
         }
         caught(renew(&self.renewals, bound, client)).await;
-        let mut releases = self.pending_releases;
-        if !releases.is_empty() {
+        if !self.pending_releases.is_empty() {
+            // Also after a panic, and if the future is dropped.
+            let mut releases = guard(self.pending_releases, retry);
             caught(send_pending_releases(&mut releases, bound, client)).await;
-            // Also after a panic.
-            retry(releases);
         }
         caught(forget(self.answered, bound, client)).await;
     }

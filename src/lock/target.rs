@@ -1,5 +1,6 @@
 //! The lock that a handle refers to: how it is acquired, and its other requests.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use crate::lock::io::LockIo;
 use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, peeked};
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{FORCE, PEEK, PERMITS, ScriptCall};
+use crate::protocol::replication::Durability;
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const SHORTEST_LEASE: Duration = Duration::from_millis(10);
-pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 const LONGEST_LABEL: usize = 256;
 
 /// The lock that a handle refers to.
@@ -82,6 +84,39 @@ impl<M: LockIo> LockTarget<M> {
             self.refused.get_or_insert(Error::lock_refused("label", reason));
         }
         self.request.label = Some(label);
+    }
+
+    pub(crate) fn set_replicas(&mut self, replicas: u32, timeout: Duration) {
+        let timeout = timeout.min(LONGEST_LEASE);
+        self.request.replicas = Some(Durability::Replicas { replicas, timeout });
+    }
+
+    /// Shows no name.
+    pub(crate) fn show(&self, of: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(of)
+            .field("mode", &self.request.mode)
+            .field("lease", &self.request.lease)
+            .field("label", &self.request.label)
+            .finish_non_exhaustive()
+    }
+
+    /// Returns the result of a closure that ran under the lock, or the failure of the release.
+    pub(crate) fn after_release<R, E: From<Error>>(
+        &self,
+        result: Result<R, E>,
+        released: Result<(), Error>,
+    ) -> Result<R, E> {
+        match (result, released) {
+            (Ok(value), Ok(())) => Ok(value),
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Err(error), Ok(())) => Err(error),
+            // A fork's copy of the log may be locked forever, and the lock belongs to the parent.
+            (Err(error), Err(_)) if self.manager.settings().is_forked_child() => Err(error),
+            (Err(error), Err(second)) => {
+                tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
+                Err(error)
+            }
+        }
     }
 
     /// Acquires the lock, and waits up to `wait` for it. If the future is dropped, the lock is

@@ -7,7 +7,7 @@ use crate::lock::waiters::{Flags, Notifier, Registration, Waiters};
 use crate::sync::shim::{Condvar, Mutex, PoisonError, lock};
 
 pub(crate) type ThreadWaiters = Waiters<Condvar>;
-pub(crate) type ThreadRegistration<'w> = Registration<'w, Condvar>;
+pub(crate) type ThreadRegistration = Registration<Condvar>;
 
 impl Notifier for Condvar {
     fn notify(&self) {

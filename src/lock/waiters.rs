@@ -12,10 +12,23 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::lock::io::Waiter;
+use crate::protocol::retry::Backoff;
 use crate::sync::shim::{Arc, Mutex, lock};
 
 /// Time for which a channel stays subscribed without a waiter: waiters come and go.
 const UNSUBSCRIBE_DELAY: Duration = Duration::from_millis(200);
+
+/// Time for which the listener stays connected without a waiter.
+pub(crate) const LISTENER_IDLE: Duration = Duration::from_secs(5);
+/// Time without a message after which the listener checks its connection by PING.
+pub(crate) const LISTENER_QUIET: Duration = Duration::from_secs(2);
+/// Maximum delay between two attempts of the listener to connect.
+pub(crate) const LISTENER_PAUSE: Duration = Duration::from_millis(250);
+
+/// The delays between attempts of the listener to connect.
+pub(crate) fn listener_pauses() -> Backoff {
+    Backoff::new(LISTENER_PAUSE / 32, LISTENER_PAUSE)
+}
 
 /// How a waiting caller is notified.
 pub(crate) trait Notifier: Default + Send + Sync {
@@ -78,28 +91,28 @@ impl Flags {
 
 impl<N: Notifier> Waiters<N> {
     /// Queues a waiter for the messages on `channel`.
-    pub(crate) fn join(&self, channel: &str, owner_token: &str) -> Registration<'_, N> {
-        let mut channels = lock(&self.channels);
-        self.enter(channels.entry(channel.to_owned()).or_default(), channel, owner_token)
+    pub(crate) fn join(this: &Arc<Self>, channel: &str, owner_token: &str) -> Registration<N> {
+        let mut channels = lock(&this.channels);
+        Self::enter(this, channels.entry(channel.to_owned()).or_default(), channel, owner_token)
     }
 
     /// The same, if the channel is already subscribed.
     pub(crate) fn join_live(
-        &self,
+        this: &Arc<Self>,
         channel: &str,
         owner_token: &str,
-    ) -> Option<Registration<'_, N>> {
-        let mut channels = lock(&self.channels);
+    ) -> Option<Registration<N>> {
+        let mut channels = lock(&this.channels);
         let live = channels.get_mut(channel).filter(|channel| channel.live)?;
-        Some(self.enter(live, channel, owner_token))
+        Some(Self::enter(this, live, channel, owner_token))
     }
 
     fn enter(
-        &self,
+        this: &Arc<Self>,
         channel: &mut Channel<N>,
         name: &str,
         owner_token: &str,
-    ) -> Registration<'_, N> {
+    ) -> Registration<N> {
         // Releases since the caller's last request woke other waiters.
         let flags = Flags { recheck: channel.live, ..Flags::default() };
         let waiter = Arc::new(LockWaiter {
@@ -109,34 +122,43 @@ impl<N: Notifier> Waiters<N> {
         });
         channel.idle = None;
         channel.queue.push_back(Arc::clone(&waiter));
-        Registration { waiters: self, channel: name.to_owned(), waiter, has_lock: false }
+        let waiters = Arc::clone(this);
+        Registration { waiters, channel: name.to_owned(), waiter, has_lock: false }
     }
 
     /// Wakes the waiter that a published release names, or else the first one.
     pub(crate) fn released(&self, channel: &str, to: &str) {
-        if let Some(channel) = lock(&self.channels).get(channel) {
-            channel.wake(|waiter| to.is_empty() || waiter.owner_token == to);
-        }
+        let channels = lock(&self.channels);
+        let fits = |waiter: &LockWaiter<N>| to.is_empty() || waiter.owner_token == to;
+        let woken = channels.get(channel).and_then(|channel| channel.wake(fits));
+        drop(channels);
+        notify(woken);
     }
 
     /// Records that the channel is subscribed: every waiter sends one request, because it may have
-    /// missed a message.
-    pub(crate) fn live(&self, channel: &str) {
-        if let Some(channel) = lock(&self.channels).get_mut(channel) {
-            channel.live = true;
-            channel.recheck();
-        }
+    /// missed a message. Returns whether the channel is still wanted.
+    pub(crate) fn live(&self, channel: &str) -> bool {
+        let mut channels = lock(&self.channels);
+        let Some(channel) = channels.get_mut(channel) else { return false };
+        channel.live = true;
+        let woken = channel.recheck();
+        drop(channels);
+        notify(woken);
+        true
     }
 
     /// Records that no message arrives any more.
     pub(crate) fn down(&self) {
         let mut channels = lock(&self.channels);
         channels.retain(|_, channel| !channel.queue.is_empty());
+        let mut woken = Vec::new();
         for channel in channels.values_mut() {
             if std::mem::take(&mut channel.live) {
-                channel.recheck();
+                woken.extend(channel.recheck());
             }
         }
+        drop(channels);
+        notify(woken);
     }
 
     /// Returns the channels to subscribe to, and to unsubscribe from.
@@ -154,6 +176,17 @@ impl<N: Notifier> Waiters<N> {
             !over
         });
         changes
+    }
+
+    /// Returns when the first subscribed channel without a waiter is to be unsubscribed from.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn next_unsubscribe(&self) -> Option<Instant> {
+        let channels = lock(&self.channels);
+        channels
+            .values()
+            .filter_map(|channel| channel.idle)
+            .min()
+            .map(|idle| idle + UNSUBSCRIBE_DELAY)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -188,36 +221,36 @@ impl<N> Default for Channel<N> {
 }
 
 impl<N: Notifier> Channel<N> {
-    /// Wakes the first matching waiter that has not been woken since its last request. If all have
-    /// been woken, each of them will still send a request.
-    fn wake(&self, fits: impl Fn(&LockWaiter<N>) -> bool) {
-        for waiter in self.queue.iter().filter(|waiter| fits(waiter)) {
-            let mut flags = lock(&waiter.flags);
-            if !flags.pending {
-                flags.pending = true;
-                waiter.notifier.notify();
-                return;
-            }
-        }
+    /// Wakes the first matching waiter that has not been woken since its last request, and returns it
+    /// for [`notify`]. If all have been woken, each of them will still send a request.
+    fn wake(&self, fits: impl Fn(&LockWaiter<N>) -> bool) -> Option<Arc<LockWaiter<N>>> {
+        let asleep = |waiter: &&Arc<LockWaiter<N>>| {
+            fits(waiter) && !std::mem::replace(&mut lock(&waiter.flags).pending, true)
+        };
+        self.queue.iter().find(asleep).cloned()
     }
 
-    fn recheck(&self) {
-        for waiter in &self.queue {
-            lock(&waiter.flags).recheck = true;
-            waiter.notifier.notify();
-        }
+    /// Has all waiters send a request, and returns them for [`notify`].
+    fn recheck(&self) -> Vec<Arc<LockWaiter<N>>> {
+        self.queue.iter().for_each(|waiter| lock(&waiter.flags).recheck = true);
+        self.queue.iter().cloned().collect()
     }
 }
 
+/// Notifies waiters whose flags have changed. No mutex is locked: a notification may run other code.
+fn notify<N: Notifier>(woken: impl IntoIterator<Item = Arc<LockWaiter<N>>>) {
+    woken.into_iter().for_each(|waiter| waiter.notifier.notify());
+}
+
 /// A place among the waiters. Its drop leaves it and passes an unused wakeup on.
-pub(crate) struct Registration<'w, N: Notifier> {
-    waiters: &'w Waiters<N>,
+pub(crate) struct Registration<N: Notifier> {
+    waiters: Arc<Waiters<N>>,
     channel: String,
     waiter: Arc<LockWaiter<N>>,
     has_lock: bool,
 }
 
-impl<N: Notifier> Waiter for Registration<'_, N> {
+impl<N: Notifier> Waiter for Registration<N> {
     fn is_live(&self) -> bool {
         lock(&self.waiters.channels).get(&self.channel).is_some_and(|channel| channel.live)
     }
@@ -239,15 +272,18 @@ impl<N: Notifier> Waiter for Registration<'_, N> {
     }
 }
 
-impl<N: Notifier> Registration<'_, N> {
+impl<N: Notifier> Registration<N> {
     fn pass_on(&self, fits: fn(&str) -> bool) {
-        if let Some(channel) = lock(&self.waiters.channels).get(&self.channel) {
-            channel.wake(|waiter| fits(&waiter.owner_token));
-        }
+        let channels = lock(&self.waiters.channels);
+        let woken = channels
+            .get(&self.channel)
+            .and_then(|channel| channel.wake(|waiter| fits(&waiter.owner_token)));
+        drop(channels);
+        notify(woken);
     }
 }
 
-impl<N: Notifier> Drop for Registration<'_, N> {
+impl<N: Notifier> Drop for Registration<N> {
     fn drop(&mut self) {
         let mut channels = lock(&self.waiters.channels);
         let Some(channel) = channels.get_mut(&self.channel) else { return };
@@ -258,8 +294,9 @@ impl<N: Notifier> Drop for Registration<'_, N> {
         // Under the same mutex as a message: the message found this waiter in the queue, or did
         // not.
         let flags = std::mem::take(&mut *lock(&self.waiter.flags));
-        if flags.pending || (flags.consumed && !self.has_lock) {
-            channel.wake(|_| true);
-        }
+        let passes_on = flags.pending || (flags.consumed && !self.has_lock);
+        let woken = if passes_on { channel.wake(|_| true) } else { None };
+        drop(channels);
+        notify(woken);
     }
 }

@@ -16,6 +16,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::lock::client::ScriptClient;
 use crate::lock::thread_waiters::ThreadWaiters;
+use crate::lock::waiters::{LISTENER_IDLE, LISTENER_PAUSE, LISTENER_QUIET, listener_pauses};
 use crate::pool::router::{Generation, Router};
 use crate::process::worker::{BackgroundWorker, Next, Shared, Work};
 use crate::protocol::cluster::route::{Redirect, Route};
@@ -25,12 +26,6 @@ use crate::sync::now::now;
 
 /// Maximum time of a read, and maximum delay of a change whose message was lost.
 const TICK: Duration = Duration::from_millis(200);
-/// Time for which the thread stays without a waiter.
-const IDLE: Duration = Duration::from_secs(5);
-/// Time without a message after which the connection is checked by PING.
-const QUIET: Duration = Duration::from_secs(2);
-/// Maximum delay between two attempts to connect.
-const PAUSE: Duration = Duration::from_millis(250);
 
 /// The connection and the thread that receive messages about releases, if they run.
 pub(crate) struct ReleaseListener {
@@ -81,7 +76,7 @@ impl ReleaseListener {
             router: self.router.clone(),
             waiters: Arc::clone(&self.waiters),
             control_channel: Arc::clone(&self.control_channel),
-            pauses: pauses(),
+            pauses: listener_pauses(),
             next_try: Instant::now(),
         }
     }
@@ -90,10 +85,6 @@ impl ReleaseListener {
     pub(crate) fn close(&self) {
         self.worker.close();
     }
-}
-
-fn pauses() -> Backoff {
-    Backoff::new(PAUSE / 32, PAUSE)
 }
 
 /// The thread's work: to connect, and to receive messages.
@@ -136,8 +127,8 @@ impl Work for ListenerWork {
         if let Err(error) = ended {
             tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters poll");
         }
-        if begun.elapsed() > PAUSE {
-            self.pauses = pauses();
+        if begun.elapsed() > LISTENER_PAUSE {
+            self.pauses = listener_pauses();
         }
     }
 }
@@ -214,10 +205,10 @@ impl ListenerWork {
             if self.router.generation() != generation {
                 return Ok(true);
             }
-            if wanted.elapsed() >= IDLE {
+            if wanted.elapsed() >= LISTENER_IDLE {
                 break;
             }
-            if last_message.elapsed() >= QUIET {
+            if last_message.elapsed() >= LISTENER_QUIET {
                 // As a value: a refusal is also a reply, so the connection is alive.
                 let _: Value = pubsub.ping()?;
                 last_message = Instant::now();
@@ -239,7 +230,7 @@ impl ListenerWork {
         }
         for channel in &changes.subscribe {
             pubsub.subscribe(channel)?;
-            self.waiters.live(channel);
+            let _: bool = self.waiters.live(channel);
         }
         Ok(())
     }

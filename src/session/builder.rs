@@ -30,6 +30,9 @@ use crate::transaction::hot_keys::ContentionLimiter;
 /// Maximum number of renewals and releases in one write.
 const MOST_CALLS: u32 = 64;
 
+/// Maximum number of renewals and releases of tasks that are under way at once.
+const MOST_IN_FLIGHT: u32 = 16 * 1024;
+
 /// The settings of a [`SessionManager`]. They are plain data; [`build`](Self::build) checks them
 /// once.
 ///
@@ -194,18 +197,7 @@ impl Builder {
     /// not start the three threads that the manager needs.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
         let Checked { address, settings, kinds } = self.checked()?;
-        // The locks' pool has one connection to each master, which many callers share.
-        let own = PoolConfig {
-            settings: Arc::new(Settings {
-                max_size: 1,
-                min_idle: 0,
-                max_group: MOST_CALLS,
-                ..(*settings).clone()
-            }),
-            name: "locks",
-            counters: Arc::default(),
-            ..kinds.pooled.clone()
-        };
+        let own = kinds.locks();
         let kinds = [kinds.transactional, kinds.pooled, own];
         let [transactional, pooled, own] = routers(address, &settings, kinds)?;
         let resolver = Arc::new(CommitResolver::new(transactional.clone()));
@@ -268,6 +260,26 @@ pub(crate) struct Checked {
 pub(crate) struct PoolKinds {
     pub(crate) transactional: PoolConfig,
     pub(crate) pooled: PoolConfig,
+}
+
+impl PoolKinds {
+    /// The locks' pool, with one connection to each master, which many callers share.
+    pub(crate) fn locks(&self) -> PoolConfig {
+        let settings = Settings {
+            max_size: 1,
+            min_idle: 0,
+            max_group: MOST_CALLS,
+            lanes: 1,
+            max_in_flight: MOST_IN_FLIGHT,
+            ..(*self.pooled.settings).clone()
+        };
+        PoolConfig {
+            settings: Arc::new(settings),
+            name: "locks",
+            counters: Arc::default(),
+            ..self.pooled.clone()
+        }
+    }
 }
 
 /// Makes the pools of these purposes.

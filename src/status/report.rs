@@ -92,14 +92,6 @@ pub struct Closed {
     pub locks: usize,
 }
 
-#[cfg(feature = "tokio")]
-impl Closed {
-    /// Scopes only: the session manager has no locks.
-    pub(crate) fn of_scopes(scopes: usize) -> Self {
-        Self { scopes, locks: 0 }
-    }
-}
-
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {}", count(self.scopes, "scope"), count(self.locks, "lock"))

@@ -9,7 +9,7 @@ use crate::commit::plan::CommitPlan;
 use crate::error::any::{CommitError, Error};
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::ResolveCommit;
-use crate::lock::guard::LockGuard;
+use crate::lock::fence::{Fence, FencingLock};
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::replication::Durability;
 use crate::protocol::retry::RetryPolicy;
@@ -194,9 +194,11 @@ impl TransactionOptions {
 
     /// Applies the transaction only while `guard`'s lock is held. Otherwise nothing is applied, and
     /// the commit fails with [`LockLost`](crate::CommitError::LockLost). See
-    /// [`Transactional::fenced_by`](crate::Transactional::fenced_by).
-    pub fn fenced_by(mut self, guard: &LockGuard) -> Self {
-        self.lock_check = Some(guard.lock_check());
+    /// [`Transactional::fenced_by`](crate::Transactional::fenced_by). The guard may be one of threads
+    /// or of tasks.
+    pub fn fenced_by(mut self, guard: &impl Fence) -> Self {
+        let FencingLock(lock_check) = guard.fence();
+        self.lock_check = Some(lock_check);
         self
     }
 

@@ -21,6 +21,7 @@ mod failover;
 mod faults;
 mod fixture;
 mod leaks;
+mod lock_fencing;
 mod pooled;
 mod protocol;
 mod refusals;

@@ -25,7 +25,7 @@ use crate::sync::now::now;
 use crate::sync::shim::Condvar;
 
 type Waiters = super::Waiters<Condvar>;
-type Registration<'w> = super::Registration<'w, Condvar>;
+type Registration = super::Registration<Condvar>;
 
 const CHANNEL: &str = "wake";
 
@@ -34,17 +34,17 @@ struct Fixture {
     free: Mutex<usize>,
     holders: AtomicUsize,
     permits: usize,
-    waiters: Waiters,
-    leave: fn(Registration<'_>, Option<bool>),
+    waiters: Arc<Waiters>,
+    leave: fn(Registration, Option<bool>),
 }
 
 impl Fixture {
-    fn new(permits: usize, leave: fn(Registration<'_>, Option<bool>)) -> Plain<Self> {
+    fn new(permits: usize, leave: fn(Registration, Option<bool>)) -> Plain<Self> {
         Plain::new(Self {
             free: Mutex::new(permits),
             holders: AtomicUsize::new(0),
             permits,
-            waiters: Waiters::default(),
+            waiters: Arc::default(),
             leave,
         })
     }
@@ -72,7 +72,7 @@ impl Fixture {
         if self.try_once() {
             return true;
         }
-        let registration = self.waiters.join(CHANNEL, "x");
+        let registration = Waiters::join(&self.waiters, CHANNEL, "x");
         loop {
             if self.try_once() {
                 (self.leave)(registration, Some(self.permits > 1));
@@ -92,7 +92,7 @@ impl Fixture {
     }
 }
 
-fn leave(registration: Registration<'_>, acquired: Option<bool>) {
+fn leave(registration: Registration, acquired: Option<bool>) {
     match acquired {
         Some(shared) => registration.acquired(shared),
         None => drop(registration),
@@ -103,7 +103,7 @@ fn patient() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
-fn play(permits: usize, leave: fn(Registration<'_>, Option<bool>)) {
+fn play(permits: usize, leave: fn(Registration, Option<bool>)) {
     let fixture = Fixture::new(permits, leave);
     let threads: Vec<_> = (0..4)
         .map(|nth| {
@@ -132,7 +132,7 @@ fn model_of_waiters_for_a_semaphore_one_of_which_gives_up() {
 }
 
 /// The first planted mistake: a waiter that leaves does not hand on its wakeup.
-fn leave_with_the_wake_up(registration: Registration<'_>, acquired: Option<bool>) {
+fn leave_with_the_wake_up(registration: Registration, acquired: Option<bool>) {
     *lock(&registration.waiter.flags) = Flags::default();
     leave(registration, acquired);
 }
@@ -143,7 +143,7 @@ fn model_finds_a_wake_up_that_is_taken_along() {
 }
 
 /// The second: a waiter that has just left is still in line, and is woken instead of another.
-fn leave_too_late(registration: Registration<'_>, acquired: Option<bool>) {
+fn leave_too_late(registration: Registration, acquired: Option<bool>) {
     let channel = registration.channel.clone();
     let (waiters, waiter) = (registration.waiters, Arc::clone(&registration.waiter));
     leave(registration, acquired);

@@ -56,6 +56,8 @@ pub(super) struct Exchange {
     pub(super) shared_replies: Option<Vec<Vec<u32>>>,
     /// Whether bytes have arrived of which the runtime may not know yet.
     pub(super) has_come: bool,
+    /// Whether the server sends messages at any time, each of which is a reply.
+    pub(super) streams: bool,
     /// Whether the connection is to be closed.
     pub(super) closes: bool,
     pub(super) adopted: Vec<Adopted>,
@@ -96,6 +98,7 @@ impl Shared {
             max_reply_bytes: None,
             shared_replies: None,
             has_come: false,
+            streams: false,
             closes: false,
             adopted: Vec::new(),
             polls_adopted: false,

@@ -13,4 +13,5 @@ mod raw;
 mod secured;
 mod socket;
 mod socket_loop;
+pub(crate) mod stream;
 pub(crate) mod wire;

@@ -43,6 +43,7 @@ impl ConnectionLoop {
             has_sent: false,
             has_replied: false,
             has_own_replies: false,
+            streams: false,
             deadline: Instant::now(),
             timer: DeadlineTimer::default(),
         };
@@ -134,6 +135,8 @@ struct SocketLoop {
     has_replied: bool,
     /// Whether replies are for an adopted future, which is polled next.
     has_own_replies: bool,
+    /// Whether the server sends messages at any time.
+    streams: bool,
     deadline: Instant,
     timer: DeadlineTimer,
 }
@@ -176,6 +179,10 @@ impl SocketLoop {
         }
         if let Some(bytes) = exchange.max_reply_bytes.take() {
             self.parser.set_max_bytes(bytes);
+        }
+        if exchange.streams && !self.streams {
+            self.streams = true;
+            self.parser.keep_pushes();
         }
         self.deadline = exchange.deadline;
         if mem::take(&mut exchange.has_come) {
@@ -238,7 +245,7 @@ impl SocketLoop {
                 }
                 Poll::Ready(Ok(())) => {}
             }
-            if self.due == 0 {
+            if self.due == 0 && !self.streams {
                 self.read_idle()?;
                 continue;
             }
@@ -301,6 +308,9 @@ impl SocketLoop {
     /// Takes the replies that have arrived. The last one wakes the caller, unless that is `own`, which
     /// is polled next.
     fn parse(&mut self, own: Option<&Waker>) -> Result<(), Failure> {
+        if self.streams {
+            return self.parse_stream();
+        }
         if self.due > 0 {
             while let Some(reply) = self.next_reply()? {
                 self.due = self.due.saturating_sub(reply.count().into());
@@ -330,6 +340,24 @@ impl SocketLoop {
                 Err(Failure::new(ConnectionError::unexpected("a reply too many")))
             }
         }
+    }
+
+    /// Passes on all that has arrived.
+    fn parse_stream(&mut self) -> Result<(), Failure> {
+        while let Some(reply) = self.next_reply()? {
+            self.replies.push_back(reply);
+        }
+        if self.replies.is_empty() {
+            return Ok(());
+        }
+        let mut exchange = self.shared.lock();
+        exchange.replies.append(&mut self.replies);
+        let caller = exchange.caller.take();
+        drop(exchange);
+        if let Some(caller) = caller {
+            caller.wake();
+        }
+        Ok(())
     }
 
     fn next_reply(&mut self) -> Result<Option<Reply>, Failure> {

@@ -33,7 +33,7 @@ pub(crate) struct TaskWire {
 /// A reference to a connection's task, which does not keep the connection open.
 #[derive(Clone)]
 pub(crate) struct ConnectionTask {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// The access to a connection, and the task that owns its socket, to be run by `runtime`.

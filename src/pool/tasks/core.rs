@@ -221,7 +221,7 @@ struct LineSeen {
 }
 
 /// The error of a call outside of a runtime.
-pub(in crate::pool) fn no_runtime() -> ConnectionError {
+pub(crate) fn no_runtime() -> ConnectionError {
     let text = "the call is not polled by a runtime of tokio";
     ConnectionError::new(ConnectionErrorKind::Io, text).permanent()
 }

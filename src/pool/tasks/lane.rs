@@ -17,7 +17,7 @@ use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 use crate::error::connection::ConnectionError;
 use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::BatchResponse;
+use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::shared::CountedConnection;
 use crate::pool::tasks::job::{Job, JobQueue, Left};
@@ -184,7 +184,7 @@ impl Lane {
         let limit = 2 * self.context.settings().response_timeout;
         let is_short = deadline.saturating_duration_since(since) < limit;
         let (timer, lane) = (DeadlineTimer::default(), Arc::clone(self));
-        Ok(LaneCall { lane, job, deadline, timer, is_short, is_late: false, is_over: false })
+        Ok(LaneCall { lane, job, deadline, timer, is_short, is_late: false, gives_up: None, is_over: false })
     }
 
     /// Has a connection opened if there is none. Ready at the deadline.
@@ -389,6 +389,9 @@ pub(crate) struct LaneCall {
     is_short: bool,
     /// Whether its deadline has come while it was being sent.
     is_late: bool,
+    /// When the response to calls that were sent is not awaited any more: they can be sent again. Other
+    /// requests wait for their outcome.
+    gives_up: Option<Instant>,
     /// Whether the response was taken.
     is_over: bool,
 }
@@ -423,17 +426,35 @@ impl LaneCall {
     /// Has a connection opened if there is none, and withdraws the request at its deadline.
     #[cold]
     fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<LaneResult> {
-        let Self { lane, job, deadline, timer, is_late, .. } = self;
-        if *is_late || lane.poll_open(context, timer, *deadline).is_pending() {
-            return Poll::Pending;
+        let Self { lane, job, deadline, timer, is_late, gives_up, .. } = self;
+        if !*is_late {
+            if lane.poll_open(context, timer, *deadline).is_pending() {
+                return Poll::Pending;
+            }
+            // Too late: unless it is being sent, it is withdrawn.
+            if let Some(request) = job.take() {
+                lane.queue.remove(job);
+                job.settle(Err(lane.late(request.since)));
+            }
+            *is_late = true;
+            if let Poll::Ready(response) = job.poll(context) {
+                return Poll::Ready(response);
+            }
         }
-        // Too late: unless it is being sent, it is withdrawn.
-        if let Some(request) = job.take() {
-            lane.queue.remove(job);
-            job.settle(Err(lane.late(request.since)));
+        match gives_up {
+            Some(at) if timer.poll(context, *at).is_ready() => {
+                let _: Left = job.leave();
+                let cause = ConnectionError::timed_out("no reply in time");
+                let lost = Interrupted { left: true, cause };
+                Poll::Ready(Ok(BatchResponse::Interrupted(lost)))
+            }
+            _ => Poll::Pending,
         }
-        *is_late = true;
-        job.poll(context)
+    }
+
+    /// The response to calls that were sent is awaited until `at`.
+    pub(crate) fn give_up_at(&mut self, at: Instant) {
+        self.gives_up = Some(at);
     }
 }
 

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Handle};
 use tokio::task;
@@ -19,6 +19,7 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::context::PoolContext;
 use crate::pool::tasks::lane::{Lane, LaneCall, LanePlace};
 use crate::pool::tasks::lane_loop;
+use crate::protocol::batch::RequestKind;
 use crate::sync::lock;
 
 /// The lanes of one pool, a set for each runtime that uses them. They are opened when first used. Its
@@ -55,13 +56,15 @@ impl Lanes {
         Self { context, sets: Mutex::default(), closed: AtomicBool::new(false) }
     }
 
-    /// Sends a request on a lane, with the requests of other tasks.
+    /// Sends a request on a lane, with the requests of other tasks. The response to calls that were
+    /// taken by `deadline` is awaited until `response_wait` later, and no longer: they can be sent again.
     ///
     /// Dropped before its end, the future withdraws a request that was not sent. The replies to one
     /// that was sent are read and dropped.
     pub(crate) async fn submit(
         &self,
         deadline: Instant,
+        response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
     ) -> Result<BatchResponse, CheckoutError> {
         let since = Instant::now();
@@ -82,8 +85,13 @@ impl Lanes {
                 (lane, place)
             }
         };
-        let submitted = lane.submit(request(), (since, deadline), place, None);
+        let request = request();
+        let are_calls = matches!(request.kind, RequestKind::Calls { .. });
+        let submitted = lane.submit(request, (since, deadline), place, None);
         let mut call = submitted.inspect_err(|_| counters.refused.add())?;
+        if are_calls {
+            call.give_up_at(deadline + response_wait);
+        }
         poll_fn(|context| call.poll(context)).await
     }
 
@@ -107,6 +115,14 @@ impl Lanes {
             context.waker().wake_by_ref();
         }
         Some(call)
+    }
+
+    /// Begins to open a connection for the next request. Outside of a runtime this does nothing.
+    pub(crate) fn warm(&self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if let Ok(lane) = self.set(runtime.id()).lane() {
+            let _: Option<Instant> = lane.open(&runtime);
+        }
     }
 
     /// The lanes of this task's runtime.

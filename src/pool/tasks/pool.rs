@@ -249,13 +249,14 @@ impl ServerPool for TaskPool {
     async fn checkout_batched(
         &self,
         deadline: Instant,
-        _response_wait: Duration,
+        response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
     ) -> Result<BatchCheckout<TaskLine>, CheckoutError> {
         if self.settings().lanes == 0 {
             return self.take(deadline).await.map(BatchCheckout::Alone);
         }
-        self.lanes.submit(deadline, request).await.map(BatchCheckout::Response)
+        let submitted = self.lanes.submit(deadline, response_wait, request).await;
+        submitted.map(BatchCheckout::Response)
     }
 
     /// Lanes send all batches.
@@ -286,7 +287,10 @@ impl ServerPool for TaskPool {
     }
 
     fn warm(&self) {
-        self.open_below(1);
+        match self.settings().lanes {
+            0 => self.open_below(1),
+            _ => self.lanes.warm(),
+        }
     }
 
     fn close(&self) {

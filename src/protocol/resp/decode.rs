@@ -85,6 +85,8 @@ pub(crate) struct Parser {
     spent: usize,
     /// Length of the incomplete reply if it is an array.
     array_length: Option<usize>,
+    /// Whether a push is a reply, an array, and is not skipped.
+    keeps_pushes: bool,
     /// If the replies are for several callers, whom a reply that is too large must not concern.
     shared: Option<SharedReplies>,
 }
@@ -146,11 +148,18 @@ impl Default for Parser {
             spent: 0,
             array_length: None,
             shared: None,
+            keeps_pushes: false,
         }
     }
 }
 
 impl Parser {
+    /// From now on a push is a reply of its own: an array.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn keep_pushes(&mut self) {
+        self.keeps_pushes = true;
+    }
+
     /// The next replies are for several callers: each reply counts by itself, and of the next arrays
     /// each part, whose lengths these are.
     pub(crate) fn share(&mut self, mut arrays: Vec<Vec<u32>>) {
@@ -443,6 +452,7 @@ impl Parser {
             (b'$' | b'*' | b'~', Err(_)) => Token::Value(Value::Nil),
             // The protocol has no nil of these types.
             (_, Err(_)) => return Err(FaultKind::Malformed),
+            (b'>', Ok(length)) if self.keeps_pushes => Token::Open(mark, length),
             (b'>', Ok(length)) => Token::Skip(length as u64),
             (b'|', Ok(pairs)) => Token::Skip(doubled(pairs)? as u64),
             (b'%', Ok(pairs)) => Token::Open(mark, doubled(pairs)?),

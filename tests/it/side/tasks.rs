@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, FromRedisValue, RedisResult, ToRedisArgs, ToSingleRedisArg, Value};
 use rediscope::commands::QueueCommands;
 use rediscope::error::{CommitToken, ConfigError, InDoubt, Resolution};
-use rediscope::lock::{Lock as ThreadLock, RwLock as ThreadRwLock};
+use rediscope::lock::LockHolder;
 use rediscope::status::{Closed, OpenScope, Status};
 use rediscope::{
     Block, Builder, Condition, Error, IntoAddress, IntoKeys, Mode, Outcome, Plain, Replies,
@@ -25,8 +25,6 @@ use rediscope_testing::eventually;
 use tokio::runtime::Runtime;
 
 use crate::fixture::SOON;
-
-pub(crate) use rediscope::lock::{Lock, LockGuard, RwLock};
 
 /// Whether a large transaction sends commands ahead of its commit.
 pub(crate) const SENDS_CHUNKS: bool = false;
@@ -135,21 +133,13 @@ pub(crate) trait BuildSide {
 
 impl BuildSide for Builder {
     fn build_side(self) -> Result<SessionManager, ConfigError> {
-        let locks = Arc::new(Locks { builder: self.clone(), manager: OnceLock::new() });
-        Ok(SessionManager { inner: self.lanes(*LANES).build_async()?, locks })
+        Ok(SessionManager { inner: self.lanes(*LANES).build_async()? })
     }
-}
-
-/// Locks are the threads' own until tasks have theirs. They are made at their first use.
-struct Locks {
-    builder: Builder,
-    manager: OnceLock<rediscope::SessionManager>,
 }
 
 #[derive(Clone)]
 pub(crate) struct SessionManager {
     inner: aio::SessionManager,
-    locks: Arc<Locks>,
 }
 
 impl fmt::Debug for SessionManager {
@@ -211,27 +201,146 @@ impl SessionManager {
     }
 
     pub(crate) fn status(&self) -> Status {
-        let mut status = self.inner.status();
-        if let Some(threads) = self.locks.manager.get() {
-            status.locks = threads.status().locks;
-        }
-        status
+        self.inner.status()
     }
 
-    fn threads(&self) -> &rediscope::SessionManager {
-        self.locks.manager.get_or_init(|| self.locks.builder.clone().build().unwrap())
+    pub(crate) fn lock(&self, name: impl AsRef<str>) -> Lock {
+        Lock(self.inner.lock(name))
     }
 
-    pub(crate) fn lock(&self, name: impl AsRef<str>) -> ThreadLock {
-        self.threads().lock(name)
+    pub(crate) fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
+        Lock(self.inner.semaphore(name, permits))
     }
 
-    pub(crate) fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> ThreadLock {
-        self.threads().semaphore(name, permits)
+    pub(crate) fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
+        RwLock(self.inner.rw_lock(name))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Lock(aio::Lock);
+
+impl Lock {
+    pub(crate) fn lease(self, lease: Duration) -> Self {
+        Self(self.0.lease(lease))
     }
 
-    pub(crate) fn rw_lock(&self, name: impl AsRef<str>) -> ThreadRwLock {
-        self.threads().rw_lock(name)
+    pub(crate) fn label(self, label: impl Into<Arc<str>>) -> Self {
+        Self(self.0.label(label))
+    }
+
+    pub(crate) fn fair(self) -> Self {
+        Self(self.0.fair())
+    }
+
+    pub(crate) fn fixed_lease(self) -> Self {
+        Self(self.0.fixed_lease())
+    }
+
+    pub(crate) fn wait_replicas(self, replicas: u32, timeout: Duration) -> Self {
+        Self(self.0.wait_replicas(replicas, timeout))
+    }
+
+    #[track_caller]
+    pub(crate) fn acquire(&self, time: Duration) -> Result<LockGuard, Error> {
+        wait(self.0.acquire(time)).map(LockGuard)
+    }
+
+    #[track_caller]
+    pub(crate) fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
+        wait(self.0.try_acquire()).map(|guard| guard.map(LockGuard))
+    }
+
+    #[track_caller]
+    pub(crate) fn run<R: WithError<E> + Send, E: Send>(
+        &self,
+        time: Duration,
+        closure: impl FnOnce(&LockGuard) -> Result<R, E> + Send,
+    ) -> Result<R, Error> {
+        self.run_with(time, |guard| closure(guard).map_err(R::own))
+    }
+
+    #[track_caller]
+    pub(crate) fn run_with<R: Send, E: From<Error> + Send>(
+        &self,
+        time: Duration,
+        closure: impl FnOnce(&LockGuard) -> Result<R, E> + Send,
+    ) -> Result<R, E> {
+        wait(self.0.hold_with(time, async |guard: &aio::LockGuard| {
+            let guard = LockGuard(guard.share());
+            let result = closure(&guard);
+            drop(guard);
+            result
+        }))
+    }
+
+    #[track_caller]
+    pub(crate) fn is_locked(&self) -> Result<bool, Error> {
+        wait(self.0.is_locked())
+    }
+
+    #[track_caller]
+    pub(crate) fn holder(&self) -> Result<Option<LockHolder>, Error> {
+        wait(self.0.holder())
+    }
+
+    #[track_caller]
+    pub(crate) fn force_release(&self) -> Result<bool, Error> {
+        wait(self.0.force_release())
+    }
+
+    #[track_caller]
+    pub(crate) fn set_permits(&self, permits: u32) -> Result<(), Error> {
+        wait(self.0.set_permits(permits))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RwLock(aio::RwLock);
+
+impl RwLock {
+    pub(crate) fn read(&self) -> Lock {
+        Lock(self.0.read())
+    }
+
+    pub(crate) fn write(&self) -> Lock {
+        Lock(self.0.write())
+    }
+}
+
+#[derive(Debug)]
+#[must_use = "dropped, the lock is released"]
+pub(crate) struct LockGuard(aio::LockGuard);
+
+impl LockGuard {
+    pub(crate) fn fencing_token(&self) -> u64 {
+        self.0.fencing_token()
+    }
+
+    pub(crate) fn remaining(&self) -> Duration {
+        self.0.remaining()
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.is_lost()
+    }
+
+    #[track_caller]
+    pub(crate) fn ensure_held(&self) -> Result<(), Error> {
+        wait(self.0.ensure_held())
+    }
+
+    pub(crate) fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
+        self.0.on_lost(callback);
+    }
+
+    pub(crate) fn share(&self) -> Self {
+        Self(self.0.share())
+    }
+
+    #[track_caller]
+    pub(crate) fn release(self) -> Result<(), Error> {
+        wait(self.0.release())
     }
 }
 
@@ -244,7 +353,7 @@ impl Transactional {
     }
 
     pub(crate) fn fenced_by(&self, guard: &LockGuard) -> Self {
-        self.with(TransactionOptions::new().fenced_by(guard))
+        self.with(TransactionOptions::new().fenced_by(&guard.0))
     }
 
     #[track_caller]

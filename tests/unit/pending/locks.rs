@@ -36,7 +36,7 @@ struct StubLocks {
     settings: Arc<Settings>,
     counters: Arc<LockCounters>,
     renewals: StubRenewals,
-    waiters: Waiters<StubNotifier>,
+    waiters: Arc<Waiters<StubNotifier>>,
     /// The work of dropped futures and guards.
     rest: Mutex<Vec<Pin<Box<dyn Future<Output = ()> + Send>>>>,
 }
@@ -50,7 +50,7 @@ impl StubLocks {
             settings,
             counters: Arc::default(),
             renewals: StubRenewals::default(),
-            waiters: Waiters::default(),
+            waiters: Arc::default(),
             rest: Mutex::default(),
         })
     }
@@ -85,7 +85,7 @@ impl StubLocks {
 impl LockIo for StubLocks {
     type Pool = StubPool;
     type Renewals = StubRenewals;
-    type Waiter<'w> = Registration<'w, StubNotifier>;
+    type Waiter = Registration<StubNotifier>;
     type Changes = ();
 
     fn client(&self) -> &ScriptClient<StubPool> {
@@ -104,16 +104,12 @@ impl LockIo for StubLocks {
         &self.renewals
     }
 
-    fn join(&self, channel: &str, owner_token: &str) -> Registration<'_, StubNotifier> {
-        self.waiters.join(channel, owner_token)
+    fn join(&self, channel: &str, owner_token: &str) -> Registration<StubNotifier> {
+        Waiters::join(&self.waiters, channel, owner_token)
     }
 
-    fn join_live(
-        &self,
-        channel: &str,
-        owner_token: &str,
-    ) -> Option<Registration<'_, StubNotifier>> {
-        self.waiters.join_live(channel, owner_token)
+    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Registration<StubNotifier>> {
+        Waiters::join_live(&self.waiters, channel, owner_token)
     }
 
     async fn listen(&self, _limit: Instant) {

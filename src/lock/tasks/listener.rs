@@ -1,0 +1,182 @@
+//! The task that receives messages about releases: one for all locks that a runtime waits for, while
+//! any caller waits.
+//!
+//! SUBSCRIBE and UNSUBSCRIBE are sent on the connection that receives the messages. Waiters do not
+//! depend on the task: without it they send a request from time to time.
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+
+use crate::connection::connection::Connection;
+use crate::connection::handshake::OpenOptions;
+use crate::connection::io::Io;
+use crate::connection::tasks::io::Tasks;
+use crate::connection::tasks::stream::TaskStream;
+use crate::connection::tasks::wire::TaskWire;
+use crate::error::checkout::CheckoutError;
+use crate::error::connection::ConnectionError;
+use crate::lock::tasks::subscription::Subscription;
+use crate::lock::tasks::task_waiters::TaskWaiters;
+use crate::lock::waiters::{LISTENER_PAUSE, listener_pauses};
+use crate::pool::router::Router;
+use crate::pool::tasks::pool::TaskPool;
+use crate::protocol::cluster::route::{Redirect, Route};
+use crate::sync::lock;
+use crate::sync::timer::DeadlineTimer;
+
+/// The waiters of one runtime, and the task that wakes them, if it runs.
+pub(crate) struct TaskListener {
+    pub(crate) waiters: Arc<TaskWaiters>,
+    state: Mutex<ListenerState>,
+}
+
+#[derive(Default)]
+struct ListenerState {
+    running: bool,
+    closed: bool,
+    /// Woken by a caller that has recorded a channel, and by the close.
+    task: Option<Waker>,
+}
+
+impl TaskListener {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { waiters: Arc::default(), state: Mutex::default() })
+    }
+
+    /// Has a channel subscribed soon that a caller has just recorded.
+    pub(crate) fn listen(self: &Arc<Self>, router: &Router<TaskPool>, runtime: &Handle) {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return;
+        }
+        if std::mem::replace(&mut state.running, true) {
+            let task = state.task.take();
+            drop(state);
+            task.into_iter().for_each(Waker::wake);
+            return;
+        }
+        drop(state);
+        // A runtime that has ended drops the task at once.
+        let running = Running { listener: Arc::clone(self) };
+        drop(runtime.spawn(listen(router.clone(), running)));
+    }
+
+    /// Whether nothing would be lost with it.
+    pub(crate) fn is_idle(&self) -> bool {
+        !lock(&self.state).running && self.waiters.is_empty()
+    }
+
+    /// Ends the task: no caller waits any more, or will.
+    pub(crate) fn close(&self) {
+        let mut state = lock(&self.state);
+        state.closed = true;
+        let task = state.task.take();
+        drop(state);
+        task.into_iter().for_each(Waker::wake);
+    }
+
+    /// Returns whether the task ends. A caller that records a channel later starts another one.
+    fn ends(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.running = !state.closed && !self.waiters.is_empty();
+        !state.running
+    }
+
+    /// Ready once the listener is closed. Otherwise its next change wakes the task.
+    fn poll_closed(&self, context: &Context<'_>) -> Poll<()> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return Poll::Ready(());
+        }
+        let former = state.task.replace(context.waker().clone());
+        drop(state);
+        drop(former);
+        Poll::Pending
+    }
+}
+
+/// The registration of the task.
+struct Running {
+    listener: Arc<TaskListener>,
+}
+
+/// The task or its runtime has ended: waiters must not rely on it any more.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let task = {
+            let mut state = lock(&self.listener.state);
+            state.running = false;
+            state.task.take()
+        };
+        drop(task);
+        self.listener.waiters.down();
+    }
+}
+
+async fn listen(router: Router<TaskPool>, running: Running) {
+    let listener = &running.listener;
+    let mut pauses = listener_pauses();
+    while !listener.ends() {
+        let begun = Instant::now();
+        let served = serve(&router, listener).await;
+        listener.waiters.down();
+        if let Err(error) = served {
+            router.log_thread().log(tracing::Level::DEBUG, move || {
+                tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters poll");
+            });
+        }
+        if begun.elapsed() > LISTENER_PAUSE {
+            pauses = listener_pauses();
+        }
+        let (next, mut timer) = (begun + pauses.wait(), DeadlineTimer::default());
+        poll_fn(|context| match listener.poll_closed(context) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => timer.poll(context, next),
+        })
+        .await;
+    }
+}
+
+/// Receives messages until no caller waits any more, or the listener is closed.
+async fn serve(
+    router: &Router<TaskPool>,
+    listener: &Arc<TaskListener>,
+) -> Result<(), ConnectionError> {
+    let generation = router.generation();
+    let stream = TaskStream::new(connect(router).await?);
+    let response_timeout = router.settings().response_timeout;
+    let mut subscription =
+        Subscription::new(stream, Arc::clone(&listener.waiters), response_timeout);
+    poll_fn(|context| {
+        if listener.poll_closed(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if router.generation() != generation {
+            let text = "another master, or other credentials";
+            return Poll::Ready(Err(ConnectionError::unexpected(text)));
+        }
+        subscription.poll(context)
+    })
+    .await
+}
+
+/// Connects to any node: a message published on one node arrives on all.
+async fn connect(router: &Router<TaskPool>) -> Result<Connection<TaskWire>, ConnectionError> {
+    let (settings, any) = (router.settings(), Route::default());
+    let by = Instant::now() + settings.connect_timeout;
+    let closed = |_| ConnectionError::unexpected("there is no server to subscribe to");
+    let endpoint = router.endpoint(&any, by).await.map_err(closed)?;
+    let options = OpenOptions::for_query(endpoint.generation(), by);
+    let opened = Tasks::open(&endpoint, settings, options).await;
+    if let Err(source) = &opened {
+        let waited = settings.connect_timeout;
+        let error = CheckoutError::Connect { waited, source: source.clone() };
+        let by = Instant::now() + settings.checkout_timeout;
+        let _: Option<Redirect> = router.on_unreachable(&any, &error, by).await;
+    }
+    opened
+}

@@ -1,0 +1,91 @@
+//! The loss of a lock, as a future.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::runtime::Handle;
+
+use crate::error::lock::LostReason;
+use crate::lock::lease::LockLease;
+use crate::sync::timer::DeadlineTimer;
+
+/// The loss of a lock: ready when the lock is lost. It never is after a release.
+///
+/// [`LockGuard::lost`](crate::aio::LockGuard::lost) returns it. It can be cloned and sent to other
+/// tasks, does not borrow the guard, and does not keep the lock. Dropping it does nothing.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use rediscope::aio::SessionManager;
+/// # async fn work() {}
+/// # async fn example(sessions: SessionManager) -> Result<(), rediscope::Error> {
+/// let guard = sessions.lock("report").acquire(Duration::from_secs(2)).await?;
+/// let lost = guard.lost();
+/// tokio::select! {
+///     why = lost => eprintln!("stopped: {why}"),
+///     () = work() => guard.release().await?,
+/// }
+/// # Ok(()) }
+/// ```
+#[must_use = "a future does nothing unless it is polled"]
+pub struct LockLost {
+    lock_lease: Arc<LockLease>,
+    /// Its number among the lease's watchers.
+    watcher: Option<u64>,
+    timer: DeadlineTimer,
+}
+
+impl LockLost {
+    pub(crate) fn new(lock_lease: Arc<LockLease>) -> Self {
+        Self { lock_lease, watcher: None, timer: DeadlineTimer::default() }
+    }
+}
+
+impl Clone for LockLost {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.lock_lease))
+    }
+}
+
+impl Drop for LockLost {
+    fn drop(&mut self) {
+        if let Some(watcher) = self.watcher {
+            self.lock_lease.unwatch(watcher);
+        }
+    }
+}
+
+impl Future for LockLost {
+    type Output = LostReason;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<LostReason> {
+        let this = &mut *self;
+        loop {
+            // By the clock too, so that a loss is seen while no task extends leases.
+            if let Some(why) = this.lock_lease.lost() {
+                return Poll::Ready(why);
+            }
+            let Some(valid_until) = this.lock_lease.watch_loss(&mut this.watcher, context.waker())
+            else {
+                match this.lock_lease.lost() {
+                    Some(why) => return Poll::Ready(why),
+                    // It is released.
+                    None => return Poll::Pending,
+                }
+            };
+            if Handle::try_current().is_err() || this.timer.poll(context, valid_until).is_pending()
+            {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// Shows neither name nor token.
+impl fmt::Debug for LockLost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockLost").field("lost", &self.lock_lease.lost()).finish()
+    }
+}

@@ -1,0 +1,176 @@
+//! The shared state of the locks of a session manager for tasks.
+//!
+//! The tasks end with the last lock, guard and session manager.
+
+use std::future::ready;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{self, Handle};
+
+use crate::lock::client::ScriptClient;
+use crate::lock::io::LockIo;
+use crate::lock::tasks::listener::TaskListener;
+use crate::lock::tasks::renewer::TaskRenewer;
+use crate::lock::tasks::task_waiters::{TaskRegistration, TaskWaiters};
+use crate::pool::router::Router;
+use crate::pool::tasks::pool::TaskPool;
+use crate::settings::settings::Settings;
+use crate::status::locks::{LockCounters, LockStatus};
+use crate::sync::lock;
+use crate::sync::places::Places;
+
+/// Maximum time that a change of a number of permits keeps other calls waiting: its future may not be
+/// polled any more.
+const MAX_CHANGE: Duration = Duration::from_secs(10);
+
+/// The shared state of the locks of a session manager for tasks.
+pub(crate) struct TaskLockManager {
+    client: ScriptClient<TaskPool>,
+    pooled: Router<TaskPool>,
+    settings: Arc<Settings>,
+    counters: Arc<LockCounters>,
+    renewer: TaskRenewer,
+    listeners: Mutex<Listeners>,
+}
+
+/// The listeners, one for each runtime that waits for locks.
+#[derive(Default)]
+struct Listeners {
+    all: Vec<(Option<runtime::Id>, Arc<TaskListener>)>,
+    closed: bool,
+}
+
+impl TaskLockManager {
+    /// `own` has one connection to each master, for renewals and releases.
+    pub(crate) fn new(pooled: Router<TaskPool>, own: Router<TaskPool>) -> Self {
+        let settings = Arc::clone(pooled.settings());
+        let client = ScriptClient::new(pooled.clone(), own);
+        let renewer = TaskRenewer::new(client.clone());
+        let listeners = Mutex::default();
+        Self { client, pooled, settings, counters: Arc::default(), renewer, listeners }
+    }
+
+    /// The listener of the runtime that polls the caller.
+    fn listener(&self) -> Arc<TaskListener> {
+        let runtime = Handle::try_current().ok().map(|runtime| runtime.id());
+        let mut listeners = lock(&self.listeners);
+        if let Some((_, known)) = listeners.all.iter().find(|(id, _)| *id == runtime) {
+            return Arc::clone(known);
+        }
+        // Runtimes come and go.
+        listeners.all.retain(|(_, listener)| !listener.is_idle());
+        let listener = TaskListener::new();
+        if listeners.closed {
+            listener.close();
+        }
+        listeners.all.push((runtime, Arc::clone(&listener)));
+        listener
+    }
+
+    fn listeners(&self) -> Vec<Arc<TaskListener>> {
+        lock(&self.listeners).all.iter().map(|(_, listener)| Arc::clone(listener)).collect()
+    }
+
+    /// Stops all acquisitions. A waiting call is woken and fails at once.
+    pub(crate) fn close(&self) {
+        self.client.close();
+        lock(&self.listeners).closed = true;
+        self.listeners().iter().for_each(|listener| listener.close());
+    }
+
+    /// See [`TaskRenewer::end_renewals`].
+    pub(crate) async fn end_renewals(&self, deadline: Instant) -> usize {
+        self.renewer.end_renewals(deadline).await
+    }
+
+    pub(crate) fn status(&self) -> LockStatus {
+        let mut status = self.counters.status();
+        for listener in self.listeners() {
+            status.waiting += listener.waiters.waiting();
+            status.subscriptions += listener.waiters.subscriptions();
+            status.permits += listener.waiters.wakeups();
+        }
+        status
+    }
+}
+
+/// The tasks end. In a forked child they belong to the parent, and a mutex may stay locked.
+impl Drop for TaskLockManager {
+    fn drop(&mut self) {
+        if !self.settings.is_forked_child() {
+            self.listeners().iter().for_each(|listener| listener.close());
+        }
+    }
+}
+
+/// The order of the changes of a semaphore's number of permits.
+pub(crate) struct TaskChanges(Places);
+
+impl Default for TaskChanges {
+    fn default() -> Self {
+        Self(Places::new(1))
+    }
+}
+
+/// The right to change the number. Its drop passes it on.
+struct Changing<'c>(Option<&'c Places>);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        if let Some(places) = self.0 {
+            places.add();
+        }
+    }
+}
+
+impl LockIo for TaskLockManager {
+    type Pool = TaskPool;
+    type Renewals = TaskRenewer;
+    type Waiter = TaskRegistration;
+    type Changes = TaskChanges;
+
+    fn client(&self) -> &ScriptClient<TaskPool> {
+        &self.client
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn counters(&self) -> &Arc<LockCounters> {
+        &self.counters
+    }
+
+    fn renewals(&self) -> &TaskRenewer {
+        &self.renewer
+    }
+
+    fn join(&self, channel: &str, owner_token: &str) -> TaskRegistration {
+        TaskWaiters::join(&self.listener().waiters, channel, owner_token)
+    }
+
+    fn join_live(&self, channel: &str, owner_token: &str) -> Option<TaskRegistration> {
+        TaskWaiters::join_live(&self.listener().waiters, channel, owner_token)
+    }
+
+    fn listen(&self, _limit: Instant) -> impl Future<Output = ()> + Send {
+        if let Ok(runtime) = Handle::try_current() {
+            self.listener().listen(&self.pooled, &runtime);
+        }
+        ready(())
+    }
+
+    async fn settle(changes: &TaskChanges) -> impl Send {
+        let TaskChanges(places) = changes;
+        let has_right = match places.try_take() {
+            Ok(true) => true,
+            _ => places.take(Instant::now() + MAX_CHANGE).await.is_ok(),
+        };
+        Changing(has_right.then_some(places))
+    }
+
+    fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {
+        self.renewer.run_later(rest);
+    }
+}

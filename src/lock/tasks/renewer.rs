@@ -1,0 +1,398 @@
+//! The task that extends leases, and that releases the locks of dropped guards and calls.
+//!
+//! Each runtime that acquires locks has one such task while there is work. All of them do the work of
+//! the session manager's locks, so a lease outlives a runtime that ends or stands still.
+
+use std::future::poll_fn;
+use std::mem;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use scopeguard::guard;
+use tokio::runtime::{self, Handle};
+use tokio::task::JoinSet;
+
+use crate::error::any::Error;
+use crate::error::checkout::CheckoutError;
+use crate::lock::client::ScriptClient;
+use crate::lock::io::Renewals;
+use crate::lock::lease::LockLease;
+use crate::lock::renewal::{Due, IDLE, RenewalState, forget};
+use crate::pool::tasks::core::no_runtime;
+use crate::pool::tasks::pool::TaskPool;
+use crate::process::worker::Next;
+use crate::protocol::lock::script::ScriptCall;
+use crate::sync::lock;
+use crate::sync::timer::{DeadlineTimer, until};
+
+/// Delay between two looks at locks that are being closed.
+const CLOSE_PAUSE: Duration = Duration::from_millis(1);
+/// Maximum time that a close waits for the end of the tasks.
+const CLOSE_GRACE: Duration = Duration::from_millis(100);
+
+/// The tasks that extend leases, if they run. Its drop ends them.
+pub(crate) struct TaskRenewer {
+    client: ScriptClient<TaskPool>,
+    shared: Arc<RenewalShared>,
+}
+
+/// What the tasks share with their callers.
+#[derive(Default)]
+struct RenewalShared {
+    locked: Mutex<Locked>,
+}
+
+#[derive(Default)]
+struct Locked {
+    state: RenewalState,
+    /// Calls that ended without a lock, and releases of dropped guards.
+    chores: Vec<Chore>,
+    /// One for each runtime at most.
+    tasks: Vec<RunningTask>,
+    closed: bool,
+}
+
+/// A task that exists; it sleeps or is at work.
+struct RunningTask {
+    runtime: runtime::Id,
+    /// `None`: it is awake, or has not run yet.
+    waker: Option<Waker>,
+    /// `None`: it sleeps until it is woken.
+    sleeps_until: Option<Instant>,
+}
+
+/// The rest of a call, which runs in a task of its own. It counts as an acquisition until its end.
+struct Chore {
+    rest: Pin<Box<dyn Future<Output = ()> + Send>>,
+    #[expect(dead_code, reason = "it is there to be dropped, after the rest")]
+    counted: Counted,
+}
+
+/// Counts as an acquisition until it is dropped.
+struct Counted(Arc<RenewalShared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut locked = self.0.lock();
+        locked.state.end_acquisition();
+        self.0.wake_if_closing(locked);
+    }
+}
+
+impl Future for Chore {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.rest.as_mut().poll(context)
+    }
+}
+
+impl Locked {
+    fn take_wakers(&mut self) -> Vec<Waker> {
+        self.tasks.iter_mut().filter_map(|task| task.waker.take()).collect()
+    }
+
+    fn task(&mut self, runtime: runtime::Id) -> Option<&mut RunningTask> {
+        self.tasks.iter_mut().find(|task| task.runtime == runtime)
+    }
+}
+
+impl RenewalShared {
+    fn lock(&self) -> MutexGuard<'_, Locked> {
+        lock(&self.locked)
+    }
+
+    fn wake(&self, mut locked: MutexGuard<'_, Locked>) {
+        let woken = locked.take_wakers();
+        drop(locked);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Wakes the tasks that sleep past `next`.
+    fn wake_by(&self, mut locked: MutexGuard<'_, Locked>, next: Instant) {
+        let late = |task: &&mut RunningTask| task.sleeps_until.is_none_or(|until| next < until);
+        let woken: Vec<_> =
+            locked.tasks.iter_mut().filter(late).filter_map(|task| task.waker.take()).collect();
+        drop(locked);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// After the close, a task ends the connections when the last lock is gone.
+    fn wake_if_closing(&self, locked: MutexGuard<'_, Locked>) {
+        if !locked.state.extends() {
+            self.wake(locked);
+        }
+    }
+}
+
+/// In a forked child the tasks belong to the parent, and the mutex may stay locked.
+impl Drop for TaskRenewer {
+    fn drop(&mut self) {
+        if self.client.own().settings().is_forked_child() {
+            return;
+        }
+        let mut locked = self.shared.lock();
+        locked.closed = true;
+        self.shared.wake(locked);
+    }
+}
+
+impl Renewals for TaskRenewer {
+    fn begin_acquisition(&self) -> Result<impl Drop + Send, Error> {
+        let runtime = Handle::try_current()
+            .map_err(|_| CheckoutError::Connect { waited: Duration::ZERO, source: no_runtime() })?;
+        let mut locked = self.shared.lock();
+        if !locked.state.extends() {
+            return Err(CheckoutError::Closed.into());
+        }
+        locked.state.begin_acquisition();
+        let counted = Counted(Arc::clone(&self.shared));
+        self.start(locked, &runtime);
+        let process = self.client.own().settings().process.clone();
+        Ok(guard(counted, move |counted| {
+            if process.is_forked_child() {
+                mem::forget(counted);
+            }
+        }))
+    }
+
+    fn watch(&self, lock_lease: &Arc<LockLease>) {
+        let mut locked = self.shared.lock();
+        let next = locked.state.watch(lock_lease);
+        self.wake_by(locked, next);
+    }
+
+    fn forget(&self, lock_lease: &Arc<LockLease>) {
+        let mut locked = self.shared.lock();
+        let forgotten = locked.state.forget(lock_lease);
+        self.shared.wake_if_closing(locked);
+        drop(forgotten);
+    }
+
+    fn pending_release(&self, call: ScriptCall, until: Instant) {
+        let mut locked = self.shared.lock();
+        if let Some(next) = locked.state.add_release(call, until) {
+            self.wake_by(locked, next);
+        }
+    }
+
+    fn answered(&self, key: String) {
+        let mut locked = self.shared.lock();
+        if let Some(at) = locked.state.add_answered(key) {
+            self.wake_by(locked, at);
+        }
+    }
+
+    fn take_answered(&self, holders: &str) -> Vec<String> {
+        self.shared.lock().state.take_answered(holders, self.client.is_in_cluster())
+    }
+
+    fn extends(&self) -> bool {
+        self.shared.lock().state.extends()
+    }
+}
+
+impl TaskRenewer {
+    pub(crate) fn new(client: ScriptClient<TaskPool>) -> Self {
+        Self { client, shared: Arc::default() }
+    }
+
+    /// Has a task run the rest of a call. Without a task it is dropped: no runtime would run it, and
+    /// it would keep the session manager alive.
+    pub(crate) fn run_later(&self, rest: impl Future<Output = ()> + Send + 'static) {
+        let mut locked = self.shared.lock();
+        if locked.tasks.is_empty() {
+            drop(locked);
+            return drop(rest);
+        }
+        locked.state.begin_acquisition();
+        let counted = Counted(Arc::clone(&self.shared));
+        locked.chores.push(Chore { rest: Box::pin(rest), counted });
+        self.shared.wake(locked);
+    }
+
+    /// Waits until no guard lives and no release is pending, or until `deadline`. From then on no
+    /// lease is extended. Returns the number of held locks; their guards can still release them.
+    pub(crate) async fn end_renewals(&self, deadline: Instant) -> usize {
+        if let Ok(runtime) = Handle::try_current() {
+            let locked = self.shared.lock();
+            if !locked.state.is_idle() {
+                self.start(locked, &runtime);
+            }
+        }
+        while !self.shared.lock().state.is_idle() && Instant::now() < deadline {
+            pause(deadline).await;
+        }
+        let (held, answered, finishes) = {
+            let mut locked = self.shared.lock();
+            let ended = locked.state.end_renewals();
+            self.shared.wake(locked);
+            ended
+        };
+        forget(answered, None, &self.client).await;
+        if finishes {
+            finish(&self.client).await;
+            let by = Instant::now() + CLOSE_GRACE;
+            while !self.shared.lock().tasks.is_empty() && Instant::now() < by {
+                pause(by).await;
+            }
+        }
+        held
+    }
+
+    /// Wakes a task by `next` at the latest.
+    fn wake_by(&self, locked: MutexGuard<'_, Locked>, next: Instant) {
+        self.shared.wake_by(locked, next);
+    }
+
+    /// Starts the runtime's task, unless it runs.
+    fn start(&self, mut locked: MutexGuard<'_, Locked>, runtime: &Handle) {
+        let id = runtime.id();
+        if locked.closed || locked.task(id).is_some() {
+            return;
+        }
+        locked.tasks.push(RunningTask { runtime: id, waker: None, sleeps_until: None });
+        drop(locked);
+        // A runtime that has ended drops the task at once.
+        let running = Running { shared: Arc::clone(&self.shared), runtime: id };
+        drop(runtime.spawn(renew(self.client.clone(), running)));
+    }
+}
+
+async fn pause(deadline: Instant) {
+    let by = deadline.min(Instant::now() + CLOSE_PAUSE);
+    let _: Option<()> = until(by, std::future::pending()).await;
+}
+
+/// Closes the connections for renewals and releases; nothing is sent any more.
+async fn finish(client: &ScriptClient<TaskPool>) {
+    let own = client.own();
+    own.close();
+    own.drain(Instant::now()).await;
+    own.stop_connecting();
+}
+
+/// The registration of a runtime's task.
+struct Running {
+    shared: Arc<RenewalShared>,
+    runtime: runtime::Id,
+}
+
+/// The task has ended, or its runtime has.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut locked = self.shared.lock();
+        locked.tasks.retain(|task| task.runtime != self.runtime);
+        let left = match locked.tasks.is_empty() {
+            true => mem::take(&mut locked.chores),
+            false => Vec::new(),
+        };
+        self.shared.wake(locked);
+        // Each of them records what is left to send.
+        drop(left);
+    }
+}
+
+/// The work of one task.
+struct Work {
+    client: ScriptClient<TaskPool>,
+    chores: JoinSet<()>,
+    step: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    timer: DeadlineTimer,
+    /// Without work the task ends then.
+    idle_until: Instant,
+    /// Dropped last.
+    running: Running,
+}
+
+async fn renew(client: ScriptClient<TaskPool>, running: Running) {
+    let mut work = Work {
+        client,
+        chores: JoinSet::new(),
+        step: None,
+        timer: DeadlineTimer::default(),
+        idle_until: Instant::now() + IDLE,
+        running,
+    };
+    poll_fn(|context| work.poll(context)).await;
+}
+
+impl Work {
+    /// Ready when the task has no work, and will not get any.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            while let Poll::Ready(Some(_)) = self.chores.poll_join_next(context) {}
+            if let Some(step) = &mut self.step
+                && step.as_mut().poll(context).is_ready()
+            {
+                (self.step, self.idle_until) = (None, Instant::now() + IDLE);
+            }
+            let shared = Arc::clone(&self.running.shared);
+            let mut locked = shared.lock();
+            let chores = mem::take(&mut locked.chores);
+            if !chores.is_empty() {
+                drop(locked);
+                chores.into_iter().for_each(|chore| drop(self.chores.spawn(chore)));
+                continue;
+            }
+            let until = match self.next(&mut locked) {
+                Next::Run(due) => {
+                    drop(locked);
+                    self.step = Some(Box::pin(step(self.client.clone(), shared, due)));
+                    continue;
+                }
+                Next::WaitUntil(until) => Some(until),
+                Next::Idle => None,
+                Next::End => {
+                    // Under the mutex, so that work which is added finds a task or starts one.
+                    locked.tasks.retain(|task| task.runtime != self.running.runtime);
+                    return Poll::Ready(());
+                }
+            };
+            let mut former = None;
+            if let Some(task) = locked.task(self.running.runtime) {
+                former = task.waker.replace(context.waker().clone());
+                task.sleeps_until = until;
+            }
+            drop(locked);
+            drop(former);
+            match until {
+                Some(until) if self.timer.poll(context, until).is_ready() => {}
+                _ => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Returns the next step. `Idle`: something is under way, which wakes the task.
+    fn next(&mut self, locked: &mut Locked) -> Next<Due> {
+        let now = Instant::now();
+        if locked.closed {
+            return Next::End;
+        }
+        if self.step.is_some() {
+            return Next::Idle;
+        }
+        match locked.state.next(now) {
+            Next::Idle | Next::End if !self.chores.is_empty() => Next::Idle,
+            Next::Idle if now < self.idle_until => Next::WaitUntil(self.idle_until),
+            Next::Idle => Next::End,
+            next => next,
+        }
+    }
+}
+
+/// Sends what is due.
+async fn step(client: ScriptClient<TaskPool>, shared: Arc<RenewalShared>, due: Due) {
+    let finishes = due.finishes;
+    due.run(&client, |releases| {
+        let mut locked = shared.lock();
+        locked.state.retry_releases(releases);
+        shared.wake(locked);
+    })
+    .await;
+    if finishes {
+        finish(&client).await;
+    }
+}
