@@ -50,6 +50,7 @@ impl LockManager {
             waiting: self.waiters.waiting(),
             subscriptions: self.waiters.subscriptions(),
             permits: self.waiters.wakeups(),
+            releasing: self.renewer.releasing(),
             ..self.counters.status()
         }
     }

@@ -49,6 +49,9 @@ pub(crate) struct RenewalState {
     attempted: usize,
     /// Number of acquisitions in progress.
     attempts: usize,
+    /// Number of releases of dropped guards and calls that run in the background.
+    #[cfg(feature = "tokio")]
+    chores: usize,
     /// Keys by which the server remembers releases whose replies have arrived.
     answered: Vec<String>,
     /// Time at which these keys are deleted, unless a release deletes them before.
@@ -93,6 +96,26 @@ impl RenewalState {
 
     pub(crate) fn end_acquisition(&mut self) {
         self.attempts -= 1;
+    }
+
+    /// Counts a release that runs in the background.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn begin_chore(&mut self) {
+        self.chores += 1;
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn end_chore(&mut self) {
+        self.chores -= 1;
+    }
+
+    /// Returns the number of releases that have no reply yet, and for which no call waits.
+    pub(crate) fn releasing(&self) -> usize {
+        #[cfg(feature = "tokio")]
+        let chores = self.chores;
+        #[cfg(not(feature = "tokio"))]
+        let chores = 0;
+        self.pending_releases.len() + self.attempted + chores
     }
 
     /// Adds a lease, and returns when the next step of it is due.
@@ -156,9 +179,7 @@ impl RenewalState {
 
     /// Returns whether no guard lives and no release is pending.
     pub(crate) fn is_idle(&self) -> bool {
-        self.leases.is_empty()
-            && self.pending_releases.is_empty()
-            && self.attempted + self.attempts == 0
+        self.leases.is_empty() && self.attempts == 0 && self.releasing() == 0
     }
 
     /// Records and returns whether the connections are to be closed now.

@@ -106,6 +106,11 @@ impl LeaseRenewer {
         held
     }
 
+    /// Returns the number of releases that have no reply yet.
+    pub(crate) fn releasing(&self) -> usize {
+        self.worker.lock().releasing()
+    }
+
     /// Wakes the thread by `next` at the latest.
     fn wake_by(&self, mut state: MutexGuard<'_, Locked<RenewalState>>, next: Instant) {
         let started = self.start(&mut state);

@@ -16,6 +16,9 @@ pub struct LockStatus {
     pub subscriptions: usize,
     /// Wakeups that a waiting call has received and not acted on.
     pub permits: usize,
+    /// Releases that have no reply yet, and for which no call waits: of dropped guards and calls, and
+    /// of calls that failed.
+    pub releasing: usize,
     /// Locks that were acquired.
     pub acquired: u64,
     /// Calls that ended without the lock.
@@ -40,7 +43,11 @@ impl fmt::Display for LockStatus {
             self.timeouts,
             self.renewals,
             self.lost
-        )
+        )?;
+        match self.releasing {
+            0 => Ok(()),
+            releasing => write!(f, ", {releasing} being released"),
+        }
     }
 }
 

@@ -49,6 +49,8 @@ mod source;
 #[cfg(feature = "tokio")]
 mod spawn;
 #[cfg(feature = "tokio")]
+mod task_locks;
+#[cfg(feature = "tokio")]
 mod task_scopes;
 #[cfg(feature = "tokio")]
 mod task_turns;

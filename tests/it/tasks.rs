@@ -22,6 +22,7 @@ mod faults;
 mod fixture;
 mod leaks;
 mod lock_fencing;
+mod locks;
 mod pooled;
 mod protocol;
 mod refusals;

@@ -86,6 +86,7 @@ impl TaskLockManager {
 
     pub(crate) fn status(&self) -> LockStatus {
         let mut status = self.counters.status();
+        status.releasing = self.renewer.releasing();
         for listener in self.listeners() {
             status.waiting += listener.waiters.waiting();
             status.subscriptions += listener.waiters.subscriptions();

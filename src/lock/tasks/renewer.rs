@@ -63,21 +63,24 @@ struct RunningTask {
     sleeps_until: Option<Instant>,
 }
 
-/// The rest of a call, which runs in a task of its own. It counts as an acquisition until its end.
+/// The rest of a call, which runs in a task of its own.
 struct Chore {
     rest: Pin<Box<dyn Future<Output = ()> + Send>>,
     #[expect(dead_code, reason = "it is there to be dropped, after the rest")]
     counted: Counted,
 }
 
-/// Counts as an acquisition until it is dropped.
-struct Counted(Arc<RenewalShared>);
+/// Counts as something under way until it is dropped.
+struct Counted {
+    shared: Arc<RenewalShared>,
+    end: fn(&mut RenewalState),
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut locked = self.0.lock();
-        locked.state.end_acquisition();
-        self.0.wake_if_closing(locked);
+        let mut locked = self.shared.lock();
+        (self.end)(&mut locked.state);
+        self.shared.wake_if_closing(locked);
     }
 }
 
@@ -148,7 +151,8 @@ impl Renewals for TaskRenewer {
             return Err(CheckoutError::Closed.into());
         }
         locked.state.begin_acquisition();
-        let counted = Counted(Arc::clone(&self.shared));
+        let shared = Arc::clone(&self.shared);
+        let counted = Counted { shared, end: RenewalState::end_acquisition };
         self.start(locked, &runtime);
         let process = self.client.own().settings().process.clone();
         Ok(guard(counted, move |counted| {
@@ -207,8 +211,8 @@ impl TaskRenewer {
             drop(locked);
             return drop(rest);
         }
-        locked.state.begin_acquisition();
-        let counted = Counted(Arc::clone(&self.shared));
+        locked.state.begin_chore();
+        let counted = Counted { shared: Arc::clone(&self.shared), end: RenewalState::end_chore };
         locked.chores.push(Chore { rest: Box::pin(rest), counted });
         self.shared.wake(locked);
     }
@@ -240,6 +244,11 @@ impl TaskRenewer {
             }
         }
         held
+    }
+
+    /// Returns the number of releases that have no reply yet.
+    pub(crate) fn releasing(&self) -> usize {
+        self.shared.lock().state.releasing()
     }
 
     /// Wakes a task by `next` at the latest.

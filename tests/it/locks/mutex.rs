@@ -232,33 +232,35 @@ fn no_key_of_a_lock_lives_for_ever_but_the_counter() {
     assert_eq!(eternal, ["rediscope:fence"]);
 }
 
-#[test]
-fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
-    rediscope_testing::own_process!();
-    let fixture = start();
-    let sessions = fixture.other();
-    let guard = sessions.lock("l").try_acquire().unwrap().unwrap();
-    let waiting = sessions.lock("l");
-    let waiter = thread::spawn(move || waiting.acquire(SOON).map(drop));
-    fixture.wait_for_waiters(&sessions, 1);
-    eventually(SOON, "both threads are there", || {
-        named_threads("rediscope-leases") >= 1 && named_threads("rediscope-lock-events") >= 1
-    });
-    drop(sessions);
-    guard.ensure_held().unwrap();
-    in_time(SOON, "the guard is released", move || guard.release()).unwrap();
-    waiter.join().unwrap().unwrap();
-    eventually(SOON, "its connections are closed", || fixture.server.clients() == 0);
-    eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
-    eventually(SOON, "both threads are gone", || {
-        named_threads("rediscope-leases") + named_threads("rediscope-lock-events") == 0
-    });
-}
+crate::side::threads_only! {
+    #[test]
+    fn no_thread_survives_the_last_handle_and_a_guard_works_without_the_manager() {
+        rediscope_testing::own_process!();
+        let fixture = start();
+        let sessions = fixture.other();
+        let guard = sessions.lock("l").try_acquire().unwrap().unwrap();
+        let waiting = sessions.lock("l");
+        let waiter = thread::spawn(move || waiting.acquire(SOON).map(drop));
+        fixture.wait_for_waiters(&sessions, 1);
+        eventually(SOON, "both threads are there", || {
+            named_threads("rediscope-leases") >= 1 && named_threads("rediscope-lock-events") >= 1
+        });
+        drop(sessions);
+        guard.ensure_held().unwrap();
+        in_time(SOON, "the guard is released", move || guard.release()).unwrap();
+        waiter.join().unwrap().unwrap();
+        eventually(SOON, "its connections are closed", || fixture.server.clients() == 0);
+        eventually(SOON, "no connection listens", || fixture.server.subscribers() == 0);
+        eventually(SOON, "both threads are gone", || {
+            named_threads("rediscope-leases") + named_threads("rediscope-lock-events") == 0
+        });
+    }
 
-/// Threads of all tests that run now: the kernel cuts names at 15 bytes.
-fn named_threads(name: &str) -> usize {
-    let name = &name[..name.len().min(15)];
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
-    let named = |path: std::path::PathBuf| std::fs::read_to_string(path.join("comm")).ok();
-    tasks.flatten().filter_map(|task| named(task.path())).filter(|n| n.trim() == name).count()
+    /// Threads of all tests that run now: the kernel cuts names at 15 bytes.
+    fn named_threads(name: &str) -> usize {
+        let name = &name[..name.len().min(15)];
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let named = |path: std::path::PathBuf| std::fs::read_to_string(path.join("comm")).ok();
+        tasks.flatten().filter_map(|task| named(task.path())).filter(|n| n.trim() == name).count()
+    }
 }

@@ -35,6 +35,9 @@ pub(crate) const ASKS_AGAIN: bool = false;
 /// Whether a provider's panic at a re-authentication is a panic of the caller.
 pub(crate) const PROVIDER_PANICS_PASS: bool = false;
 
+/// Whether a caller needs the right to PUBLISH to receive messages about releases.
+pub(crate) const LISTENS_BY_PUBLISH: bool = false;
+
 /// Items that the tasks do not have yet.
 macro_rules! threads_only {
     ($($item:tt)*) => {};
@@ -205,50 +208,73 @@ impl SessionManager {
     }
 
     pub(crate) fn lock(&self, name: impl AsRef<str>) -> Lock {
-        Lock(self.inner.lock(name))
+        Lock(self.inner.lock(name), self.inner.clone())
     }
 
     pub(crate) fn semaphore(&self, name: impl AsRef<str>, permits: u32) -> Lock {
-        Lock(self.inner.semaphore(name, permits))
+        Lock(self.inner.semaphore(name, permits), self.inner.clone())
     }
 
     pub(crate) fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
-        RwLock(self.inner.rw_lock(name))
+        RwLock(self.inner.rw_lock(name), self.inner.clone())
     }
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Lock(aio::Lock);
+pub(crate) struct Lock(aio::Lock, aio::SessionManager);
+
+/// The drop of a guard of threads, and the end of their calls, wait so long for the release.
+const CLEANED_WITHIN: Duration = Duration::from_millis(500);
+
+/// Waits until the locks of dropped guards and ended calls are released: their tasks do it after the drop.
+fn released(sessions: &aio::SessionManager) {
+    let by = Instant::now() + CLEANED_WITHIN;
+    while sessions.status().locks.releasing > 0 && Instant::now() < by {
+        thread::sleep(Duration::from_micros(200));
+    }
+}
 
 impl Lock {
     pub(crate) fn lease(self, lease: Duration) -> Self {
-        Self(self.0.lease(lease))
+        Self(self.0.lease(lease), self.1)
     }
 
     pub(crate) fn label(self, label: impl Into<Arc<str>>) -> Self {
-        Self(self.0.label(label))
+        Self(self.0.label(label), self.1)
     }
 
     pub(crate) fn fair(self) -> Self {
-        Self(self.0.fair())
+        Self(self.0.fair(), self.1)
     }
 
     pub(crate) fn fixed_lease(self) -> Self {
-        Self(self.0.fixed_lease())
+        Self(self.0.fixed_lease(), self.1)
     }
 
     pub(crate) fn wait_replicas(self, replicas: u32, timeout: Duration) -> Self {
-        Self(self.0.wait_replicas(replicas, timeout))
+        Self(self.0.wait_replicas(replicas, timeout), self.1)
     }
 
     #[track_caller]
     pub(crate) fn acquire(&self, time: Duration) -> Result<LockGuard, Error> {
-        wait(self.0.acquire(time)).map(LockGuard)
+        let acquired = wait(self.0.acquire(time)).map(|guard| self.guard(guard));
+        if acquired.is_err() {
+            released(&self.1);
+        }
+        acquired
     }
 
     #[track_caller]
     pub(crate) fn try_acquire(&self) -> Result<Option<LockGuard>, Error> {
-        wait(self.0.try_acquire()).map(|guard| guard.map(LockGuard))
+        let acquired = wait(self.0.try_acquire()).map(|guard| guard.map(|guard| self.guard(guard)));
+        if acquired.is_err() {
+            released(&self.1);
+        }
+        acquired
+    }
+
+    fn guard(&self, guard: aio::LockGuard) -> LockGuard {
+        LockGuard { guard: Some(guard), sessions: self.1.clone() }
     }
 
     #[track_caller]
@@ -266,12 +292,11 @@ impl Lock {
         time: Duration,
         closure: impl FnOnce(&LockGuard) -> Result<R, E> + Send,
     ) -> Result<R, E> {
-        wait(self.0.hold_with(time, async |guard: &aio::LockGuard| {
-            let guard = LockGuard(guard.share());
-            let result = closure(&guard);
-            drop(guard);
-            result
-        }))
+        wait(
+            self.0.hold_with(time, async |guard: &aio::LockGuard| {
+                closure(&self.guard(guard.share()))
+            }),
+        )
     }
 
     #[track_caller]
@@ -296,51 +321,67 @@ impl Lock {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct RwLock(aio::RwLock);
+pub(crate) struct RwLock(aio::RwLock, aio::SessionManager);
 
 impl RwLock {
     pub(crate) fn read(&self) -> Lock {
-        Lock(self.0.read())
+        Lock(self.0.read(), self.1.clone())
     }
 
     pub(crate) fn write(&self) -> Lock {
-        Lock(self.0.write())
+        Lock(self.0.write(), self.1.clone())
     }
 }
 
 #[derive(Debug)]
 #[must_use = "dropped, the lock is released"]
-pub(crate) struct LockGuard(aio::LockGuard);
+pub(crate) struct LockGuard {
+    guard: Option<aio::LockGuard>,
+    sessions: aio::SessionManager,
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            drop(guard);
+            released(&self.sessions);
+        }
+    }
+}
 
 impl LockGuard {
+    fn inner(&self) -> &aio::LockGuard {
+        self.guard.as_ref().expect("a guard that was not released")
+    }
+
     pub(crate) fn fencing_token(&self) -> u64 {
-        self.0.fencing_token()
+        self.inner().fencing_token()
     }
 
     pub(crate) fn remaining(&self) -> Duration {
-        self.0.remaining()
+        self.inner().remaining()
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        self.0.is_lost()
+        self.inner().is_lost()
     }
 
     #[track_caller]
     pub(crate) fn ensure_held(&self) -> Result<(), Error> {
-        wait(self.0.ensure_held())
+        wait(self.inner().ensure_held())
     }
 
     pub(crate) fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
-        self.0.on_lost(callback);
+        self.inner().on_lost(callback);
     }
 
     pub(crate) fn share(&self) -> Self {
-        Self(self.0.share())
+        Self { guard: Some(self.inner().share()), sessions: self.sessions.clone() }
     }
 
     #[track_caller]
-    pub(crate) fn release(self) -> Result<(), Error> {
-        wait(self.0.release())
+    pub(crate) fn release(mut self) -> Result<(), Error> {
+        wait(self.guard.take().expect("a guard that was not released").release())
     }
 }
 
@@ -353,7 +394,7 @@ impl Transactional {
     }
 
     pub(crate) fn fenced_by(&self, guard: &LockGuard) -> Self {
-        self.with(TransactionOptions::new().fenced_by(&guard.0))
+        self.with(TransactionOptions::new().fenced_by(guard.inner()))
     }
 
     #[track_caller]
