@@ -26,6 +26,12 @@ impl RequestKind {
         matches!(self, Self::Block { commands } if commands >= MIN_TO_YIELD)
     }
 
+    /// Whether it is a block.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_block(self) -> bool {
+        matches!(self, Self::Block { .. })
+    }
+
     /// Number of commands, without MULTI and EXEC.
     #[cfg(feature = "tokio")]
     pub(crate) fn commands(self) -> u32 {

@@ -9,6 +9,8 @@
 #[path = "../../tests/unit/merge.rs"]
 mod tests;
 
+use std::mem;
+
 use redis::Value;
 
 use crate::protocol::batch::RequestKind;
@@ -26,6 +28,8 @@ pub(crate) struct MergedWrite {
     parts: Vec<Part>,
     /// Number of commands of each block, in the order of the blocks.
     blocks: Vec<u32>,
+    /// Whether the connection is in MULTI before the write.
+    in_multi: bool,
 }
 
 /// A part of a write, whose replies belong together.
@@ -45,6 +49,8 @@ enum PartKind {
         blocks: usize,
         commands: u32,
         internal: u32,
+        /// Whether MULTI is a part of the write.
+        opens: bool,
     },
     Read,
     Calls {
@@ -104,6 +110,12 @@ impl MergedWrite {
     #[cfg(feature = "tokio")]
     pub(crate) fn reserve(&mut self, requests: usize) {
         self.parts.reserve(requests);
+    }
+
+    /// The server has accepted the MULTI of the first group.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn follow_multi(&mut self) {
+        self.in_multi = true;
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
@@ -167,7 +179,11 @@ impl MergedWrite {
         internal: Option<&[u8]>,
     ) {
         let (mut count, mut commands) = (0, 0);
-        self.bytes.extend_from_slice(MULTI);
+        let opens = !mem::take(&mut self.in_multi);
+        if opens {
+            self.bytes.extend_from_slice(MULTI);
+            self.expected.push((Expect::Multi, 1));
+        }
         for (block, of_block) in blocks {
             self.bytes.extend_from_slice(body(block));
             self.blocks.push(of_block);
@@ -178,8 +194,8 @@ impl MergedWrite {
         self.bytes.extend_from_slice(EXEC);
         let internal = u32::from(internal.is_some());
         let queued = (Expect::Queued, commands + internal);
-        self.expected.extend([(Expect::Multi, 1), queued, (Expect::Exec, 1)]);
-        self.end_part(PartKind::Group { blocks: count, commands, internal });
+        self.expected.extend([queued, (Expect::Exec, 1)]);
+        self.end_part(PartKind::Group { blocks: count, commands, internal, opens });
     }
 
     fn expect_plain(&mut self, count: u32) {
@@ -309,10 +325,10 @@ impl PartReplies {
             PartKind::Internal => (Self::Internal { failed: false }, 1),
             PartKind::Read => (Self::Read, 1),
             PartKind::Calls { count } => (Self::Calls(Vec::with_capacity(count as usize)), count),
-            PartKind::Group { commands, internal, .. } => {
+            PartKind::Group { commands, internal, opens, .. } => {
                 let collector = Collector::new(commands + internal, 0);
                 let group = GroupReplies { collector, rejected: Vec::new(), seen: 0 };
-                (Self::Group(group), 2 + commands + internal)
+                (Self::Group(group), 1 + u32::from(opens) + commands + internal)
             }
         }
     }

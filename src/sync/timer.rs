@@ -4,6 +4,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use tokio::runtime::{self, Handle};
 use tokio::time::Sleep;
 
 /// One timer for deadlines that change often. It is set anew only if it would fire too late; if it
@@ -13,11 +14,18 @@ pub(crate) struct DeadlineTimer {
     sleep: Option<Pin<Box<Sleep>>>,
     /// When it fires.
     fires: Option<Instant>,
+    /// The runtime that has it fire.
+    runtime: Option<runtime::Id>,
 }
 
 impl DeadlineTimer {
     /// Returns whether the deadline has come. If it has not, the task is woken then at the latest.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let runtime = Handle::try_current().ok().map(|runtime| runtime.id());
+        if runtime.is_some() && self.runtime != runtime {
+            // The former runtime may not be run any more.
+            *self = Self { runtime, ..Self::default() };
+        }
         loop {
             if let (Some(sleep), Some(_)) =
                 (&mut self.sleep, self.fires.filter(|at| *at <= deadline))

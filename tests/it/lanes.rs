@@ -512,3 +512,170 @@ fn a_reply_that_is_too_large_is_its_own_callers_and_the_bound_holds_for_each() {
     let n: i64 = server.ask(&["GET", "n"]);
     assert_eq!(n, 2 * 40);
 }
+
+/// MULTI is sent alone on a lane that has not replied just now: without it, commands would run one by
+/// one.
+#[test]
+fn a_lane_whose_user_may_not_send_multi_applies_no_command() {
+    let (runtime, server) = (runtime(), server_with_user());
+    let trust = Duration::from_millis(5);
+    let builder = rediscope::SessionManager::builder(server.url_as("caller", "secret"));
+    let sessions = builder.lanes(1).trust_window(trust).build_async().unwrap();
+    let (tx, mut pooled) = (sessions.transactional(), sessions.pooled());
+    let once = tx.with(TransactionOptions::new().exactly_once());
+    runtime.block_on(async {
+        let both = |tx: &mut Block| Ok((tx.incr("open:n", 1), tx.incr("open:n", 1)));
+        for (may, nth) in [("+multi", 1_i64), ("-multi", 1), ("+multi", 2), ("-multi", 2)] {
+            let _: () = server.ask(&["ACL", "SETUSER", "caller", may]);
+            // Both an armed lane and one that is not.
+            for options in [&tx, &once] {
+                tokio::time::sleep(4 * trust).await;
+                let (first, second) = tokio::join!(options.run(both), options.run(both));
+                for run in [first, second] {
+                    match may {
+                        "+multi" => _ = run.unwrap(),
+                        _ => {
+                            let error = run.unwrap_err();
+                            assert_eq!(error.applied(), Applied::No, "{error}");
+                            assert!(error.to_string().contains("MULTI"), "{error}");
+                        }
+                    }
+                }
+            }
+            let n: i64 = pooled.get("open:n").await.unwrap();
+            assert_eq!(n, 8 * nth, "{may}");
+        }
+    });
+}
+
+/// With timeouts that let a call wait `within`.
+fn short(builder: rediscope::Builder, within: Duration) -> rediscope::Builder {
+    let each = within / 3;
+    builder.connect_timeout(each).response_timeout(each).checkout_timeout(within)
+}
+
+/// Polls a call for a short time, and keeps it.
+async fn begun<F: Future>(call: F) -> std::pin::Pin<Box<F>> {
+    let mut call = Box::pin(call);
+    let short = tokio::time::timeout(Duration::from_millis(30), call.as_mut()).await;
+    assert!(short.is_err(), "the server replies");
+    call
+}
+
+/// Calls that wait for a connection and are polled no more are never sent, and their places are free
+/// after their deadlines.
+#[test]
+fn calls_that_are_polled_no_more_do_not_keep_a_lane_from_its_server() {
+    let (runtime, server) = (runtime(), Server::start());
+    let within = Duration::from_millis(600);
+    let builder = short(rediscope::SessionManager::builder(server.url()), within);
+    let sessions = builder.lanes(1).max_in_flight(4).build_async().unwrap();
+    let tx = sessions.transactional();
+    let incr = |tx: &mut Block| Ok(tx.incr("n", 1));
+    runtime.block_on(async {
+        assert_eq!(tx.run(incr).await.unwrap(), 1);
+        server.sigkill();
+        let mut kept = Vec::new();
+        for _ in 0..4 {
+            kept.push(begun(tx.run(incr)).await);
+        }
+        let mut forgotten = begun(tx.run(incr)).await;
+        // None of them may be sent any more, when the server is back.
+        tokio::time::sleep(within + Duration::from_millis(50)).await;
+        server.restart_on_same_port();
+        let begins = Instant::now();
+        let mut runs = 0;
+        while runs == 0 {
+            runs = tx.run(incr).await.unwrap_or(0);
+            assert!(begins.elapsed() < within + SLACK, "the lane has no connection");
+        }
+        assert_eq!(runs, 1, "a call was sent after its deadline");
+        for late in &mut kept {
+            let error = late.as_mut().await.unwrap_err();
+            assert_eq!(error.applied(), Applied::No, "{error}");
+        }
+        let error = forgotten.as_mut().await.unwrap_err();
+        assert_eq!(error.applied(), Applied::No, "{error}");
+    });
+}
+
+/// A lane that cannot connect leaves its calls to the other one.
+#[test]
+fn one_lane_serves_the_calls_of_another_one_that_cannot_connect() {
+    let (runtime, server) = (runtime(), Server::start());
+    let proxy = Proxy::to(&server);
+    let builder = rediscope::SessionManager::builder(proxy.url()).lanes(2);
+    let sessions = short(builder, Duration::from_secs(3)).build_async().unwrap();
+    let tx = sessions.transactional();
+    let once = tx.with(TransactionOptions::new().exactly_once());
+    runtime.block_on(async {
+        assert_eq!(tx.run(|tx| Ok(tx.incr("n", 1))).await.unwrap(), 1);
+        let mut pooled = sessions.pooled();
+        assert_eq!(pooled.get::<_, i64>("n").await.unwrap(), 1);
+        proxy.refuse_new(true);
+        for n in 2..=20 {
+            let by = if n % 3 == 0 { &once } else { &tx };
+            assert_eq!(by.run(|tx| Ok(tx.incr("n", 1))).await.unwrap(), n);
+        }
+        assert_eq!(pooled.incr::<_, _, i64>("n", 1).await.unwrap(), 21);
+        // Neither has a connection: both begin, and one succeeds.
+        proxy.cut_all();
+        eventually(SOON, "the connections are closed", || proxy.connections() == 0);
+        let calls = (0..10).map(|_| {
+            let tx = tx.clone();
+            tokio::spawn(async move { tx.run(|tx| Ok(tx.incr("n", 1))).await })
+        });
+        let calls: Vec<_> = calls.collect();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        proxy.refuse_new(false);
+        while tx.run(|tx| Ok(tx.incr("m", 1))).await.is_err() {}
+        proxy.refuse_new(true);
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+    });
+}
+
+/// Neither the lane's task nor the connection's is run.
+#[test]
+fn a_call_that_moves_to_another_runtime_ends_in_time() {
+    let server = Server::start();
+    let here = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let within = Duration::from_millis(600);
+    let builder = short(rediscope::SessionManager::builder(server.url()), within);
+    let sessions = builder.lanes(1).max_size(2).build_async().unwrap();
+    let (tx, mut pooled) = (sessions.transactional(), sessions.pooled());
+    let (guard, mut guards_commit);
+    {
+        here.block_on(async {
+            tx.run(|tx| Ok(tx.incr("n", 1))).await.unwrap();
+        });
+        guard = here.block_on(async {
+            let mut guard = tx.begin().await.unwrap();
+            guard.incr("n", 1);
+            guard.flush().await.unwrap();
+            guard
+        });
+    }
+    let mut run = Box::pin(tx.run(|tx| Ok(tx.incr("n", 1))));
+    let mut get = Box::pin(pooled.get::<_, i64>("n"));
+    guards_commit = Box::pin(guard.commit());
+    {
+        let _here = here.enter();
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(run.as_mut().poll(&mut context).is_pending());
+        assert!(get.as_mut().poll(&mut context).is_pending());
+        assert!(guards_commit.as_mut().poll(&mut context).is_pending());
+    }
+    runtime().block_on(async {
+        let most = 3 * within + SLACK;
+        let run = tokio::time::timeout(most, run).await.expect("it hangs");
+        assert!(run.is_err(), "{run:?}");
+        let get = tokio::time::timeout(most, get).await.expect("it hangs");
+        assert!(get.is_err(), "{get:?}");
+        let commit = tokio::time::timeout(most, guards_commit).await.expect("it hangs");
+        assert!(commit.is_err(), "{commit:?}");
+        // The other runtime's connections are not this one's.
+        assert!(tx.run(|tx| Ok(tx.incr("m", 1))).await.is_ok());
+    });
+}

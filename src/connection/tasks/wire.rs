@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::mem;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::runtime;
@@ -18,6 +18,7 @@ use crate::connection::transport::closed;
 use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::protocol::resp::reply::Reply;
+use crate::sync::timer::DeadlineTimer;
 
 /// Maximum number of replies for which memory is kept.
 const MAX_KEPT_REPLIES: usize = 1024;
@@ -121,6 +122,11 @@ impl TaskWire {
         drop(former);
         Poll::Pending
     }
+}
+
+/// Whether the caller is a task of another runtime.
+fn is_foreign(own: runtime::Id) -> bool {
+    runtime::Handle::try_current().is_ok_and(|runtime| runtime.id() != own)
 }
 
 /// Returns whether the bytes that have arrived begin a push or an attribute, as far as is known.
@@ -241,9 +247,20 @@ impl Wire for TaskWire {
         !self.replies.is_empty()
     }
 
-    /// Waits until all replies have arrived. The task fails the call at the deadline.
+    /// Waits until all replies have arrived. The task fails the call at the deadline. In another runtime
+    /// than the task's, which may not be run, the call has a timer of its own.
     async fn fill(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
-        poll_fn(|context| self.poll_fill(context, deadline)).await
+        let mut timer = None;
+        poll_fn(|context| match self.poll_fill(context, deadline) {
+            Poll::Pending if is_foreign(self.task.runtime()) => {
+                let timer = timer.get_or_insert_with(DeadlineTimer::default);
+                ready!(timer.poll(context, deadline.at()));
+                self.task.shut_down();
+                Poll::Ready(Err(ConnectionError::timed_out("no reply in time")))
+            }
+            polled => polled,
+        })
+        .await
     }
 
     fn unsent(&self) -> Option<usize> {

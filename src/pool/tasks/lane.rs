@@ -1,10 +1,13 @@
 //! One lane: its waiting requests, and the state of its connection.
 //!
-//! The connection is opened by the first request, on the runtime of its task. While there is none, each
-//! request has a timer of its own; with one, the connection's task answers in time.
+//! The connection is opened by the first request, on the runtime of its task, and again until no
+//! request waits. While there is none, each request has a timer of its own; with one, the connection's
+//! task answers in time. A request whose time is over is not sent: its caller may be polled no more.
 
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -20,7 +23,8 @@ use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::shared::CountedConnection;
-use crate::pool::tasks::job::{Job, JobQueue, Left};
+use crate::pool::tasks::job::{Job, JobQueue, Left, Taking};
+use crate::pool::tasks::lanes::LaneSet;
 use crate::protocol::retry::Backoff;
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
@@ -35,6 +39,8 @@ const CONNECT_BACKOFF: (Duration, Duration) =
 pub(crate) struct LaneRequest {
     pub(crate) batch: BatchRequest,
     pub(crate) since: Instant,
+    /// When it is not to be sent any more.
+    pub(crate) deadline: Instant,
     /// Number of times that it was sent in a group of which nothing was applied.
     pub(crate) rejected_groups: u8,
     pub(crate) place: LanePlace,
@@ -89,6 +95,8 @@ pub(crate) struct Lane {
     serve: Serve,
     /// The runtime of its connections.
     runtime: runtime::Id,
+    /// The lanes beside this one, and itself.
+    set: OnceLock<Weak<LaneSet>>,
     places: Arc<Places>,
     /// Whether the connection's task takes requests.
     is_running: AtomicBool,
@@ -107,8 +115,8 @@ enum LaneState {
     None,
     /// `None`: the attempt is about to begin.
     Connecting(Option<AbortHandle>),
-    /// The last attempt failed, and the next one begins at this time.
-    Failed(Instant),
+    /// The last attempt failed, and this task makes another one. `None`: it is about to begin.
+    Failed(Option<AbortHandle>),
     Open(ConnectionTask),
 }
 
@@ -128,10 +136,16 @@ impl Lane {
             awaits_register: AtomicBool::new(false),
             serve,
             runtime,
+            set: OnceLock::new(),
             places: Arc::new(Places::new(context.settings().max_in_flight as usize)),
             is_running: AtomicBool::new(false),
             connection: Mutex::new(connection),
         })
+    }
+
+    /// Requests that it cannot send may go to another lane of this set.
+    pub(crate) fn belongs_to(&self, set: Weak<LaneSet>) {
+        let _: Result<(), _> = self.set.set(set);
     }
 
     /// Takes a place if one is free.
@@ -175,7 +189,7 @@ impl Lane {
         if batch.exactly_once {
             self.awaits_register.store(true, Ordering::Release);
         }
-        let request = LaneRequest { batch, since, rejected_groups: 0, place };
+        let request = LaneRequest { batch, since, deadline, rejected_groups: 0, place };
         let job = Job::new(request, submitter);
         if !self.queue.push(&job) {
             return Err(CheckoutError::Closed);
@@ -194,32 +208,30 @@ impl Lane {
         timer: &mut DeadlineTimer,
         deadline: Instant,
     ) -> Poll<()> {
+        self.open_here();
         // Outside of a runtime there is no timer.
-        let Ok(runtime) = Handle::try_current() else { return Poll::Ready(()) };
-        let is_own = runtime.id() == self.runtime;
-        loop {
-            let next_attempt = if is_own { self.open(&runtime) } else { None };
-            let at = next_attempt.map_or(deadline, |next| next.min(deadline));
-            if timer.poll(context, at).is_pending() {
-                return Poll::Pending;
-            }
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
+        if Handle::try_current().is_err() {
+            return Poll::Ready(());
+        }
+        timer.poll(context, deadline)
+    }
+
+    /// Begins to open a connection if a task of the lane's runtime calls it.
+    #[cold]
+    pub(crate) fn open_here(self: &Arc<Self>) {
+        if let Ok(runtime) = Handle::try_current()
+            && runtime.id() == self.runtime
+        {
+            self.open(&runtime);
         }
     }
 
-    /// Begins to open a connection if there is none, and none is being opened. Returns the time of the
-    /// next attempt after one that failed.
-    pub(crate) fn open(self: &Arc<Self>, runtime: &Handle) -> Option<Instant> {
+    /// Begins to open a connection if there is none, and none is being opened.
+    pub(crate) fn open(self: &Arc<Self>, runtime: &Handle) {
         let mut connection = lock(&self.connection);
-        match connection.state {
-            LaneState::Connecting(_) | LaneState::Open(_) => return None,
-            LaneState::Failed(until) if Instant::now() < until => return Some(until),
-            LaneState::Failed(_) | LaneState::None => {}
-        }
-        if connection.closed {
-            return None;
+        let is_idle = matches!(connection.state, LaneState::None);
+        if !is_idle || connection.closed {
+            return;
         }
         connection.state = LaneState::Connecting(None);
         drop(connection);
@@ -233,7 +245,6 @@ impl Lane {
         if let LaneState::Connecting(none) = &mut connection.state {
             *none = Some(attempt);
         }
-        None
     }
 
     /// Takes over a new connection, in its task.
@@ -266,19 +277,85 @@ impl Lane {
         drop(task.adopt(serving));
     }
 
-    /// Ends an attempt that failed. If another one may succeed, the waiting requests begin it.
-    fn not_opened(&self, source: ConnectionError) {
+    /// Ends an attempt that failed. If another one may succeed, it begins later, unless no request waits.
+    fn not_opened(self: &Arc<Self>, source: ConnectionError) {
         let fails = !source.is_transient_failure() || self.context.config.fail_fast;
+        let runtime = Handle::try_current().ok().filter(|_| !fails);
         let mut connection = lock(&self.connection);
-        connection.state = match fails || connection.closed {
-            true => LaneState::None,
-            false => LaneState::Failed(Instant::now() + connection.backoff.wait()),
+        let pause = connection.backoff.wait();
+        connection.state = match &runtime {
+            Some(_) if !connection.closed => LaneState::Failed(None),
+            _ => LaneState::None,
         };
         drop(connection);
-        match fails {
-            true => self.fail(|waited| CheckoutError::Connect { waited, source: source.clone() }),
-            false => self.queue.wake_submitters(),
+        if fails {
+            return self.fail(|waited| CheckoutError::Connect { waited, source: source.clone() });
         }
+        let Some(runtime) = runtime else { return };
+        self.pass_on();
+        let lane = Arc::clone(self);
+        let again = runtime.spawn(lane.open_again(Instant::now() + pause, runtime.clone()));
+        if let LaneState::Failed(none) = &mut lock(&self.connection).state {
+            *none = Some(again.abort_handle());
+        }
+    }
+
+    /// Begins another attempt at this time, if requests wait.
+    async fn open_again(self: Arc<Self>, at: Instant, runtime: Handle) {
+        let mut timer = DeadlineTimer::default();
+        poll_fn(|context| timer.poll(context, at)).await;
+        self.fail_late();
+        let mut connection = lock(&self.connection);
+        if !matches!(connection.state, LaneState::Failed(_)) {
+            return;
+        }
+        connection.state = LaneState::None;
+        drop(connection);
+        self.pass_on();
+        if !self.queue.is_empty() {
+            self.open(&runtime);
+        }
+    }
+
+    /// Passes the waiting requests to a lane that a connection serves, if there is one.
+    fn pass_on(&self) {
+        let set = self.set.get().and_then(Weak::upgrade);
+        let Some(served) = set.as_ref().and_then(|set| set.served()) else { return };
+        let mut jobs = VecDeque::new();
+        self.queue.drain_into(&mut jobs);
+        while let Some(job) = jobs.pop_front() {
+            if job.look(|request| request.batch.exactly_once) == Some(true) {
+                served.awaits_register.store(true, Ordering::Release);
+            }
+            if !served.queue.push(&job) {
+                jobs.push_front(job);
+                return self.queue.put_back(jobs);
+            }
+        }
+    }
+
+    /// Ends the waiting requests whose time is over.
+    fn fail_late(&self) {
+        let now = Instant::now();
+        let mut jobs = VecDeque::new();
+        self.queue.drain_into(&mut jobs);
+        jobs.retain(|job| match job.take_if(|request| request.deadline <= now) {
+            Taking::Taken(request) => {
+                self.settle_late(job, request);
+                false
+            }
+            Taking::Left => true,
+            Taking::Gone => false,
+        });
+        self.queue.put_back(jobs);
+    }
+
+    /// Ends a request that was taken, and whose time is over.
+    #[cold]
+    pub(in crate::pool) fn settle_late(&self, job: &LaneJob, request: LaneRequest) {
+        let since = request.since;
+        drop(request);
+        job.settle(Err(self.late(since)));
     }
 
     /// Records that the connection's task takes no more requests, and returns those that it left.
@@ -297,7 +374,7 @@ impl Lane {
 
     /// Fails all waiting requests.
     fn fail(&self, error: impl Fn(Duration) -> CheckoutError) {
-        let mut jobs = std::collections::VecDeque::new();
+        let mut jobs = VecDeque::new();
         self.queue.drain_into(&mut jobs);
         for job in jobs {
             if let Some(request) = job.take() {
@@ -362,7 +439,7 @@ impl Lane {
         self.close();
         let state = std::mem::replace(&mut lock(&self.connection).state, LaneState::None);
         let task = match state {
-            LaneState::Connecting(Some(attempt)) => {
+            LaneState::Connecting(Some(attempt)) | LaneState::Failed(Some(attempt)) => {
                 attempt.abort();
                 None
             }
@@ -370,7 +447,7 @@ impl Lane {
                 task.shut_down();
                 Some(task)
             }
-            LaneState::Connecting(None) | LaneState::Failed(_) | LaneState::None => None,
+            LaneState::Connecting(None) | LaneState::Failed(None) | LaneState::None => None,
         };
         self.fail(|_| CheckoutError::Closed);
         task
@@ -408,10 +485,15 @@ impl LaneCall {
         self.is_short || !self.lane.is_served()
     }
 
+    /// Whether another runtime than the caller's serves the lane, which may not be run.
+    fn is_foreign(&self) -> bool {
+        Handle::try_current().is_ok_and(|runtime| runtime.id() != self.lane.runtime)
+    }
+
     /// Returns the response. Wakes the task later if there is none yet.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<LaneResult> {
         let mut polled = self.job.poll(context);
-        if polled.is_pending() && self.is_alone() {
+        if polled.is_pending() && (self.is_alone() || self.is_foreign()) {
             polled = self.poll_alone(context);
         }
         if let Poll::Ready(response) = &polled {
@@ -426,6 +508,7 @@ impl LaneCall {
     /// Has a connection opened if there is none, and withdraws the request at its deadline.
     #[cold]
     fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<LaneResult> {
+        let is_foreign = self.is_foreign();
         let Self { lane, job, deadline, timer, is_late, gives_up, .. } = self;
         if !*is_late {
             if lane.poll_open(context, timer, *deadline).is_pending() {
@@ -434,12 +517,17 @@ impl LaneCall {
             // Too late: unless it is being sent, it is withdrawn.
             if let Some(request) = job.take() {
                 lane.queue.remove(job);
-                job.settle(Err(lane.late(request.since)));
+                lane.settle_late(job, request);
             }
             *is_late = true;
             if let Poll::Ready(response) = job.poll(context) {
                 return Poll::Ready(response);
             }
+        }
+        if is_foreign {
+            // The runtime that sends it may not be run. Else it has its reply by then.
+            let within = 2 * lane.context.settings().response_timeout;
+            gives_up.get_or_insert(*deadline + within);
         }
         match gives_up {
             Some(at) if timer.poll(context, *at).is_ready() => {

@@ -28,7 +28,7 @@ use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
 use crate::pool::tasks::job::Taking;
-use crate::pool::tasks::lane::{LaneJob, LanePlace, LaneRequest};
+use crate::pool::tasks::lane::{Lane, LaneJob, LanePlace, LaneRequest};
 use crate::pool::tasks::lane_line::LaneLine;
 use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -39,7 +39,7 @@ use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::marker::CommitMarker;
 use crate::protocol::merge::{MergedOutcome, MergedReplies, MergedWrite, Piece};
 use crate::protocol::resp::decode::{Fault, FaultKind};
-use crate::protocol::resp::encode::UNWATCH;
+use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::resp::reply::is_too_large;
 
 /// Number of rejected groups after which a block is sent in a group of its own.
@@ -97,10 +97,11 @@ impl Group {
     pub(crate) fn take(
         waiting: &mut VecDeque<Arc<LaneJob>>,
         connection: &mut Connection<TaskWire>,
-        context: &PoolContext,
+        lane: &Lane,
         is_armed: bool,
         shapes: &mut RejectedShapes,
     ) -> Option<Self> {
+        let (context, now) = (&*lane.context, Instant::now());
         let most = context.settings().flush_bytes;
         let (mut chosen, mut bytes) = (Chosen::default(), 0);
         let mut left = VecDeque::new();
@@ -108,14 +109,20 @@ impl Group {
         let armed = connection.known_marker().map(CommitMarker::tag).filter(|_| is_armed);
         let mut token = None;
         while let Some(job) = waiting.pop_front() {
-            let (mut is_full, mut needs) = (false, None);
+            let (mut is_full, mut is_late, mut needs) = (false, false, None);
             let taken = job.take_if(|request| {
+                is_late = request.deadline <= now;
                 let needs = needs.insert(Needs::of(request, shapes));
                 is_full = bytes > 0 && bytes + needs.bytes > most;
-                !is_full && !needs.exactly_once
+                is_late || (!is_full && !needs.exactly_once)
             });
             let Some(needs) = needs else { continue };
             if let Taking::Taken(request) = taken {
+                if is_late {
+                    // Its caller is polled no more, or is about to withdraw it.
+                    lane.settle_late(&job, request);
+                    continue;
+                }
                 bytes += needs.bytes;
                 chosen.push(Member { job, request }, &needs, waiting.len());
                 continue;
@@ -184,6 +191,16 @@ impl Group {
         let has_blocks = !chosen.merged.is_empty() || !chosen.alone.is_empty();
         let mut watches = connection.state().watches_marker();
         let rearms = watches && connection.is_armed(ttl / 2);
+        if connection.state().is_in_multi() {
+            let is_for_them = !watches || !chosen.exactly_once.is_empty();
+            if is_for_them && (has_blocks || !chosen.exactly_once.is_empty()) {
+                write.follow_multi();
+            } else {
+                // The blocks that it was sent for were withdrawn.
+                write.push_internal(Expect::Discard, |bytes| bytes.extend_from_slice(DISCARD));
+                watches = false;
+            }
+        }
         if !chosen.exactly_once.is_empty() {
             let marker = connection.marker(prefix).ok()?;
             marker.advance();

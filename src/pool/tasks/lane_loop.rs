@@ -18,17 +18,18 @@ use crate::connection::deadline;
 use crate::connection::tasks::connect;
 use crate::connection::tasks::wire::TaskWire;
 use crate::error::connection::ConnectionError;
+use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::shared::CountedConnection;
-use crate::pool::tasks::lane::{Lane, LaneJob, LaneRequest};
+use crate::pool::tasks::lane::{Lane, LaneJob};
 use crate::pool::tasks::lane_group::{self, Group, RejectedShapes, next_tag};
 use crate::pool::tasks::lane_line::LaneLine;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{RejectedCommand, Verdict};
 use crate::protocol::marker::CommitMarker;
-use crate::protocol::resp::encode::UNWATCH;
+use crate::protocol::resp::encode::{MULTI, UNWATCH};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::sync::boxed::boxed;
@@ -61,7 +62,7 @@ async fn run(lane: Arc<Lane>, connection: Connection<TaskWire>, counted: Counted
     if !lane.queue.is_empty()
         && let Ok(runtime) = Handle::try_current()
     {
-        let _: Option<Instant> = lane.open(&runtime);
+        lane.open(&runtime);
     }
 }
 
@@ -158,6 +159,7 @@ impl LaneLoop {
     /// Makes sure that the connection is alive, and arms its register if an exactly-once block waits.
     /// Returns false if the connection was lost.
     async fn prepare(&mut self) -> bool {
+        let was_trusted = self.line.is_trusted();
         let by = deadline::after(self.lane.context.settings().response_timeout);
         let (endpoint, settings) =
             (self.lane.context.endpoint.clone(), Arc::clone(self.lane.context.settings()));
@@ -167,8 +169,17 @@ impl LaneLoop {
         }
         if self.lane.awaits_register.swap(false, Ordering::AcqRel)
             && let Some(tag) = self.must_arm()
+            && !self.arm(tag).await
         {
-            return self.arm(tag).await;
+            return false;
+        }
+        if was_trusted {
+            return true;
+        }
+        let is_block =
+            |job: &Arc<LaneJob>| job.look(|request| request.batch.kind.is_block()) == Some(true);
+        if self.waiting.iter().any(is_block) {
+            return self.open_multi().await;
         }
         if self.line.is_trusted() {
             return true;
@@ -182,6 +193,39 @@ impl LaneLoop {
                 false
             }
         }
+    }
+
+    /// Sends MULTI alone and reads its reply: the server replies, and it does not refuse MULTI. If it does,
+    /// the commands of a block behind it would run one by one. Returns false if the connection was lost.
+    async fn open_multi(&mut self) -> bool {
+        let deadline = self.line.response_deadline();
+        let is_exactly_once =
+            |job: &Arc<LaneJob>| job.look(|request| request.batch.exactly_once) == Some(true);
+        let keeps_watch = self.waiting.iter().any(is_exactly_once);
+        let Some(connection) = self.line.current() else { return false };
+        let ends_watch = connection.state().watches_marker() && !keeps_watch;
+        let bytes = [if ends_watch { UNWATCH } else { &[] }, MULTI].concat();
+        let expected = [(Expect::Unwatch, u32::from(ends_watch)), (Expect::Multi, 1)];
+        let mut refused = None;
+        let mut take = |_, reply| {
+            if let Reply::Value(redis::Value::ServerError(error)) = reply {
+                refused = Some(ServerError::from_reply(&error, false));
+            }
+        };
+        let opened = connection.exchange(&bytes, &expected, deadline, &mut take).await;
+        if let Err(Interruption { cause, .. }) = opened {
+            self.lost(&cause);
+            return false;
+        }
+        let Some(error) = refused else {
+            connection.mark_alive();
+            return true;
+        };
+        // The next block asks again.
+        self.line.on_server_error(error.code());
+        let rejected = RejectedCommand { index: None, word: "MULTI", error };
+        self.reject(|batch| batch.kind.is_block().then(|| rejected.clone()));
+        self.line.current().is_some_and(|connection| connection.state().tainted().is_none())
     }
 
     /// Whether the connection watches its register.
@@ -252,20 +296,25 @@ impl LaneLoop {
     /// its slot.
     fn reject_exactly_once(&mut self, tag: Option<u32>, expect: Expect, error: &ServerError) {
         let is_set = expect == Expect::Plain;
+        self.reject(|batch| {
+            // SET of the register follows the block's commands.
+            let index = is_set.then_some(batch.kind.commands());
+            let (word, error) = ("WATCH of the register", error.clone());
+            let needs = batch.exactly_once && lane_group::tag(batch.slot) == tag;
+            needs.then_some(RejectedCommand { index, word, error })
+        });
+    }
+
+    /// Ends the waiting requests that the server refuses.
+    fn reject(&mut self, rejection: impl Fn(&BatchRequest) -> Option<RejectedCommand>) {
         self.lane.queue.drain_into(&mut self.waiting);
         self.waiting.retain(|job| {
-            let commands = job.look(|LaneRequest { batch, .. }| {
-                let needs = batch.exactly_once && lane_group::tag(batch.slot) == tag;
-                needs.then(|| batch.kind.commands())
-            });
-            let Some(Some(commands)) = commands else { return true };
+            let Some(Some(rejected)) = job.look(|request| rejection(&request.batch)) else {
+                return true;
+            };
             if job.take().is_some() {
-                // SET of the register follows the block's commands.
-                let index = is_set.then_some(commands);
-                let (word, error) = ("WATCH of the register", error.clone());
-                let rejected = Verdict::Rejected(RejectedCommand { index, word, error });
                 self.lane.context.config.counters.checkouts.add();
-                job.settle(Ok(BatchResponse::Block(rejected)));
+                job.settle(Ok(BatchResponse::Block(Verdict::Rejected(rejected))));
             }
             false
         });
@@ -275,10 +324,9 @@ impl LaneLoop {
     /// connection is to be closed.
     async fn serve(&mut self) -> bool {
         let is_armed = self.is_armed();
-        let context = Arc::clone(&self.lane.context);
         let Some(connection) = self.line.current() else { return false };
         let taken =
-            Group::take(&mut self.waiting, connection, &context, is_armed, &mut self.shapes);
+            Group::take(&mut self.waiting, connection, &self.lane, is_armed, &mut self.shapes);
         let Some(mut group) = taken else {
             // The register cannot be made.
             return false;
@@ -287,6 +335,13 @@ impl LaneLoop {
             self.lane.awaits_register.store(true, Ordering::Release);
         }
         if group.is_empty() {
+            // What MULTI was sent for was withdrawn.
+            let connection =
+                self.line.current().filter(|connection| connection.state().is_in_multi());
+            if let Some(connection) = connection {
+                connection.taint(CloseReason::LeftDirty);
+                return false;
+            }
             return true;
         }
         self.average = (self.average * 15).div_ceil(16) + group.len();

@@ -31,7 +31,7 @@ pub(crate) struct Lanes {
 }
 
 /// The lanes of one runtime.
-struct LaneSet {
+pub(crate) struct LaneSet {
     lanes: Vec<Arc<Lane>>,
     next: AtomicUsize,
 }
@@ -75,7 +75,11 @@ impl Lanes {
             return Err(CheckoutError::Connect { waited: since.elapsed(), source });
         };
         let set = self.set(runtime.id());
-        let (lane, place) = match set.place()? {
+        let free = match set.served_place() {
+            Some(served) => Some(served),
+            None => set.place()?,
+        };
+        let (lane, place) = match free {
             Some(free) => free,
             None => {
                 let lane = set.lane()?;
@@ -121,7 +125,7 @@ impl Lanes {
     pub(crate) fn warm(&self) {
         let Ok(runtime) = Handle::try_current() else { return };
         if let Ok(lane) = self.set(runtime.id()).lane() {
-            let _: Option<Instant> = lane.open(&runtime);
+            lane.open(&runtime);
         }
     }
 
@@ -147,6 +151,7 @@ impl Lanes {
             .map(|_| Lane::new(&self.context, lane_loop::serve, runtime))
             .collect();
         let set = Arc::new(LaneSet { lanes, next: AtomicUsize::new(0) });
+        set.lanes.iter().for_each(|lane| lane.belongs_to(Arc::downgrade(&set)));
         if self.closed.load(Ordering::SeqCst) {
             set.lanes.iter().for_each(|lane| lane.close());
         }
@@ -207,17 +212,27 @@ impl LaneSet {
 }
 
 impl LaneSet {
-    /// Takes a free place in a lane that a connection serves.
+    /// Takes a free place in a lane that a connection serves. A lane without a connection gets one for
+    /// later requests.
     fn served_place(&self) -> Option<(&Arc<Lane>, LanePlace)> {
         for _ in &self.lanes {
             let lane = self.lane().ok()?;
-            if lane.is_served()
-                && let Some(place) = lane.try_place().ok()?
-            {
+            if !lane.is_served() {
+                if self.served().is_some() {
+                    lane.open_here();
+                }
+                continue;
+            }
+            if let Some(place) = lane.try_place().ok()? {
                 return Some((lane, place));
             }
         }
         None
+    }
+
+    /// A lane that a connection serves.
+    pub(crate) fn served(&self) -> Option<&Arc<Lane>> {
+        self.lanes.iter().find(|lane| lane.is_served())
     }
 }
 
