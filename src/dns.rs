@@ -1,27 +1,24 @@
 //! The look-up of a host's addresses: off the caller's thread, within the caller's time.
 //!
 //! The system's look-up has no timeout. So it runs on a thread of its own, and a caller waits for
-//! it until its deadline. Callers with the same name share one look-up. A thread ends when there is
-//! nothing left to look up.
+//! it until its deadline. Callers with the same name share one look-up.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 #[cfg(feature = "tokio")]
 use tokio::sync::oneshot;
 
+use crate::offload::{Offload, receive};
 use crate::sync::lock;
 #[cfg(feature = "tokio")]
 use crate::sync::timer::until;
 use crate::text::opaque_debug;
-
-/// Maximum number of look-up threads of a session manager. A further thread writes events.
-const MOST_THREADS: usize = 3;
 
 /// Maximum number of addresses that are remembered after a failed connection.
 const MOST_FAILED: usize = 64;
@@ -40,53 +37,11 @@ pub(crate) struct Resolver {
 
 struct SharedLookups {
     look_up: Box<LookUp>,
-    state: Mutex<LookupState>,
+    /// Running look-ups by name, with their callers, from the first caller to the result.
+    under_way: Mutex<HashMap<Arc<str>, Vec<Caller>>>,
+    threads: Offload,
     /// Addresses without a successful connection, the latest last.
     failed: Mutex<Vec<SocketAddr>>,
-}
-
-#[derive(Default)]
-struct LookupState {
-    /// Running look-ups by name, with their callers, from the first caller to the result.
-    under_way: HashMap<Arc<str>, Vec<Caller>>,
-    queue: VecDeque<Box<dyn Job>>,
-    threads: usize,
-}
-
-/// What a thread runs.
-trait Job: Send {
-    /// Whether its result is still wanted.
-    fn is_awaited(&self) -> bool;
-
-    fn run(self: Box<Self>);
-}
-
-impl<F: FnOnce() + Send> Job for F {
-    fn is_awaited(&self) -> bool {
-        true
-    }
-
-    fn run(self: Box<Self>) {
-        self();
-    }
-}
-
-/// A job whose result a task awaits.
-#[cfg(feature = "tokio")]
-struct AwaitedJob<F, T> {
-    job: F,
-    sender: oneshot::Sender<T>,
-}
-
-#[cfg(feature = "tokio")]
-impl<T: Send, F: FnOnce() -> T + Send> Job for AwaitedJob<F, T> {
-    fn is_awaited(&self) -> bool {
-        !self.sender.is_closed()
-    }
-
-    fn run(self: Box<Self>) {
-        let _: Result<(), T> = self.sender.send((self.job)());
-    }
 }
 
 /// A caller that waits for the result of a look-up until its deadline.
@@ -116,8 +71,9 @@ impl Resolver {
     pub(crate) fn new(
         look_up: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
     ) -> Self {
-        let (state, failed) = (Mutex::default(), Mutex::default());
-        Self { shared: Arc::new(SharedLookups { look_up: Box::new(look_up), state, failed }) }
+        let (under_way, failed) = (Mutex::default(), Mutex::default());
+        let (look_up, threads) = (Box::new(look_up), Offload::new("rediscope-names"));
+        Self { shared: Arc::new(SharedLookups { look_up, under_way, threads, failed }) }
     }
 
     /// Returns the addresses of the host, by `deadline` at the latest. Those that failed recently
@@ -187,12 +143,7 @@ impl Resolver {
         deadline: Instant,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
-        let (sender, result) = sync_channel(1);
-        let job = move || {
-            let _: Result<(), _> = sender.try_send(job());
-        };
-        self.shared.enqueue(&mut lock(&self.shared.state), Box::new(job))?;
-        receive(&result, deadline, "not connected in time")
+        self.shared.threads.run(deadline, "not connected in time", job)
     }
 
     /// Begins to run code that may block, off the caller's thread. It does not begin if the result is
@@ -202,23 +153,15 @@ impl Resolver {
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<oneshot::Receiver<T>> {
-        let (sender, result) = oneshot::channel();
-        let job = Box::new(AwaitedJob { job, sender });
-        self.shared.enqueue(&mut lock(&self.shared.state), job)?;
-        Ok(result)
+        self.shared.threads.start(job)
     }
-}
-
-fn receive<T>(result: &Receiver<T>, deadline: Instant, late: &'static str) -> io::Result<T> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    result.recv_timeout(left).map_err(|_| io::Error::new(io::ErrorKind::TimedOut, late))
 }
 
 impl SharedLookups {
     /// Joins the running look-up of that name, or begins one.
     fn look_up(self: &Arc<Self>, host: &str, caller: Caller) -> io::Result<()> {
-        let mut state = lock(&self.state);
-        if let Some(callers) = state.under_way.get_mut(host) {
+        let mut under_way = lock(&self.under_way);
+        if let Some(callers) = under_way.get_mut(host) {
             // A silent look-up may last longer than many callers.
             callers.retain(|caller| !caller.is_late());
             callers.push(caller);
@@ -226,57 +169,23 @@ impl SharedLookups {
         }
         let (shared, host) = (Arc::clone(self), Arc::<str>::from(host));
         let name = Arc::clone(&host);
-        self.enqueue(&mut state, Box::new(move || shared.run_look_up(&name)))?;
-        state.under_way.insert(host, vec![caller]);
+        self.threads.enqueue(move || shared.run_look_up(&name))?;
+        under_way.insert(host, vec![caller]);
         Ok(())
-    }
-
-    /// Adds a job to the queue, and starts another thread for it, unless there is the maximum
-    /// number.
-    fn enqueue(self: &Arc<Self>, state: &mut LookupState, job: Box<dyn Job>) -> io::Result<()> {
-        if state.threads < MOST_THREADS {
-            let shared = Arc::clone(self);
-            let thread = std::thread::Builder::new().name("rediscope-names".to_owned());
-            match thread.spawn(move || shared.work()) {
-                Ok(_) => state.threads += 1,
-                // A running thread takes it from the queue.
-                Err(_) if state.threads > 0 => {}
-                Err(error) => return Err(error),
-            }
-        }
-        // A silent job may last longer than many tasks wait.
-        state.queue.retain(|job| job.is_awaited());
-        state.queue.push_back(job);
-        Ok(())
-    }
-
-    /// Runs jobs until there are none left.
-    fn work(&self) {
-        loop {
-            let mut state = lock(&self.state);
-            let Some(job) = state.queue.pop_front() else {
-                state.threads -= 1;
-                return;
-            };
-            drop(state);
-            if job.is_awaited() {
-                let _: Result<(), _> = catch_unwind(AssertUnwindSafe(|| job.run()));
-            }
-        }
     }
 
     fn run_look_up(&self, host: &Arc<str>) {
-        let mut state = lock(&self.state);
+        let mut under_way = lock(&self.under_way);
         // Under the mutex under which callers join: no further caller can join.
-        if state.under_way.get(host).is_none_or(|callers| callers.iter().all(Caller::is_late)) {
-            state.under_way.remove(host);
+        if under_way.get(host).is_none_or(|callers| callers.iter().all(Caller::is_late)) {
+            under_way.remove(host);
             return;
         }
-        drop(state);
+        drop(under_way);
         let found = catch_unwind(AssertUnwindSafe(|| (self.look_up)(host)));
         let found = found.unwrap_or_else(|_| Err(io::Error::other("the look-up panicked")));
         let found = found.map_err(|error| (error.kind(), error.to_string()));
-        let callers = lock(&self.state).under_way.remove(host).unwrap_or_default();
+        let callers = lock(&self.under_way).remove(host).unwrap_or_default();
         for caller in callers {
             caller.result.send(found.clone());
         }
@@ -314,6 +223,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::offload::MOST_THREADS;
 
     const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -343,7 +253,7 @@ mod tests {
             }
         });
         assert_eq!(asked.load(Ordering::SeqCst), 1, "one look-up for all of them");
-        assert_eq!(lock(&resolver.shared.state).threads, 1);
+        assert_eq!(resolver.shared.threads.threads(), 1);
         let answer = std::thread::spawn({
             let resolver = resolver.clone();
             move || resolver.addresses("slow.test", 7, soon())
@@ -353,10 +263,10 @@ mod tests {
         assert_eq!(answer.join().unwrap().unwrap(), both);
         resolver.failed(both[0]);
         assert_eq!(resolver.addresses("slow.test", 7, soon()).unwrap(), [both[1], both[0]]);
-        while lock(&resolver.shared.state).threads > 0 {
+        while resolver.shared.threads.threads() > 0 {
             std::thread::yield_now();
         }
-        assert!(lock(&resolver.shared.state).under_way.is_empty());
+        assert!(lock(&resolver.shared.under_way).is_empty());
     }
 
     #[test]
@@ -378,13 +288,13 @@ mod tests {
                 });
             }
         });
-        assert_eq!(lock(&resolver.shared.state).threads, MOST_THREADS);
+        assert_eq!(resolver.shared.threads.threads(), MOST_THREADS);
         drop(release);
-        while lock(&resolver.shared.state).threads > 0 {
+        while resolver.shared.threads.threads() > 0 {
             std::thread::yield_now();
         }
         assert!(asked.load(Ordering::SeqCst) <= MOST_THREADS);
-        assert!(lock(&resolver.shared.state).under_way.is_empty());
+        assert!(lock(&resolver.shared.under_way).is_empty());
         let error = resolver.addresses("other.test", 1, soon()).unwrap_err();
         assert_eq!(error.to_string(), "no such host");
     }

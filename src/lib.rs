@@ -12,6 +12,7 @@ mod docs;
 pub mod error;
 pub mod lock;
 pub(crate) mod logging;
+pub(crate) mod offload;
 pub(crate) mod pool;
 pub(crate) mod pooled;
 pub mod prelude;

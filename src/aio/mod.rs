@@ -66,5 +66,6 @@ pub use crate::aio::submitted::Submitted;
 pub use crate::aio::tries::Tries;
 pub use crate::aio::watch::Watch;
 pub use crate::lock::tasks::lost::LockLost;
+pub use crate::settings::credentials::AsyncCredentialsProvider;
 pub use crate::transaction::tasks::attempt::Attempt;
 pub use crate::transaction::tasks::watching::Watching;

@@ -108,10 +108,9 @@ impl Endpoint {
         Login::new(self.auth_info(), self.credentials.as_ref())
     }
 
-    /// Whether [`login`](Self::login) calls code of the program, which may block.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn login_may_block(&self) -> bool {
-        self.credentials.is_some()
+    /// The provider of credentials. [`login`](Self::login) calls it, and may block.
+    pub(crate) fn provider(&self) -> Option<&Provider> {
+        self.credentials.as_ref()
     }
 
     /// Returns how long the provider's oldest running call has lasted, if there is one.
@@ -195,7 +194,7 @@ impl Endpoint {
     }
 
     /// User, password, database and protocol from the address.
-    fn auth_info(&self) -> &AuthInfo {
+    pub(crate) fn auth_info(&self) -> &AuthInfo {
         match &self.target {
             Target::Server(server) => server.auth_info(),
             Target::Master(client) | Target::Replica(client) => client.auth_info(),

@@ -1,10 +1,12 @@
 //! Credentials of connections: from the address, or from the provider. They are never shown.
 
+use std::error::Error;
+
 use redis::RedisConnectionInfo;
 
 use crate::error::config::ConfigError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::settings::credentials::Provider;
+use crate::settings::credentials::{Credentials, Provider};
 
 /// The source of a connection's credentials.
 pub(crate) struct Login {
@@ -24,7 +26,17 @@ impl Login {
         // The version is read first: if the credentials are newer than it, they are sent once more,
         // which does no harm.
         let version = provider.version();
-        let credentials = provider.credentials().map_err(|error| {
+        Self::with(&auth, version, provider.credentials())
+    }
+
+    /// Puts the provider's credentials in the place of the address's.
+    pub(crate) fn with(
+        auth: &RedisConnectionInfo,
+        version: u64,
+        credentials: Result<Credentials, Box<dyn Error + Send + Sync>>,
+    ) -> Result<Self, ConnectionError> {
+        let auth = auth.clone();
+        let credentials = credentials.map_err(|error| {
             ConnectionError::new(
                 ConnectionErrorKind::Credentials,
                 format!("the provider failed: {error}"),

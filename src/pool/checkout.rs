@@ -27,7 +27,6 @@ use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, ScopeLine};
 use crate::process::sockets::OwnSocket;
-use crate::settings::settings::Settings;
 use crate::sync::now::now;
 use crate::sync::{this_thread, thread_name};
 
@@ -142,7 +141,7 @@ impl Checkout {
     #[cold]
     fn reauthenticate(&mut self, deadline: Instant) -> bool {
         let core = Arc::clone(&self.permit.core);
-        let login = || ready(new_login(&core.endpoint, core.settings(), deadline));
+        let login = || ready(new_login(&core.endpoint, deadline));
         now(reauthenticate(self, deadline, login))
     }
 }
@@ -267,20 +266,15 @@ impl Holder for HolderThread {
 
 /// Gets new credentials for a connection, and does not wait for the provider past
 /// `checkout_deadline`.
-fn new_login(
-    endpoint: &Endpoint,
-    settings: &Settings,
-    checkout_deadline: Instant,
-) -> Result<Login, ConnectionError> {
+fn new_login(endpoint: &Endpoint, checkout_deadline: Instant) -> Result<Login, ConnectionError> {
+    let Some(provider) = endpoint.provider() else { return endpoint.login() };
     let called = endpoint.clone();
     let call = move || catch_unwind(AssertUnwindSafe(|| called.login()));
-    match settings.resolver.run(checkout_deadline, call) {
+    let late = "the provider has not returned in time";
+    match provider.threads().run(checkout_deadline, late, call) {
         Ok(Ok(login)) => login,
         // The provider's panic continues here, as if it had been called on this thread.
         Ok(Err(panic)) => resume_unwind(panic),
-        Err(_) => {
-            let text = "the provider has not returned in time";
-            Err(ConnectionError::new(ConnectionErrorKind::Credentials, text))
-        }
+        Err(_) => Err(ConnectionError::new(ConnectionErrorKind::Credentials, late)),
     }
 }

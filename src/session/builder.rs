@@ -20,6 +20,8 @@ use crate::process::current::Process;
 use crate::protocol::handshake::Purpose;
 use crate::session::manager::SessionManager;
 use crate::session::threads;
+#[cfg(feature = "tokio")]
+use crate::settings::credentials::AsyncCredentialsProvider;
 use crate::settings::credentials::{CredentialsProvider, Provider};
 use crate::settings::settings::Settings;
 use crate::settings::table;
@@ -171,6 +173,15 @@ impl Builder {
         self
     }
 
+    /// Like [`credentials_provider`](Self::credentials_provider), with an asynchronous source, for
+    /// [`build_async`](Self::build_async). [`build`](Self::build) refuses it. Each of the two settings
+    /// replaces the other. (Feature `tokio`.)
+    #[cfg(feature = "tokio")]
+    pub fn async_credentials_provider(mut self, provider: impl AsyncCredentialsProvider) -> Self {
+        self.settings.credentials = Some(Provider::asynchronous(provider));
+        self
+    }
+
     /// Sets the resolver of host names, for tests without a name server of their own.
     #[doc(hidden)]
     pub fn look_up_names_with(
@@ -196,6 +207,10 @@ impl Builder {
     /// [`ConfigError`] names the setting that cannot work. [`ConfigError::Threads`]: the system did
     /// not start the three threads that the manager needs.
     pub fn build(self) -> Result<SessionManager, ConfigError> {
+        if self.settings.credentials.as_ref().is_some_and(Provider::is_asynchronous) {
+            let problem = "threads cannot call it: use build_async(), or credentials_provider";
+            return Err(ConfigError::setting("async_credentials_provider", problem));
+        }
         let Checked { address, settings, kinds } = self.checked()?;
         let own = kinds.locks();
         let kinds = [kinds.transactional, kinds.pooled, own];
@@ -227,6 +242,7 @@ impl Builder {
         if settings.is_forked_child() {
             // The builder was made before a fork: the resolver's threads belong to the parent.
             settings.resolver = Resolver::default();
+            settings.credentials = settings.credentials.as_ref().map(Provider::after_fork);
         }
         settings.process = Process::here();
         let settings = Arc::new(settings);

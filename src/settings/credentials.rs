@@ -2,12 +2,13 @@
 //! log.
 
 use std::error::Error;
+#[cfg(feature = "tokio")]
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use scopeguard::defer;
-
+use crate::offload::Offload;
 use crate::sync::lock;
 use crate::text::opaque_debug;
 
@@ -53,6 +54,9 @@ opaque_debug!(Credentials);
 /// should return a value that another thread has fetched. A checkout that re-authenticates waits
 /// for it beyond its deadline. A checkout whose connection is being opened waits for at most its
 /// `checkout_timeout`. The time in `credentials` does not count against `connect_timeout`.
+///
+/// A session manager of tasks calls `credentials` on up to three threads of its own, and no call waits for
+/// it past its deadline. `aio::AsyncCredentialsProvider` needs no thread.
 ///
 /// [`RotatingCredentials`] is a provider whose credentials the program sets.
 ///
@@ -144,21 +148,147 @@ impl CredentialsProvider for RotatingCredentials {
     }
 }
 
+/// Like [`CredentialsProvider`], for a source that is asynchronous. (Feature `tokio`.)
+/// [`Builder::async_credentials_provider`](crate::Builder::async_credentials_provider) takes it, for a
+/// session manager of tasks.
+///
+/// The future of [`credentials`](Self::credentials) is polled by the task that opens a connection, or by
+/// the caller whose connection authenticates again. It is dropped at the deadline of that checkout, and
+/// with its caller. The task that opens a connection drops it after `checkout_timeout`, and the next
+/// attempt calls the method again. Several futures may run at once. A panic is a failed attempt.
+///
+/// [`version`](Self::version) is called at every checkout: it must not block.
+///
+/// ```no_run
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use rediscope::{Credentials, SessionManager, aio::AsyncCredentialsProvider};
+///
+/// /// A token from a service, which another task replaces and counts.
+/// struct Tokens(AtomicU64);
+///
+/// # async fn token() -> std::io::Result<String> { Ok("a token".to_owned()) }
+/// impl AsyncCredentialsProvider for Tokens {
+///     async fn credentials(&self) -> Result<Credentials, Box<dyn std::error::Error + Send + Sync>> {
+///         Ok(Credentials::new("app", token().await?))
+///     }
+///
+///     fn version(&self) -> u64 {
+///         self.0.load(Ordering::Acquire)
+///     }
+/// }
+///
+/// # fn main() -> Result<(), rediscope::error::ConfigError> {
+/// let sessions = SessionManager::builder("redis://127.0.0.1/")
+///     .async_credentials_provider(Tokens(AtomicU64::new(0)))
+///     .build_async()?;
+/// # Ok(()) }
+/// ```
+#[cfg(feature = "tokio")]
+pub trait AsyncCredentialsProvider: Send + Sync + 'static {
+    /// Returns the credentials that are valid now. The future may be dropped at any time.
+    ///
+    /// # Errors
+    /// As [`CredentialsProvider::credentials`].
+    fn credentials(
+        &self,
+    ) -> impl Future<Output = Result<Credentials, Box<dyn Error + Send + Sync>>> + Send;
+
+    /// Returns a number that changes whenever [`credentials`](Self::credentials) returns another
+    /// value.
+    fn version(&self) -> u64;
+}
+
+#[cfg(feature = "tokio")]
+impl<P: AsyncCredentialsProvider + ?Sized> AsyncCredentialsProvider for Arc<P> {
+    fn credentials(
+        &self,
+    ) -> impl Future<Output = Result<Credentials, Box<dyn Error + Send + Sync>>> + Send {
+        (**self).credentials()
+    }
+
+    fn version(&self) -> u64 {
+        (**self).version()
+    }
+}
+
+/// What a provider returns.
+type Provided = Result<Credentials, Box<dyn Error + Send + Sync>>;
+
+/// Any asynchronous provider.
+#[cfg(feature = "tokio")]
+trait AnyProvider: Send + Sync {
+    fn call(&self) -> Pin<Box<dyn Future<Output = Provided> + Send + '_>>;
+
+    fn number(&self) -> u64;
+}
+
+#[cfg(feature = "tokio")]
+impl<P: AsyncCredentialsProvider> AnyProvider for P {
+    fn call(&self) -> Pin<Box<dyn Future<Output = Provided> + Send + '_>> {
+        Box::pin(self.credentials())
+    }
+
+    fn number(&self) -> u64 {
+        self.version()
+    }
+}
+
 /// The credentials provider of a session manager.
 #[derive(Clone)]
 pub(crate) struct Provider {
-    provider: Arc<dyn CredentialsProvider>,
+    source: Source,
     /// Start of each call to `credentials` that has not returned yet.
     asked: Arc<Mutex<Vec<Instant>>>,
+    /// Threads for calls that may block.
+    threads: Offload,
+}
+
+#[derive(Clone)]
+enum Source {
+    Blocking(Arc<dyn CredentialsProvider>),
+    #[cfg(feature = "tokio")]
+    Asynchronous(Arc<dyn AnyProvider>),
 }
 
 impl Provider {
     pub(crate) fn new(provider: impl CredentialsProvider) -> Self {
-        Self { provider: Arc::new(provider), asked: Arc::default() }
+        Self::of(Source::Blocking(Arc::new(provider)))
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn asynchronous(provider: impl AsyncCredentialsProvider) -> Self {
+        Self::of(Source::Asynchronous(Arc::new(provider)))
+    }
+
+    fn of(source: Source) -> Self {
+        Self { source, asked: Arc::default(), threads: Offload::new("rediscope-login") }
+    }
+
+    /// The same provider in a forked child: the threads belong to the parent.
+    pub(crate) fn after_fork(&self) -> Self {
+        Self::of(self.source.clone())
     }
 
     pub(crate) fn version(&self) -> u64 {
-        self.provider.version()
+        match &self.source {
+            Source::Blocking(provider) => provider.version(),
+            #[cfg(feature = "tokio")]
+            Source::Asynchronous(provider) => provider.number(),
+        }
+    }
+
+    /// The threads for calls of [`credentials`](Self::credentials).
+    pub(crate) fn threads(&self) -> &Offload {
+        &self.threads
+    }
+
+    /// Whether the provider is an asynchronous one, which threads cannot call.
+    pub(crate) fn is_asynchronous(&self) -> bool {
+        match &self.source {
+            Source::Blocking(_) => false,
+            #[cfg(feature = "tokio")]
+            Source::Asynchronous(_) => true,
+        }
     }
 
     /// Returns how long the oldest such call has lasted, if there is one.
@@ -166,16 +296,36 @@ impl Provider {
         lock(&self.asked).iter().map(Instant::elapsed).max()
     }
 
-    pub(crate) fn credentials(&self) -> Result<Credentials, Box<dyn Error + Send + Sync>> {
-        let begun = Instant::now();
-        lock(&self.asked).push(begun);
-        defer! {
-            let mut asked = lock(&self.asked);
+    /// Calls the provider, which may block.
+    pub(crate) fn credentials(&self) -> Provided {
+        let _asked = self.count();
+        match &self.source {
+            Source::Blocking(provider) => provider.credentials(),
+            #[cfg(feature = "tokio")]
+            Source::Asynchronous(_) => Err("the provider is one for tasks".into()),
+        }
+    }
+
+    /// Calls an asynchronous provider.
+    #[cfg(feature = "tokio")]
+    pub(crate) async fn credentials_async(&self) -> Provided {
+        let _asked = self.count();
+        match &self.source {
+            Source::Blocking(_) => Err("the provider is one for threads".into()),
+            Source::Asynchronous(provider) => provider.call().await,
+        }
+    }
+
+    /// Counts a call until the value is dropped.
+    fn count(&self) -> impl Drop + Send + use<> {
+        let (asked, begun) = (Arc::clone(&self.asked), Instant::now());
+        lock(&asked).push(begun);
+        scopeguard::guard(asked, move |asked| {
+            let mut asked = lock(&asked);
             if let Some(at) = asked.iter().position(|other| *other == begun) {
                 asked.swap_remove(at);
             }
-        }
-        self.provider.credentials()
+        })
     }
 }
 

@@ -15,32 +15,49 @@ use crate::connection::login::Login;
 #[cfg(feature = "tls-rustls")]
 use crate::connection::tasks::secured;
 use crate::connection::tasks::socket::TaskSocket;
-use crate::error::connection::ConnectionError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
 use crate::settings::settings::Settings;
+use crate::sync::caught::caught;
 use crate::sync::timer::until;
 
 /// Delay between attempts to connect to a unix socket whose accept queue is full.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(2);
 
-/// Returns the credentials of a connection that is opened, or checked out, now. The provider is asked
-/// on a thread of the resolver. `deadline`: the caller waits no longer than that.
+/// Returns the credentials of a connection that is opened, or checked out, now. A provider that may block
+/// is called on a thread of its own, an asynchronous one here. `deadline`: the caller waits no longer
+/// than that.
 pub(crate) async fn login(
     endpoint: &Endpoint,
     settings: &Settings,
     deadline: Option<Instant>,
 ) -> Result<Login, ConnectionError> {
-    if !endpoint.login_may_block() {
-        return endpoint.login();
+    let Some(provider) = endpoint.provider() else { return endpoint.login() };
+    let late = || {
+        let text = "the provider has not returned in time";
+        Err(ConnectionError::new(ConnectionErrorKind::Credentials, text))
+    };
+    if provider.is_asynchronous() {
+        let by = deadline.unwrap_or_else(|| deadline::after(settings.checkout_timeout));
+        let called = async {
+            let version = provider.version();
+            (version, provider.credentials_async().await)
+        };
+        return match until(by, caught(called)).await {
+            Some(Some((version, credentials))) => {
+                Login::with(endpoint.auth_info(), version, credentials)
+            }
+            Some(None) => Err(ConnectionError::panicked()),
+            None => late(),
+        };
     }
-    let of_io = |error| ConnectionError::of_io(&error);
     let asked = endpoint.clone();
-    let answer = settings.resolver.start(move || asked.login()).map_err(of_io)?;
+    let answer = provider.threads().start(move || asked.login());
     let by = deadline.unwrap_or_else(|| deadline::after(Duration::MAX));
-    match until(by, answer).await {
+    match until(by, answer.map_err(|error| ConnectionError::of_io(&error))?).await {
         Some(Ok(login)) => login,
         Some(Err(_)) => Err(ConnectionError::panicked()),
-        None => Err(ConnectionError::timed_out("no credentials in time")),
+        None => late(),
     }
 }
 
