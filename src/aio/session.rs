@@ -13,6 +13,7 @@ use crate::aio::pooled::Pooled;
 use crate::commit::tasks::TaskResolver;
 use crate::connection::deadline;
 use crate::connection::url::IntoAddress;
+use crate::error::any::Error;
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::{CommitToken, Resolution, UnresolvedReason};
 use crate::error::open_scope::OpenScope;
@@ -260,6 +261,34 @@ impl SessionManager {
         }
     }
 
+    /// Asks whether the servers take writes now. See
+    /// [`SessionManager::ready`](crate::SessionManager::ready) of threads for what is asked and for the
+    /// errors.
+    ///
+    /// The future has a result within `within`. Dropped before its end, it closes the connection of its
+    /// query; other calls go on.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::aio::SessionManager;
+    /// # async fn example(sessions: &SessionManager) {
+    /// let status = match sessions.ready(Duration::from_secs(1)).await {
+    ///     Ok(()) => "200 OK".to_owned(),
+    ///     Err(error) => format!("503 {error:#}"),
+    /// };
+    /// # let _ = status; }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Checkout`] with the reason.
+    pub fn ready(
+        &self,
+        within: Duration,
+    ) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let resolver = Arc::clone(&self.resolver);
+        async move { resolver.ready(within).await }
+    }
+
     /// Returns the open scopes of both pools and the blocking commands of pooled handles, oldest
     /// first: age, place, name, task.
     pub fn open_scopes(&self) -> Vec<OpenScope> {
@@ -308,10 +337,10 @@ impl SessionManager {
         let replicas = Arc::clone(&self.replicas);
         let is_here = pooled.here().is_ok();
         let deadline = deadline::after(timeout);
+        let queries = is_here.then(|| self.resolver.close());
         if is_here {
             pooled.close();
             transactional.close();
-            self.resolver.close();
             if let Some(replicas) = replicas.get() {
                 replicas.close();
             }
@@ -327,7 +356,11 @@ impl SessionManager {
                 scopes += replicas.drain(deadline).await;
             }
             // The locks end last, because a scope may run under a lock.
-            Closed { scopes, locks: locks.end_renewals(deadline).await }
+            let locks = locks.end_renewals(deadline).await;
+            if let Some(queries) = queries {
+                queries.await;
+            }
+            Closed { scopes, locks }
         }
     }
 

@@ -7,8 +7,10 @@ pub(crate) mod commit;
 pub(crate) mod last_write;
 pub(crate) mod lock_check;
 pub(crate) mod outcome;
+mod own_connections;
 pub(crate) mod plan;
 pub(crate) mod prepare;
+pub(crate) mod ready;
 pub(crate) mod resolve;
 pub(crate) mod side;
 #[cfg(feature = "tokio")]

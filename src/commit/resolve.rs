@@ -1,13 +1,13 @@
 //! Resolves a transaction in doubt on the server.
 //!
-//! This uses a connection of its own, one for the whole manager, which is open while a call needs
-//! it. So the resolution does not wait for the transaction's pool. A missing register proves
+//! This uses a connection of its own, one to each server for the whole manager, which is open while a
+//! call needs it. So the resolution does not wait for the transaction's pool. A missing register proves
 //! nothing, and every call ends within the caller's time.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use crate::connection::connection::Connection;
+use crate::commit::own_connections::{OwnConnection, OwnConnections};
 use crate::connection::deadline::{self, Deadline};
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::OpenOptions;
@@ -25,38 +25,53 @@ use crate::protocol::cluster::slot;
 use crate::protocol::marker;
 use crate::protocol::retry::Backoff;
 use crate::protocol::server_error::ServerError;
-use crate::sync::lock;
 
 /// Maximum delay before the query is sent again to a server that could not be reached.
 const PAUSE: Duration = Duration::from_millis(100);
 
-type PoolConnection<P> = Connection<<<P as ServerPool>::Io as Io>::Wire>;
+/// The result of the last probe of readiness, and the time of its end.
+pub(super) type LastProbe = Option<(Instant, Result<(), ConnectionError>)>;
+
+/// Why a call did not get the permit to query.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NoTurn {
+    /// The session manager is closed.
+    Closed,
+    /// Other calls had the permit for the whole time.
+    Occupied,
+}
 
 /// Resolves transactions in doubt on the server. One call queries at a time: each side has a permit
 /// for that.
 pub(crate) struct DoubtResolver<P: ServerPool> {
-    router: Router<P>,
-    /// The connection, and the address it leads to. The call that uses it has it alone.
-    connection: Mutex<Option<(String, PoolConnection<P>)>>,
+    pub(super) router: Router<P>,
+    /// The call that uses one of them has it alone.
+    pub(super) connections: OwnConnections<P>,
+    pub(super) last_probe: Mutex<LastProbe>,
 }
 
 impl<P: ServerPool> DoubtResolver<P> {
     pub(crate) fn new(router: Router<P>) -> Self {
-        Self { router, connection: Mutex::new(None) }
+        Self { router, connections: OwnConnections::default(), last_probe: Mutex::default() }
     }
 
-    /// Closes the connection, for which no other call waits.
-    pub(crate) fn disconnect(&self) {
-        drop(lock(&self.connection).take());
+    /// No other call waits for the connections: they are closed, unless readiness was probed.
+    pub(crate) fn rest(&self) {
+        self.connections.rest();
+    }
+
+    /// Returns the connections that no call uses, to be dropped. Each other one is closed after its call.
+    pub(crate) fn close(&self) -> Vec<OwnConnection<P>> {
+        self.connections.close()
     }
 
     /// Asks the server whether the transaction was applied, once there is a permit. Dropped before
     /// its end, it closes the connection.
-    pub(crate) async fn resolve<G: Send, F: Future<Output = Result<G, UnresolvedReason>> + Send>(
+    pub(crate) async fn resolve<G: Send, F: Future<Output = Result<G, NoTurn>> + Send>(
         &self,
         token: &CommitToken,
         within: Option<Duration>,
-        permit: impl FnOnce(Instant) -> F + Send,
+        permit: impl Fn(Instant) -> F + Send,
     ) -> Resolution {
         if self.router.here().is_err() {
             // Without a count or a log, whose mutexes may stay locked forever.
@@ -70,22 +85,23 @@ impl<P: ServerPool> DoubtResolver<P> {
         resolution
     }
 
-    async fn resolve_on_server<G: Send, F: Future<Output = Result<G, UnresolvedReason>> + Send>(
+    async fn resolve_on_server<G: Send, F: Future<Output = Result<G, NoTurn>> + Send>(
         &self,
         token: &CommitToken,
         deadline: Instant,
-        permit: impl FnOnce(Instant) -> F + Send,
+        permit: impl Fn(Instant) -> F + Send,
     ) -> Result<bool, UnresolvedReason> {
         let key_slot = self.check(token)?;
-        let _permit = permit(deadline).await?;
         let mut pauses = Backoff::new(PAUSE / 16, PAUSE);
         // The register's name has its slot, whatever server made the token.
         let mut route = Route::to(key_slot);
         let mut budget = RedirectBudget::until(deadline);
         loop {
-            let kept = lock(&self.connection).take();
-            let was_kept = kept.is_some();
-            let asked = self.ask_server(kept, &route, token, deadline).await;
+            // Other calls may query during a pause.
+            let turn = permit(deadline).await?;
+            let mut was_kept = false;
+            let asked = self.ask_server(&mut was_kept, &route, token, deadline).await;
+            drop(turn);
             if let Err(UnresolvedReason::Refused(error)) = &asked
                 && let Some(redirect) =
                     self.router.redirect_for(&route, error.code(), error.message()).await
@@ -162,7 +178,7 @@ impl<P: ServerPool> DoubtResolver<P> {
     /// Queries the register on the kept connection, or on a new one.
     async fn ask_server(
         &self,
-        kept: Option<(String, PoolConnection<P>)>,
+        was_kept: &mut bool,
         route: &Route,
         token: &CommitToken,
         deadline: Instant,
@@ -172,11 +188,11 @@ impl<P: ServerPool> DoubtResolver<P> {
         let endpoint = self.router.endpoint(route, deadline).await.map_err(not_connected)?;
         let generation = endpoint.generation();
         // A connection to a former master would read that server's register.
-        let same = |(address, connection): &(String, PoolConnection<P>)| {
-            *address == endpoint.address() && connection.generation() == generation
-        };
-        let mut connection = match kept.filter(same) {
-            Some((_, connection)) => connection,
+        let mut connection = match self.connections.take(&endpoint) {
+            Some(connection) => {
+                *was_kept = true;
+                connection
+            }
             None => self.connect(&endpoint, generation, route, deadline).await?,
         };
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
@@ -193,7 +209,7 @@ impl<P: ServerPool> DoubtResolver<P> {
             let text = "another server became the master during the query";
             return Err(unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text)));
         }
-        *lock(&self.connection) = Some((endpoint.address().into_owned(), connection));
+        self.connections.keep(&endpoint, connection);
         Ok(marker::applied(token.number, touched, found)?)
     }
 
@@ -203,7 +219,7 @@ impl<P: ServerPool> DoubtResolver<P> {
         generation: u64,
         route: &Route,
         deadline: Instant,
-    ) -> Result<PoolConnection<P>, UnresolvedReason> {
+    ) -> Result<OwnConnection<P>, UnresolvedReason> {
         let options = OpenOptions::for_query(generation, deadline);
         let source = match P::Io::open(endpoint, self.router.settings(), options).await {
             Ok(connection) => return Ok(connection),
@@ -237,16 +253,21 @@ fn not_connected(error: CheckoutError) -> UnresolvedReason {
     }
 }
 
-/// The session manager is closed.
-pub(crate) fn closed() -> UnresolvedReason {
+fn closed() -> UnresolvedReason {
     let text = "the session manager is closed";
     UnresolvedReason::Unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text))
 }
 
-/// Other calls had the permit for the whole time.
-pub(crate) fn occupied() -> UnresolvedReason {
-    let text = "other queries occupied the connection";
-    UnresolvedReason::Unreachable(ConnectionError::timed_out(text))
+impl From<NoTurn> for UnresolvedReason {
+    fn from(why: NoTurn) -> Self {
+        match why {
+            NoTurn::Closed => closed(),
+            NoTurn::Occupied => {
+                let text = "other queries occupied the connection";
+                Self::Unreachable(ConnectionError::timed_out(text))
+            }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::commit::resolve::{DoubtResolver, closed, occupied};
+use crate::commit::resolve::{DoubtResolver, NoTurn};
 use crate::commit::side::Side;
+use crate::connection::io::Io as _;
+use crate::connection::tasks::io::Tasks;
+use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::any::Error;
 use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, ResolveCommit, UnresolvedReason};
 use crate::pool::router::Router;
@@ -17,6 +20,12 @@ use crate::pool::tasks::line::TaskPin;
 use crate::pool::tasks::pool::TaskPool;
 use crate::sync::lock;
 use crate::sync::timer::until;
+
+/// Maximum wait for the end of the connections' tasks.
+const CLOSE_GRACE: Duration = Duration::from_millis(100);
+
+/// Delay between two looks at the tasks.
+const CLOSE_PAUSE: Duration = Duration::from_millis(1);
 
 impl Side for TaskPool {
     async fn resolve(doubt: &InDoubt) -> Resolution {
@@ -55,10 +64,25 @@ impl TaskResolver {
         Self { resolver, turn: Mutex::default(), changed: Notify::new() }
     }
 
-    /// Makes later calls fail: the session manager is closed.
-    pub(crate) fn close(&self) {
+    /// Makes later calls fail: the session manager is closed. The future is ready when the tasks of the
+    /// connections have ended, or were not polled for a while.
+    pub(crate) fn close(&self) -> impl Future<Output = ()> + Send + use<> {
         lock(&self.turn).closed = true;
         self.changed.notify_waiters();
+        let connections = self.resolver.close();
+        let tasks: Vec<_> = connections.iter().map(|own| own.wire().task().clone()).collect();
+        drop(connections);
+        async move {
+            let by = Instant::now() + CLOSE_GRACE;
+            while !tasks.iter().all(ConnectionTask::has_ended) && Instant::now() < by {
+                Tasks::pause(CLOSE_PAUSE).await;
+            }
+        }
+    }
+
+    /// See [`DoubtResolver::ready`].
+    pub(crate) async fn ready(&self, within: Duration) -> Result<(), Error> {
+        self.resolver.ready(within, |deadline| self.turn(deadline)).await
     }
 
     /// Asks the server whether the transaction was applied. Dropped before its end, it closes the
@@ -72,7 +96,7 @@ impl TaskResolver {
     }
 
     /// Waits for the turn to query. Dropped before its end, the future has taken none.
-    async fn turn(&self, deadline: Instant) -> Result<QueryTurn<'_>, UnresolvedReason> {
+    async fn turn(&self, deadline: Instant) -> Result<QueryTurn<'_>, NoTurn> {
         lock(&self.turn).calls += 1;
         let mut query = QueryTurn { resolver: self, number: None };
         loop {
@@ -85,7 +109,7 @@ impl TaskResolver {
                 Err(free_at) => free_at,
             };
             if Instant::now() >= deadline {
-                return Err(occupied());
+                return Err(NoTurn::Occupied);
             }
             until(deadline.min(free_at), changed).await;
         }
@@ -94,9 +118,9 @@ impl TaskResolver {
 
 impl Turn {
     /// Takes the turn, or returns the time at which it is free at the latest.
-    fn take(&mut self, deadline: Instant) -> Result<Result<u64, Instant>, UnresolvedReason> {
+    fn take(&mut self, deadline: Instant) -> Result<Result<u64, Instant>, NoTurn> {
         if self.closed {
-            return Err(closed());
+            return Err(NoTurn::Closed);
         }
         match self.taken {
             Some((_, until)) if until > Instant::now() => Ok(Err(until)),
@@ -141,9 +165,8 @@ impl Drop for QueryTurn<'_> {
         }
         drop(turn);
         changed.notify_waiters();
-        // No other call waits for the connection, so it is not kept.
         if is_last {
-            resolver.disconnect();
+            resolver.rest();
         }
     }
 }

@@ -6,10 +6,10 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::{Duration, Instant};
 
 use crate::commit::cleanup;
-use crate::commit::resolve::{DoubtResolver, closed, occupied};
+use crate::commit::resolve::{DoubtResolver, NoTurn};
 use crate::commit::side::Side;
 use crate::error::any::Error;
-use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, ResolveCommit, UnresolvedReason};
+use crate::error::in_doubt::{CommitToken, InDoubt, Resolution, ResolveCommit};
 use crate::pool::checkout::Checkout;
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
@@ -42,14 +42,20 @@ impl CommitResolver {
     /// Makes later calls fail: the session manager is closed.
     pub(crate) fn close(&self) {
         self.permits.close();
+        drop(self.resolver.close());
+    }
+
+    /// See [`DoubtResolver::ready`].
+    pub(crate) fn ready(&self, within: Duration) -> Result<(), Error> {
+        now(self.resolver.ready(within, |deadline| ready(self.permit(deadline))))
     }
 
     /// Waits for the permit to query.
-    fn permit(&self, deadline: Instant) -> Result<QueryPermit<'_>, UnresolvedReason> {
+    fn permit(&self, deadline: Instant) -> Result<QueryPermit<'_>, NoTurn> {
         match self.permits.acquire(deadline, |_| Ok::<(), ()>(())) {
             Ok(permit) => Ok(QueryPermit { resolver: self, permit }),
-            Err(AcquireError::Closed) => Err(closed()),
-            Err(_) => Err(occupied()),
+            Err(AcquireError::Closed) => Err(NoTurn::Closed),
+            Err(_) => Err(NoTurn::Occupied),
         }
     }
 }
@@ -69,9 +75,8 @@ struct QueryPermit<'r> {
 impl Drop for QueryPermit<'_> {
     fn drop(&mut self) {
         let CommitResolver { resolver, permits } = self.resolver;
-        // No other call waits for the connection, so it is not kept.
         if permits.waiting() == 0 {
-            resolver.disconnect();
+            resolver.rest();
         }
         permits.release(self.permit);
     }

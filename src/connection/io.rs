@@ -13,6 +13,11 @@ use crate::settings::settings::Settings;
 pub(crate) trait Io: Send + Sync + 'static {
     type Wire: Wire + 'static;
 
+    /// Returns whether the caller may use a connection that was kept: it may belong to another runtime.
+    fn is_usable_here(_wire: &Self::Wire) -> bool {
+        true
+    }
+
     /// Waits for `time`; returns at once if it is zero.
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 

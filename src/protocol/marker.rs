@@ -118,6 +118,12 @@ pub(crate) fn question(register: &str, ttl: Duration, needs_asking: bool) -> Vec
     bytes
 }
 
+/// Encodes the query of a register that no connection has, with this tag. The touch changes nothing, and
+/// a server that takes no writes refuses it.
+pub(crate) fn probe(prefix: &str, tag: Option<u32>, ttl: Duration) -> Vec<u8> {
+    question(&name(prefix, tag, 0), ttl, false)
+}
+
 /// Why a register proves nothing.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum NoProof {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::commit::threads::CommitResolver;
 use crate::connection::deadline;
+use crate::error::any::Error;
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit as _};
 use crate::error::open_scope::OpenScope;
 use crate::lock::handle::{Lock, RwLock};
@@ -168,6 +169,44 @@ impl SessionManager {
     /// ```
     pub fn resolve(&self, token: &CommitToken, within: impl Into<Option<Duration>>) -> Resolution {
         self.resolver.resolve(token, within.into())
+    }
+
+    /// Asks whether the servers take writes now, as a readiness probe does. It returns as soon as that is
+    /// known, within `within`, and does not wait until they do.
+    ///
+    /// The probe has a connection of its own, which stays open between probes. It takes no connection of
+    /// a pool: a pool whose connections are all in use is ready. A call during another call's probe
+    /// returns that probe's result. The probe and the resolution of doubts query one after the other.
+    ///
+    /// With sentinels it asks the master that they report. In a cluster every slot must have a master,
+    /// and each master must reply; a slot map that is out of date is refreshed once.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let status = match sessions.ready(Duration::from_secs(1)) {
+    ///     Ok(()) => "200 OK".to_owned(),
+    ///     Err(error) => format!("503 {error:#}"),
+    /// };
+    /// # let _ = status;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Checkout`], with [`Connect`](crate::error::CheckoutError::Connect), whose `source` has the
+    /// reason: a name that is not found, a refused connection, TLS, a timeout
+    /// ([`kind`](crate::error::ConnectionError::kind)), or the server's error
+    /// ([`server_error`](crate::error::ConnectionError::server_error)), as `WRONGPASS`, `NOAUTH`, `LOADING`,
+    /// `READONLY` of a replica, `MASTERDOWN`, `CLUSTERDOWN`, `MISCONF`, `NOREPLICAS`.
+    /// [`Closed`](crate::error::CheckoutError::Closed) after [`close`](Self::close). A user without the
+    /// right to `PEXPIRE` is no error: exactly-once alone needs it.
+    ///
+    /// Behind it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
+    /// [`GET`](https://redis.io/docs/latest/commands/get/) of a key that does not exist.
+    pub fn ready(&self, within: Duration) -> Result<(), Error> {
+        self.resolver.ready(within)
     }
 
     /// Returns the open scopes of both pools and the blocking commands of pooled handles, oldest

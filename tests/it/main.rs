@@ -11,6 +11,8 @@
 )]
 
 mod acl;
+#[cfg(feature = "tokio")]
+mod async_credentials;
 mod checkout;
 mod cluster;
 mod conditions;
@@ -39,6 +41,7 @@ mod pooled;
 mod properties;
 mod protocol;
 mod public_api;
+mod ready;
 mod refusals;
 mod savepoints;
 mod scope_exit;

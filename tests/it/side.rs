@@ -122,6 +122,7 @@ const SUITES: &[&str] = &[
     "locks",
     "pooled",
     "protocol",
+    "ready",
     "refusals",
     "scope_exit",
     "sentinel",

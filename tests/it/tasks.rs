@@ -25,6 +25,7 @@ mod lock_fencing;
 mod locks;
 mod pooled;
 mod protocol;
+mod ready;
 mod refusals;
 mod scope_exit;
 mod sentinel;

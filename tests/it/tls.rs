@@ -160,7 +160,6 @@ fn a_server_that_wants_a_client_certificate_takes_one_of_its_authority_and_no_ot
     assert_eq!(tls.server.ask::<i64>(&["GET", "a"]), 1);
 }
 
-threads_only! {
 #[test]
 fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to() {
     use rediscope_testing::cluster::Cluster;
@@ -192,9 +191,7 @@ fn every_node_of_a_cluster_is_reached_by_tls_also_one_that_a_slot_has_moved_to()
     let (_, stranger) = refusal(cluster.tls_url(), trusted(&Authority::new()));
     assert!(stranger.to_lowercase().contains("certificate"), "{stranger}");
 }
-}
 
-threads_only! {
 #[test]
 fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
     use rediscope_testing::sentinel::{NAME, Sentinel};
@@ -225,7 +222,6 @@ fn sentinels_and_the_servers_behind_them_are_reached_by_tls() {
 
     let (_, none) = refusal(url.as_str(), trusted(&tls.authority));
     assert!(none.to_lowercase().contains("certificate"), "{none}");
-}
 }
 
 /// Why it is not built. Nothing is connected: there is no server here.

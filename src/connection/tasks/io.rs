@@ -27,6 +27,11 @@ pub(crate) struct Tasks;
 impl Io for Tasks {
     type Wire = TaskWire;
 
+    fn is_usable_here(wire: &TaskWire) -> bool {
+        let here = Handle::try_current().map(|runtime| runtime.id());
+        !wire.task().is_closed() && here.is_ok_and(|here| wire.task().runtime() == here)
+    }
+
     async fn pause(time: Duration) {
         if time > Duration::ZERO {
             let _: Option<()> = until(deadline::after(time), std::future::pending()).await;
@@ -38,12 +43,12 @@ impl Io for Tasks {
         settings: &Settings,
         options: OpenOptions,
     ) -> Result<Connection<TaskWire>, ConnectionError> {
+        let runtime = Handle::try_current().map_err(|_| no_runtime())?;
         let (sender, opened) = oneshot::channel();
         let settings = Arc::new(settings.clone());
         let then = move |opened| {
             let _: Result<(), _> = sender.send(opened);
         };
-        let runtime = Handle::current();
         let task = spawn_connection(&runtime, endpoint.clone(), settings, options, then);
         let aborts = scopeguard::guard(task, |task| task.abort());
         let opened = opened.await;
@@ -121,6 +126,12 @@ pub(crate) async fn open_unproven(
     let (wire, task) = pair(connect(&server, left).await?, runtime.id());
     drop(runtime.spawn(task));
     Ok(Connection::new(wire, None, 0))
+}
+
+/// The error of a call outside of a runtime.
+pub(crate) fn no_runtime() -> ConnectionError {
+    let text = "the call is not polled by a runtime of tokio";
+    ConnectionError::new(ConnectionErrorKind::Io, text).permanent()
 }
 
 fn ended() -> ConnectionError {

@@ -14,13 +14,13 @@ use scopeguard::guard;
 use tokio::runtime::{self, Handle};
 use tokio::task::JoinSet;
 
+use crate::connection::tasks::io::no_runtime;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::lock::client::ScriptClient;
 use crate::lock::io::Renewals;
 use crate::lock::lease::LockLease;
 use crate::lock::renewal::{Due, IDLE, RenewalState, forget};
-use crate::pool::tasks::core::no_runtime;
 use crate::pool::tasks::pool::TaskPool;
 use crate::process::worker::Next;
 use crate::protocol::lock::script::ScriptCall;

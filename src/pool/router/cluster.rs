@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 
+use crate::connection::endpoint::Endpoint;
+use crate::connection::io::Io;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::pool::redirect_pause;
-use crate::pool::router::slot_map_refresh::SlotMapCache;
+use crate::pool::router::slot_map_refresh::{INTERVAL, SlotMapCache};
 use crate::pool::router::{PoolSearch, Pools, Servers};
 use crate::pool::server_pool::ServerPool;
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -19,6 +21,9 @@ use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route, unserved}
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
 use crate::sync::boxed::boxed;
 use crate::sync::lock;
+
+/// Maximum number of refreshes of the slot map for one probe of readiness.
+const MOST_REFRESHES: u32 = 3;
 
 impl<P: ServerPool> Pools<P> {
     /// Notes the begin of a search, unless it has begun.
@@ -179,6 +184,49 @@ impl<P: ServerPool> Pools<P> {
         let Some(slot_map) = self.slot_map() else { return Ok(vec![Route::default()]) };
         let map = slot_map.map();
         Ok(map.masters_with_slots().map(|node| Route::to_node(node.clone())).collect())
+    }
+
+    /// Returns the endpoint of each server that takes writes, in a cluster with one of its slots.
+    /// `refreshes`: the slot map is refreshed first; it also is while a slot has no master.
+    ///
+    /// # Errors
+    /// A slot has no master.
+    pub(crate) async fn every_master(
+        &self,
+        mut refreshes: bool,
+        deadline: Instant,
+    ) -> Result<Vec<(Endpoint, Option<u16>)>, ConnectionError> {
+        let Some(slot_map) = self.slot_map() else {
+            return Ok(vec![(self.endpoint.clone(), None)]);
+        };
+        let mut refreshed = 0;
+        loop {
+            let map = slot_map.map();
+            let unserved_slot = map.first_unserved();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let is_last = refreshed == MOST_REFRESHES || left.is_zero();
+            if unserved_slot.is_none() && (!refreshes || is_last) {
+                let masters = map.masters_with_a_slot().into_iter();
+                let endpoints = masters.map(|(node, slot)| {
+                    let endpoint = slot_map.endpoint(&node);
+                    endpoint.map(|endpoint| (endpoint, Some(slot)))
+                });
+                let unusable = "an address that cannot be used";
+                let endpoints = endpoints.collect::<Result<_, _>>();
+                return endpoints.map_err(|_| ConnectionError::unexpected(unusable));
+            }
+            if is_last {
+                let unserved = || ConnectionError::refused(unserved(unserved_slot));
+                return Err(slot_map.failure().unwrap_or_else(unserved));
+            }
+            if refreshed > 0 {
+                // Another call refreshes it now, or has just done so.
+                P::Io::pause(INTERVAL.min(left)).await;
+            }
+            boxed(slot_map.refresh::<P::Io>(None, Some(deadline))).await;
+            self.prune(slot_map);
+            (refreshes, refreshed) = (false, refreshed + 1);
+        }
     }
 
     /// Returns how a call is sent again after a server rejected it with this error. `None`: the

@@ -31,7 +31,7 @@ use crate::settings::settings::Settings;
 use crate::sync::lock;
 
 /// Minimum delay between refreshes.
-const INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const INTERVAL: Duration = Duration::from_millis(50);
 
 /// The slot map of a cluster, and its refresh.
 pub(crate) struct SlotMapCache {

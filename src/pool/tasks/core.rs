@@ -13,7 +13,7 @@ use crate::connection::connection::Connection;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::tasks::io::spawn_connection;
 use crate::connection::tasks::wire::TaskWire;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::connection::ConnectionError;
 use crate::pool::blocking::BlockingCommands;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
@@ -218,10 +218,4 @@ struct LineSeen {
     right: Arc<Right>,
     uses: u64,
     since: Instant,
-}
-
-/// The error of a call outside of a runtime.
-pub(crate) fn no_runtime() -> ConnectionError {
-    let text = "the call is not polled by a runtime of tokio";
-    ConnectionError::new(ConnectionErrorKind::Io, text).permanent()
 }

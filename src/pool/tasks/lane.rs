@@ -198,7 +198,16 @@ impl Lane {
         let limit = 2 * self.context.settings().response_timeout;
         let is_short = deadline.saturating_duration_since(since) < limit;
         let (timer, lane) = (DeadlineTimer::default(), Arc::clone(self));
-        Ok(LaneCall { lane, job, deadline, timer, is_short, is_late: false, gives_up: None, is_over: false })
+        Ok(LaneCall {
+            lane,
+            job,
+            deadline,
+            timer,
+            is_short,
+            is_late: false,
+            gives_up: None,
+            is_over: false,
+        })
     }
 
     /// Has a connection opened if there is none. Ready at the deadline.

@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::connection::connection::Connection;
 use crate::connection::tasks::connect::login;
+use crate::connection::tasks::io::no_runtime;
 use crate::connection::tasks::wire::TaskWire;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
@@ -23,7 +24,7 @@ use crate::pool::entry::Kept;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, PinnedConnection, ScopeLine};
-use crate::pool::tasks::core::{TaskCore, no_runtime};
+use crate::pool::tasks::core::TaskCore;
 use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::idle::{Found, TaskConnection};
 use crate::pool::tasks::right::Right;

@@ -87,6 +87,24 @@ impl SlotMap {
         self.masters.iter().zip(serves).filter_map(|(master, serves)| serves.then_some(master))
     }
 
+    /// The masters with at least one slot, each with its first one.
+    pub(crate) fn masters_with_a_slot(&self) -> Vec<(NodeAddress, u16)> {
+        let mut found: Vec<Option<u16>> = vec![None; self.masters.len()];
+        for (slot, owner) in (0..).zip(&self.owners) {
+            if let Some(first) = usize::try_from(*owner).ok().and_then(|at| found.get_mut(at)) {
+                first.get_or_insert(slot);
+            }
+        }
+        let masters = self.masters.iter().zip(found);
+        masters.filter_map(|(master, slot)| Some((master.clone(), slot?))).collect()
+    }
+
+    /// The first slot that no master serves.
+    pub(crate) fn first_unserved(&self) -> Option<u16> {
+        let at = self.owners.iter().position(|owner| *owner == NO_MASTER)?;
+        u16::try_from(at).ok()
+    }
+
     /// Number of served slots.
     pub(crate) fn slots_served(&self) -> usize {
         self.owners.iter().filter(|owner| **owner != NO_MASTER).count()

@@ -194,6 +194,11 @@ impl SessionManager {
         wait(self.inner.resolve(token, within))
     }
 
+    #[track_caller]
+    pub(crate) fn ready(&self, within: Duration) -> Result<(), Error> {
+        wait(self.inner.ready(within))
+    }
+
     pub(crate) fn open_scopes(&self) -> Vec<OpenScope> {
         self.inner.open_scopes()
     }
