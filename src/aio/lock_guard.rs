@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::any::Error;
-use crate::lock::fence::{Fence, FencingLock};
+use crate::lock::fencing::{FencingGuard, FencingLock};
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
 use crate::lock::tasks::lost::LockLost;
@@ -132,9 +132,9 @@ impl LockGuard {
     }
 }
 
-impl Fence for LockGuard {
-    fn fence(&self) -> FencingLock {
-        self.held.fence()
+impl FencingGuard for LockGuard {
+    fn fencing_lock(&self) -> FencingLock {
+        self.held.fencing_lock()
     }
 }
 

@@ -5,7 +5,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::Duration;
 
 use crate::error::any::Error;
-use crate::lock::fence::{Fence, FencingLock};
+use crate::lock::fencing::{FencingGuard, FencingLock};
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
 use crate::lock::manager::LockManager;
@@ -134,9 +134,9 @@ impl LockGuard {
     }
 }
 
-impl Fence for LockGuard {
-    fn fence(&self) -> FencingLock {
-        self.held.fence()
+impl FencingGuard for LockGuard {
+    fn fencing_lock(&self) -> FencingLock {
+        self.held.fencing_lock()
     }
 }
 

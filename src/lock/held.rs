@@ -14,7 +14,7 @@ use crate::error::any::Error;
 use crate::error::lock::LostReason;
 use crate::lock::callbacks::Callback;
 use crate::lock::client::Via;
-use crate::lock::fence::FencingLock;
+use crate::lock::fencing::FencingLock;
 use crate::lock::io::{LockIo, Renewals};
 use crate::lock::lease::LockLease;
 use crate::protocol::cluster::slot;
@@ -62,7 +62,7 @@ impl<M: LockIo> AcquiredLock<M> {
     }
 
     /// Returns the data that a fenced transaction checks.
-    pub(crate) fn fence(&self) -> FencingLock {
+    pub(crate) fn fencing_lock(&self) -> FencingLock {
         let lock_lease = self.lock_lease();
         let lock = LockOwnership::new(&lock_lease.names.holders, &lock_lease.owner_token);
         FencingLock(LockCheck::new(lock, Arc::<LockLease>::clone(lock_lease)))

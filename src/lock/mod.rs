@@ -7,7 +7,7 @@
 pub(crate) mod acquire;
 pub(crate) mod callbacks;
 pub(crate) mod client;
-pub(crate) mod fence;
+pub(crate) mod fencing;
 pub(crate) mod guard;
 pub(crate) mod handle;
 pub(crate) mod held;

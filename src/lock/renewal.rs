@@ -51,7 +51,7 @@ pub(crate) struct RenewalState {
     attempts: usize,
     /// Number of releases of dropped guards and calls that run in the background.
     #[cfg(feature = "tokio")]
-    chores: usize,
+    cleanups: usize,
     /// Keys by which the server remembers releases whose replies have arrived.
     answered: Vec<String>,
     /// Time at which these keys are deleted, unless a release deletes them before.
@@ -100,22 +100,22 @@ impl RenewalState {
 
     /// Counts a release that runs in the background.
     #[cfg(feature = "tokio")]
-    pub(crate) fn begin_chore(&mut self) {
-        self.chores += 1;
+    pub(crate) fn begin_cleanup(&mut self) {
+        self.cleanups += 1;
     }
 
     #[cfg(feature = "tokio")]
-    pub(crate) fn end_chore(&mut self) {
-        self.chores -= 1;
+    pub(crate) fn end_cleanup(&mut self) {
+        self.cleanups -= 1;
     }
 
     /// Returns the number of releases that have no reply yet, and for which no call waits.
     pub(crate) fn releasing(&self) -> usize {
         #[cfg(feature = "tokio")]
-        let chores = self.chores;
+        let cleanups = self.cleanups;
         #[cfg(not(feature = "tokio"))]
-        let chores = 0;
-        self.pending_releases.len() + self.attempted + chores
+        let cleanups = 0;
+        self.pending_releases.len() + self.attempted + cleanups
     }
 
     /// Adds a lease, and returns when the next step of it is due.

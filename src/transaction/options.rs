@@ -9,7 +9,7 @@ use crate::commit::plan::CommitPlan;
 use crate::error::any::{CommitError, Error};
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::ResolveCommit;
-use crate::lock::fence::{Fence, FencingLock};
+use crate::lock::fencing::{FencingGuard, FencingLock};
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::replication::Durability;
 use crate::protocol::retry::RetryPolicy;
@@ -196,8 +196,8 @@ impl TransactionOptions {
     /// the commit fails with [`LockLost`](crate::CommitError::LockLost). See
     /// [`Transactional::fenced_by`](crate::Transactional::fenced_by). The guard may be one of threads
     /// or of tasks.
-    pub fn fenced_by(mut self, guard: &impl Fence) -> Self {
-        let FencingLock(lock_check) = guard.fence();
+    pub fn fenced_by(mut self, guard: &impl FencingGuard) -> Self {
+        let FencingLock(lock_check) = guard.fencing_lock();
         self.lock_check = Some(lock_check);
         self
     }

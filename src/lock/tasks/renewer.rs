@@ -48,7 +48,7 @@ struct RenewalShared {
 struct Locked {
     state: RenewalState,
     /// Calls that ended without a lock, and releases of dropped guards.
-    chores: Vec<Chore>,
+    cleanups: Vec<Cleanup>,
     /// One for each runtime at most.
     tasks: Vec<RunningTask>,
     closed: bool,
@@ -64,7 +64,7 @@ struct RunningTask {
 }
 
 /// The rest of a call, which runs in a task of its own.
-struct Chore {
+struct Cleanup {
     rest: Pin<Box<dyn Future<Output = ()> + Send>>,
     #[expect(dead_code, reason = "it is there to be dropped, after the rest")]
     counted: Counted,
@@ -84,7 +84,7 @@ impl Drop for Counted {
     }
 }
 
-impl Future for Chore {
+impl Future for Cleanup {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -211,9 +211,9 @@ impl TaskRenewer {
             drop(locked);
             return drop(rest);
         }
-        locked.state.begin_chore();
-        let counted = Counted { shared: Arc::clone(&self.shared), end: RenewalState::end_chore };
-        locked.chores.push(Chore { rest: Box::pin(rest), counted });
+        locked.state.begin_cleanup();
+        let counted = Counted { shared: Arc::clone(&self.shared), end: RenewalState::end_cleanup };
+        locked.cleanups.push(Cleanup { rest: Box::pin(rest), counted });
         self.shared.wake(locked);
     }
 
@@ -295,7 +295,7 @@ impl Drop for Running {
         let mut locked = self.shared.lock();
         locked.tasks.retain(|task| task.runtime != self.runtime);
         let left = match locked.tasks.is_empty() {
-            true => mem::take(&mut locked.chores),
+            true => mem::take(&mut locked.cleanups),
             false => Vec::new(),
         };
         self.shared.wake(locked);
@@ -307,7 +307,7 @@ impl Drop for Running {
 /// The work of one task.
 struct Work {
     client: ScriptClient<TaskPool>,
-    chores: JoinSet<()>,
+    cleanups: JoinSet<()>,
     step: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     timer: DeadlineTimer,
     /// Without work the task ends then.
@@ -319,7 +319,7 @@ struct Work {
 async fn renew(client: ScriptClient<TaskPool>, running: Running) {
     let mut work = Work {
         client,
-        chores: JoinSet::new(),
+        cleanups: JoinSet::new(),
         step: None,
         timer: DeadlineTimer::default(),
         idle_until: Instant::now() + IDLE,
@@ -332,7 +332,7 @@ impl Work {
     /// Ready when the task has no work, and will not get any.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            while let Poll::Ready(Some(_)) = self.chores.poll_join_next(context) {}
+            while let Poll::Ready(Some(_)) = self.cleanups.poll_join_next(context) {}
             if let Some(step) = &mut self.step
                 && step.as_mut().poll(context).is_ready()
             {
@@ -340,10 +340,10 @@ impl Work {
             }
             let shared = Arc::clone(&self.running.shared);
             let mut locked = shared.lock();
-            let chores = mem::take(&mut locked.chores);
-            if !chores.is_empty() {
+            let cleanups = mem::take(&mut locked.cleanups);
+            if !cleanups.is_empty() {
                 drop(locked);
-                chores.into_iter().for_each(|chore| drop(self.chores.spawn(chore)));
+                cleanups.into_iter().for_each(|cleanup| drop(self.cleanups.spawn(cleanup)));
                 continue;
             }
             let until = match self.next(&mut locked) {
@@ -384,7 +384,7 @@ impl Work {
             return Next::Idle;
         }
         match locked.state.next(now) {
-            Next::Idle | Next::End if !self.chores.is_empty() => Next::Idle,
+            Next::Idle | Next::End if !self.cleanups.is_empty() => Next::Idle,
             Next::Idle if now < self.idle_until => Next::WaitUntil(self.idle_until),
             Next::Idle => Next::End,
             next => next,

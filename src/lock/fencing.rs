@@ -5,10 +5,10 @@
 use crate::commit::lock_check::LockCheck;
 
 /// A guard that can fence a transaction: [`LockGuard`](crate::lock::LockGuard), or that of tasks.
-pub trait Fence {
+pub trait FencingGuard {
     /// The data that a fenced transaction checks.
     #[doc(hidden)]
-    fn fence(&self) -> FencingLock;
+    fn fencing_lock(&self) -> FencingLock;
 }
 
 /// The data that a fenced transaction checks.
