@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use redis::ToSingleRedisArg;
 
+use crate::aio::block_run::{BlockRun, NoClosure, Unfinished};
 use crate::aio::conditional::Conditional;
 use crate::aio::guard::Transaction;
 use crate::aio::lock_guard::LockGuard;
@@ -238,28 +239,27 @@ impl Transactional {
         E: From<Error>,
     {
         let place = Location::caller();
-        async move {
-            self.router.here().map_err(Error::from)?;
-            let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
-            let mut pinned = Pinned::new(&self.router, owner(&self.options, place, true), plan);
-            let (handles, mut pending) = self.queue(&pinned, closure)?;
-            let replies =
-                commit(&self.router, self.options.policy(), &mut pending, &mut pinned).await?;
-            Ok(handles.resolve(&replies).map_err(|error| pending.named(error))?)
-        }
+        let general = move |unfinished| self.run_alone(place, unfinished);
+        BlockRun::new(&self.router, self.options.lane_block(), closure, general)
     }
 
-    /// Runs the closure of a block, which keeps all its commands.
-    fn queue<R, E>(
+    /// Runs a block that no lane has carried to its end.
+    async fn run_alone<R, E>(
         &self,
-        pinned: &Pinned<TaskPool>,
-        closure: impl FnOnce(&mut Block) -> Result<R, E>,
-    ) -> Result<(R, Pending), E> {
-        let binding = pinned.plan().binding(&self.router);
-        let pending = Pending::new(pinned.settings(), binding);
-        let mut block = Block { pending, pinned: None };
-        let handles = closure(&mut block)?;
-        Ok((handles, block.pending))
+        place: &'static Location<'static>,
+        unfinished: Unfinished<impl FnOnce(&mut Block) -> Result<R, E>, R>,
+    ) -> Result<R::Output, E>
+    where
+        R: Resolve,
+        E: From<Error>,
+    {
+        self.router.here().map_err(Error::from)?;
+        let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
+        let mut pinned = Pinned::new(&self.router, owner(&self.options, place, true), plan);
+        let (handles, mut pending) = unfinished.queued(&self.router, &pinned)?;
+        let replies =
+            commit(&self.router, self.options.policy(), &mut pending, &mut pinned).await?;
+        Ok(handles.resolve(&replies).map_err(|error| pending.named(error))?)
     }
 
     /// Runs `closure` now, and returns a future that commits the commands that it queued, as
@@ -297,16 +297,21 @@ impl Transactional {
         let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
         let (alive, exactly_once) = (Arc::new(()), plan.resolver.is_some());
         let token = TokenCell::new(&alive, exactly_once);
-        let plan = CommitPlan { token: exactly_once.then(|| Box::new(token.clone())), ..plan };
+        let cell = exactly_once.then(|| token.clone());
+        let plan = CommitPlan { token: cell.clone().map(Box::new), ..plan };
         let mut pinned = Pinned::new(&self.router, owner, plan);
-        let (handles, mut pending) = self.queue(&pinned, |tx| closure(tx).map_err(R::own))?;
+        let closure = |tx: &mut Block| closure(tx).map_err(R::own);
+        let queued = Unfinished::New(closure).queued(&self.router, &pinned)?;
         let (router, policy) = (self.router.clone(), self.options.policy());
-        let done = async move {
+        let general = move |unfinished: Unfinished<NoClosure<R>, R>| async move {
+            let (handles, mut pending) = unfinished.queued(&router, &pinned)?;
             let replies = commit(&router, policy, &mut pending, &mut pinned).await?;
             let resolved = handles.resolve(&replies).map_err(|error| pending.named(error));
             drop(alive);
             resolved
         };
+        let (router, lane_block) = (self.router.clone(), self.options.lane_block());
+        let done = BlockRun::queued(router, lane_block, cell, queued, general);
         Ok(Submitted::new(Box::pin(done), token))
     }
 

@@ -43,6 +43,7 @@
 
 #![expect(clippy::manual_async_fn, reason = "the signature promises that the future is Send")]
 
+mod block_run;
 mod closure;
 mod conditional;
 mod guard;

@@ -162,7 +162,8 @@ impl<'a> SingleCommand<'a> {
         let pool = self.handle.router.only_pool().ok()??;
         let bytes = encode::packed(self.cmd)?;
         let kind = batch_kind(row, bytes.len())?;
-        let call = pool.try_submit(Some(self.lanes), context, || BatchRequest::new(bytes, kind))?;
+        let call =
+            pool.try_submit(Some(self.lanes), context, || BatchRequest::new(bytes, kind))?.ok()?;
         Some(State::InLane { row, call })
     }
 
@@ -197,7 +198,8 @@ impl Future for SingleCommand<'_> {
                 State::Other(call) => return call.as_mut().poll(context),
                 State::InLane { row, call } => {
                     let row = *row;
-                    let response = ready!(call.poll(context)).map_err(Error::from)?;
+                    let (response, _) = ready!(call.poll(context));
+                    let response = response.map_err(Error::from)?;
                     match reply(row.has(table::READ), response) {
                         Ok(mut value) => {
                             let full = this.handle.router.settings().server_messages;

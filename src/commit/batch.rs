@@ -8,6 +8,7 @@ use crate::commit::commit::{MAX_ATTEMPTS, always_changed, commit};
 use crate::commit::outcome::{Committed, classify, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
+use crate::error::checkout::CheckoutError;
 use crate::error::in_doubt::InDoubt;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
@@ -23,20 +24,25 @@ use crate::sync::boxed::boxed;
 
 /// Commits the commands of `queue`; in a batch with others, if it may and has to wait for a
 /// connection. Dropped before its end, it may have sent EXEC, or another caller may still send it.
+/// `carried`: what became of it on a lane.
 pub(crate) async fn commit_block<P: ServerPool>(
     (router, route): (&Router<P>, &Route),
     queue: &mut CommandQueue,
     plan: &CommitPlan,
     checkout_deadline: Instant,
+    mut carried: Option<Result<BatchResponse, CheckoutError>>,
 ) -> Result<Committed, CommitError> {
     // Without a slot, a lane could not name the register that the block writes.
     let has_slot = plan.resolver.is_none() || queue.binding() != SlotBinding::Pending;
     let mut line = if queue.is_batchable() && plan.is_batchable::<P>() && has_slot {
         let mut attempts = 0;
         loop {
-            let response = match join(router, route, queue, plan, checkout_deadline).await? {
-                Joined::Alone(line) => break line,
-                Joined::Response(response) => response,
+            let response = match carried.take() {
+                Some(carried) => carried?,
+                None => match join(router, route, queue, plan, checkout_deadline).await? {
+                    Joined::Alone(line) => break line,
+                    Joined::Response(response) => response,
+                },
             };
             attempts += 1;
             match batched_outcome(response, queue, plan)? {

@@ -75,6 +75,26 @@ pub(crate) fn classify(
     }
 }
 
+/// Returns the replies to a transaction that was applied, has no terms but those of its commands, and of
+/// which no command failed. Otherwise returns the values.
+#[cfg(feature = "tokio")]
+pub(crate) fn succeeded(
+    queue: &mut CommandQueue,
+    mut values: Vec<Value>,
+) -> Result<Replies, Vec<Value>> {
+    let commands = queue.commands() as usize;
+    // The replies to this crate's own commands follow those to the user's.
+    let succeeded = values.split_at_checked(commands).is_some_and(|(own, internal)| {
+        !own.iter().any(|value| matches!(value, Value::ServerError(_)))
+            && internal.iter().all(|value| matches!(value, Value::Okay))
+    });
+    if !succeeded {
+        return Err(values);
+    }
+    values.truncate(commands);
+    Ok(Replies::new(queue.transaction(), values, queue.take_dropped_ids(), Vec::new()))
+}
+
 /// Returns the outcome of an applied transaction.
 fn applied(
     queue: &mut CommandQueue,

@@ -91,7 +91,7 @@ impl Batch {
     }
 
     fn push(&mut self, request: &BatchRequest) {
-        self.bytes.extend_from_slice(&request.bytes);
+        self.bytes.extend_from_slice(request.sent_bytes());
         self.expected.extend(request.kind.expected());
         self.requests.push((request.kind, self.bytes.len()));
     }

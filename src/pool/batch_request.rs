@@ -8,6 +8,8 @@ use crate::protocol::batch::RequestKind;
 /// A request that another caller, or a lane, may send on its connection.
 pub(crate) struct BatchRequest {
     pub(crate) bytes: Vec<u8>,
+    /// Number of bytes before the request's own, which are not sent.
+    pub(crate) skipped: usize,
     pub(crate) kind: RequestKind,
     /// Whether a block is to be committed exactly once. Only lanes do so.
     pub(crate) exactly_once: bool,
@@ -21,7 +23,12 @@ pub(crate) struct BatchRequest {
 
 impl BatchRequest {
     pub(crate) fn new(bytes: Vec<u8>, kind: RequestKind) -> Self {
-        Self { bytes, kind, exactly_once: false, slot: None, token: None }
+        Self { bytes, skipped: 0, kind, exactly_once: false, slot: None, token: None }
+    }
+
+    /// The bytes to be sent.
+    pub(crate) fn sent_bytes(&self) -> &[u8] {
+        self.bytes.get(self.skipped..).unwrap_or_default()
     }
 }
 

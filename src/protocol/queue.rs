@@ -368,6 +368,23 @@ impl CommandQueue {
         [commands, EXEC].concat()
     }
 
+    /// Takes out the whole transaction, from MULTI to EXEC, and the number of bytes before it. The queue
+    /// sends and names nothing until they are [put back](Self::put_back).
+    #[cfg(feature = "tokio")]
+    pub(crate) fn take_block(&mut self) -> (Vec<u8>, usize) {
+        self.bytes.truncate(self.end);
+        self.bytes.extend_from_slice(EXEC);
+        (self.take_bytes(), UNWATCH.len())
+    }
+
+    /// Puts back what [`take_block`](Self::take_block) has returned.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn put_back(&mut self, mut block: Vec<u8>) {
+        debug_assert!(block.len() >= self.end, "the block is whole");
+        block.truncate(self.end);
+        self.bytes = block;
+    }
+
     /// Call after the commands were sent and queued: keeps their names and drops their bytes.
     pub(crate) fn flushed(&mut self) {
         for command in CommandReader::new(self.bytes.get(PREFIX_LEN..self.end).unwrap_or_default())

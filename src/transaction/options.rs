@@ -279,6 +279,21 @@ impl TransactionOptions {
         })
     }
 
+    /// Returns whether a block with these options is exactly once; `None`: the options are not for a
+    /// block that shares a connection.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn lane_block(&self) -> Option<bool> {
+        let exactly_once = match self.exactly_once {
+            Some(ExactlyOnce::Keyed { .. }) => return None,
+            Some(ExactlyOnce::Marker) => true,
+            None => false,
+        };
+        let own_connection = self.begin == Some(Begin::Immediate)
+            || self.durability.is_some()
+            || self.lock_check.is_some();
+        (!own_connection).then_some(exactly_once)
+    }
+
     pub(crate) fn takes_turns(&self) -> bool {
         self.take_turns != Some(false)
     }

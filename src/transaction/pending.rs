@@ -10,19 +10,32 @@ use std::time::Instant;
 
 use crate::commit::batch;
 use crate::commit::commit;
+#[cfg(feature = "tokio")]
+use crate::commit::outcome::succeeded;
 use crate::commit::outcome::{Committed, count};
 use crate::commit::prepare;
 use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
+#[cfg(feature = "tokio")]
+use crate::error::token_cell::TokenCell;
 use crate::logging::rate_limit::LimitedEvent;
+#[cfg(feature = "tokio")]
+use crate::pool::batch_request::BatchRequest;
+use crate::pool::batch_response::BatchResponse;
 use crate::pool::cleanup;
+#[cfg(feature = "tokio")]
+use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::Redirect;
 use crate::protocol::cluster::slot::SlotBinding;
+#[cfg(feature = "tokio")]
+use crate::protocol::exec::Verdict;
 use crate::protocol::queue::{CommandQueue, QueueError};
 use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
+#[cfg(feature = "tokio")]
+use crate::status::counters::Counters;
 use crate::sync::boxed::boxed;
 use crate::transaction::buffer_pool;
 use crate::transaction::pinned::Pinned;
@@ -43,6 +56,18 @@ impl Drop for Pending {
 pub(crate) struct Pending {
     queue: CommandQueue,
     failed: Option<CommitError>,
+    /// What became of the commands on a lane, if they are not applied without a failure.
+    #[cfg(feature = "tokio")]
+    carried: Option<Box<Carried>>,
+}
+
+/// What became of a block on a lane.
+#[cfg(feature = "tokio")]
+#[derive(Debug)]
+struct Carried {
+    response: Result<BatchResponse, CheckoutError>,
+    /// When another connection is no longer waited for.
+    deadline: Instant,
 }
 
 impl Pending {
@@ -52,7 +77,80 @@ impl Pending {
         let mut queue = CommandQueue::new(transaction, settings.limits(), buffer_pool::take());
         queue.bind(binding);
         queue.show_full_text(settings.server_messages);
-        Self { queue, failed: None }
+        Self {
+            queue,
+            failed: None,
+            #[cfg(feature = "tokio")]
+            carried: None,
+        }
+    }
+
+    /// Whether a lane may carry the commands, with those of other blocks.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn is_for_lane(&mut self) -> bool {
+        self.queue.rollback_deeper(0);
+        self.failed.is_none() && self.queue.error().is_none() && self.queue.is_batchable()
+    }
+
+    /// The request for a lane, which has the commands' bytes until [`carried`](Self::carried).
+    #[cfg(feature = "tokio")]
+    pub(crate) fn lane_request(
+        &mut self,
+        exactly_once: bool,
+        token: Option<TokenCell>,
+    ) -> BatchRequest {
+        let kind = RequestKind::Block { commands: self.queue.commands() };
+        let (bytes, skipped) = self.queue.take_block();
+        BatchRequest { bytes, skipped, kind, exactly_once, slot: None, token }
+    }
+
+    /// Returns the replies to a block that a lane has carried, if it was applied and no command failed.
+    /// Otherwise the response is kept for [`attempt`](Self::attempt), which decides.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn carried(
+        &mut self,
+        counters: &Counters,
+        (response, bytes): (Result<BatchResponse, CheckoutError>, Vec<u8>),
+        deadline: Instant,
+    ) -> Option<Replies> {
+        self.queue.put_back(bytes);
+        let response = match response {
+            Ok(BatchResponse::Block(Verdict::Applied(values))) => {
+                match succeeded(&mut self.queue, values) {
+                    Ok(replies) => {
+                        counters.commits.add();
+                        tracing::debug!(outcome = COMMITTED, "commit");
+                        return Some(replies);
+                    }
+                    Err(values) => Ok(BatchResponse::Block(Verdict::Applied(values))),
+                }
+            }
+            other => other,
+        };
+        self.carried = Some(Box::new(Carried { response, deadline }));
+        None
+    }
+
+    /// Has [`attempt`](Self::attempt) end with this error: the lane was closed, and nothing was sent.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn not_carried(&mut self, error: CheckoutError) {
+        self.failed.get_or_insert(error.into());
+    }
+
+    /// The deadline of a block that a lane has carried.
+    pub(crate) fn carried_deadline(&self) -> Option<Instant> {
+        #[cfg(feature = "tokio")]
+        return self.carried.as_ref().map(|carried| carried.deadline);
+        #[cfg(not(feature = "tokio"))]
+        None
+    }
+
+    /// What became of the commands on a lane, once.
+    fn take_carried(&mut self) -> Option<Result<BatchResponse, CheckoutError>> {
+        #[cfg(feature = "tokio")]
+        return self.carried.take().map(|carried| carried.response);
+        #[cfg(not(feature = "tokio"))]
+        None
     }
 
     pub(crate) fn queue(&mut self) -> &mut CommandQueue {
@@ -211,7 +309,9 @@ impl Pending {
                     Some(router) => {
                         pinned.set_slot(self.queue.binding().slot());
                         let to = (&router, pinned.route());
-                        batch::commit_block(to, &mut self.queue, pinned.plan(), deadline).await
+                        let carried = if P::HAS_LANES { self.take_carried() } else { None };
+                        let queue = &mut self.queue;
+                        batch::commit_block(to, queue, pinned.plan(), deadline, carried).await
                     }
                     None => Err(CheckoutError::Closed.into()),
                 }
@@ -332,10 +432,13 @@ fn raise<P: Side>(pinned: &Pinned<P>, error: &CommitError, outcome: &str) {
     tracing::warn!(outcome, name, %place, error = %format_args!("{error:#}"), suppressed, "transaction {outcome}");
 }
 
+/// The word of a transaction that was applied.
+const COMMITTED: &str = "committed";
+
 /// Returns one word for a report.
 fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
     match committed {
-        Ok(Committed::Applied(_)) => "committed",
+        Ok(Committed::Applied(_)) => COMMITTED,
         Ok(Committed::Conflict) => "conflict",
         Err(CommitError::Rejected { .. }) => "rejected",
         Err(CommitError::PartlyApplied { .. }) => "partly applied",

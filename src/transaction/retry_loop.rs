@@ -72,6 +72,11 @@ pub(crate) async fn commit_block<P: Side>(
 ) -> Result<Replies, Error> {
     pinned.closure_returned();
     let mut limits = RunLimits::new(router, policy);
+    if P::HAS_LANES
+        && let Some(deadline) = pending.carried_deadline()
+    {
+        limits.checkout.deadline = deadline;
+    }
     loop {
         let deadline = limits.checkout.deadline;
         let mut committed = pending.attempt(pinned, deadline).await;

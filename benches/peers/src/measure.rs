@@ -46,15 +46,26 @@ impl Log {
 
     /// One operation is over, after so many tries.
     pub fn took(&mut self, tries: u32) {
+        self.over(1, tries);
+    }
+
+    /// So many operations that began together are over.
+    pub fn all_took(&mut self, operations: usize) {
+        self.over(operations, 1);
+    }
+
+    fn over(&mut self, operations: usize, tries: u32) {
         let now = Instant::now();
-        self.done += 1;
+        let count = operations as u64;
+        self.done += count;
         // Also what began in the warm-up: a worker that starves has nothing else.
         if now >= self.clock.start {
-            self.waits.push((now - self.began).as_nanos() as u64);
+            let wait = (now - self.began).as_nanos() as u64;
+            self.waits.extend(std::iter::repeat_n(wait, operations));
         }
         if now >= self.clock.start && now < self.clock.end {
-            self.counted += 1;
-            self.tries += u64::from(tries);
+            self.counted += count;
+            self.tries += count * u64::from(tries);
         }
         self.began = now;
     }

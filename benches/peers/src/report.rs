@@ -111,15 +111,14 @@ impl Measured {
 
 /// The targets, and what became of them.
 pub fn targets(measured: &Measured, callers: Callers) -> String {
-    let head = match callers {
-        Callers::Threads => format!(
-            "| scenario, workers/connections | ours | measured | target | {SPREAD} | | its limit, of \
-             the same |\n|---|---|---|---|---|---|---|\n"
-        ),
-        Callers::Tasks => format!(
-            "| scenario | ours | measured | target | {SPREAD} | |\n|---|---|---|---|---|---|\n"
-        ),
+    let scenario = match callers {
+        Callers::Threads => "scenario, workers/connections",
+        Callers::Tasks => "scenario",
     };
+    let head = format!(
+        "| {scenario} | ours | measured | target | {SPREAD} | | its limit, of the same \
+         |\n|---|---|---|---|---|---|---|\n"
+    );
     let lines = targets::of(callers).into_iter().map(|target| target.line(measured) + "\n");
     head + &lines.collect::<String>()
 }

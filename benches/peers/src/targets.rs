@@ -207,13 +207,9 @@ impl Target {
                 (format!("{bold}{}{bold} {range}", figure(median)), verdict)
             }
         };
-        let limit = match self.row.callers {
-            Callers::Threads => format!(" {} |", self.limit(measured).unwrap_or_default()),
-            // No raw bytes are sent by tasks.
-            Callers::Tasks => String::new(),
-        };
+        let limit = self.limit(measured).unwrap_or_default();
         format!(
-            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} |{limit}",
+            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} | {limit} |",
             self.ours
         )
     }
@@ -223,6 +219,9 @@ impl Target {
         let raw = match self.ours {
             peers::GROUPED => peers::RAW_GROUPED,
             peers::GUARD => peers::RAW_HANDED,
+            peers::TASKS_RUN => peers::RAW_MERGED,
+            peers::TASKS_ONCE => peers::RAW_MERGED_ONCE,
+            peers::TASKS_WATCH | peers::TASKS_POOLED => return None,
             // No raw bytes let others go first, so there is no limit to compare with.
             peers::WATCH => return None,
             _ => peers::RAW,

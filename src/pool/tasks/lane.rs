@@ -80,7 +80,17 @@ impl Drop for LanePlace {
 }
 
 pub(crate) type LaneResult = Result<BatchResponse, CheckoutError>;
-pub(crate) type LaneJob = Job<LaneRequest, LaneResult>;
+pub(crate) type LaneJob = Job<LaneRequest, LaneAnswer>;
+
+/// The response to a request, and the request's bytes, which the submitter may need again.
+pub(crate) type LaneAnswer = (LaneResult, Vec<u8>);
+
+/// Ends a request that was taken. Its place is free before the submitter runs.
+pub(crate) fn settle(job: &LaneJob, request: LaneRequest, response: LaneResult) {
+    let LaneRequest { batch, place, .. } = request;
+    drop(place);
+    job.settle((response, batch.bytes));
+}
 
 /// Serves the requests of a lane on a new connection, in the connection's task.
 pub(crate) type Serve =
@@ -89,7 +99,7 @@ pub(crate) type Serve =
 /// One lane.
 pub(crate) struct Lane {
     pub(crate) context: Arc<PoolContext>,
-    pub(crate) queue: JobQueue<LaneRequest, LaneResult>,
+    pub(crate) queue: JobQueue<LaneRequest, LaneAnswer>,
     /// Whether an exactly-once block waits, so that the register must be armed.
     pub(crate) awaits_register: AtomicBool,
     serve: Serve,
@@ -362,9 +372,8 @@ impl Lane {
     /// Ends a request that was taken, and whose time is over.
     #[cold]
     pub(in crate::pool) fn settle_late(&self, job: &LaneJob, request: LaneRequest) {
-        let since = request.since;
-        drop(request);
-        job.settle(Err(self.late(since)));
+        let late = self.late(request.since);
+        settle(job, request, Err(late));
     }
 
     /// Records that the connection's task takes no more requests, and returns those that it left.
@@ -387,7 +396,8 @@ impl Lane {
         self.queue.drain_into(&mut jobs);
         for job in jobs {
             if let Some(request) = job.take() {
-                job.settle(Err(error(request.since.elapsed())));
+                let failed = error(request.since.elapsed());
+                settle(&job, request, Err(failed));
             }
         }
     }
@@ -499,13 +509,13 @@ impl LaneCall {
         Handle::try_current().is_ok_and(|runtime| runtime.id() != self.lane.runtime)
     }
 
-    /// Returns the response. Wakes the task later if there is none yet.
-    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<LaneResult> {
+    /// Returns the response and the request's bytes. Wakes the task later if there is none yet.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<LaneAnswer> {
         let mut polled = self.job.poll(context);
         if polled.is_pending() && (self.is_alone() || self.is_foreign()) {
             polled = self.poll_alone(context);
         }
-        if let Poll::Ready(response) = &polled {
+        if let Poll::Ready((response, _)) = &polled {
             self.is_over = true;
             if response.is_err() {
                 self.lane.context.config.counters.refused.add();
@@ -516,7 +526,7 @@ impl LaneCall {
 
     /// Has a connection opened if there is none, and withdraws the request at its deadline.
     #[cold]
-    fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<LaneResult> {
+    fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<LaneAnswer> {
         let is_foreign = self.is_foreign();
         let Self { lane, job, deadline, timer, is_late, gives_up, .. } = self;
         if !*is_late {
@@ -543,7 +553,8 @@ impl LaneCall {
                 let _: Left = job.leave();
                 let cause = ConnectionError::timed_out("no reply in time");
                 let lost = Interrupted { left: true, cause };
-                Poll::Ready(Ok(BatchResponse::Interrupted(lost)))
+                // The bytes of calls that may have been sent are not sent again.
+                Poll::Ready((Ok(BatchResponse::Interrupted(lost)), Vec::new()))
             }
             _ => Poll::Pending,
         }

@@ -23,12 +23,11 @@ use crate::connection::transport::unreadable;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, SharedToken};
 use crate::error::token_cell::TokenCell;
-use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
 use crate::pool::tasks::job::Taking;
-use crate::pool::tasks::lane::{Lane, LaneJob, LanePlace, LaneRequest};
+use crate::pool::tasks::lane::{Lane, LaneJob, LanePlace, LaneRequest, settle};
 use crate::pool::tasks::lane_line::LaneLine;
 use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -218,7 +217,7 @@ impl Group {
             write.push_group(of_slot.iter().map(Member::block), None);
         }
         for member in chosen.alone.iter().chain(&chosen.singles) {
-            write.push(member.request.batch.kind, &member.request.batch.bytes);
+            write.push(member.request.batch.kind, member.request.batch.sent_bytes());
         }
         if begins_register {
             let tag = connection.known_marker().and_then(CommitMarker::tag);
@@ -325,7 +324,7 @@ impl Group {
                         && rejected.index.is_some()
                         && !RedirectReply::has_code(rejected.error.code())
                     {
-                        shapes.add(&request.batch.bytes);
+                        shapes.add(request.batch.sent_bytes());
                     }
                     BatchResponse::Block(verdict)
                 }
@@ -338,8 +337,7 @@ impl Group {
                 Piece::Read(value) => BatchResponse::Read(value),
                 Piece::Calls(values) => BatchResponse::Calls(values),
             };
-            drop(request);
-            job.settle(Ok(response));
+            settle(&job, request, Ok(response));
         }
         // Their drop settles them.
         self.members = members.collect();
@@ -393,9 +391,8 @@ impl Drop for Group {
     fn drop(&mut self) {
         let sent = self.sent.is_some();
         for (nth, Member { job, request }) in mem::take(&mut self.members).into_iter().enumerate() {
-            drop(request);
             let token = self.token.as_ref().filter(|_| nth < self.exactly_once);
-            job.settle(Ok(interrupted(sent, ended(), Unproven::default(), token)));
+            settle(&job, request, Ok(interrupted(sent, ended(), Unproven::default(), token)));
         }
     }
 }
@@ -490,7 +487,7 @@ impl Member {
 
     /// The block, and the number of its commands.
     fn block(&self) -> (&[u8], u32) {
-        (&self.request.batch.bytes, self.request.batch.kind.commands())
+        (self.request.batch.sent_bytes(), self.request.batch.kind.commands())
     }
 }
 
@@ -499,11 +496,11 @@ impl Needs {
         let kind = request.batch.kind;
         let is_block = matches!(kind, RequestKind::Block { .. });
         let alone = is_block
-            && (request.rejected_groups >= ALONE_AFTER || shapes.has(&request.batch.bytes));
+            && (request.rejected_groups >= ALONE_AFTER || shapes.has(request.batch.sent_bytes()));
         let exactly_once = is_block && request.batch.exactly_once;
         let cell = if exactly_once { request.batch.token.clone() } else { None };
-        let BatchRequest { bytes, slot, .. } = &request.batch;
-        Self { kind, bytes: bytes.len(), exactly_once, slot: *slot, alone, cell }
+        let (bytes, slot) = (request.batch.sent_bytes().len(), request.batch.slot);
+        Self { kind, bytes, exactly_once, slot, alone, cell }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::shared::CountedConnection;
-use crate::pool::tasks::lane::{Lane, LaneJob};
+use crate::pool::tasks::lane::{Lane, LaneJob, settle};
 use crate::pool::tasks::lane_group::{self, Group, RejectedShapes, next_tag};
 use crate::pool::tasks::lane_line::LaneLine;
 use crate::protocol::connection_state::{CloseReason, Expect};
@@ -312,9 +312,10 @@ impl LaneLoop {
             let Some(Some(rejected)) = job.look(|request| rejection(&request.batch)) else {
                 return true;
             };
-            if job.take().is_some() {
+            if let Some(request) = job.take() {
                 self.lane.context.config.counters.checkouts.add();
-                job.settle(Ok(BatchResponse::Block(Verdict::Rejected(rejected))));
+                let rejected = BatchResponse::Block(Verdict::Rejected(rejected));
+                settle(job, request, Ok(rejected));
             }
             false
         });

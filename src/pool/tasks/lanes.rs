@@ -96,29 +96,35 @@ impl Lanes {
         if are_calls {
             call.give_up_at(deadline + response_wait);
         }
-        poll_fn(|context| call.poll(context)).await
+        poll_fn(|context| call.poll(context)).await.0
     }
 
     /// Submits a request without a wait; `None`: no lane of this task's runtime has both a connection
     /// and a free place. The task is woken when it is to be polled next. `known`: the lanes that the
     /// caller has used last.
+    ///
+    /// # Errors
+    /// The lane was closed meanwhile.
     pub(crate) fn try_submit(
         &self,
         known: Option<&mut KnownLanes>,
         context: &Context<'_>,
         request: impl FnOnce() -> BatchRequest,
-    ) -> Option<LaneCall> {
+    ) -> Option<Result<LaneCall, CheckoutError>> {
         let mut looked_up = KnownLanes::default();
         let set = self.known_set(known.unwrap_or(&mut looked_up))?;
         let (lane, place) = set.served_place()?;
         let since = Instant::now();
         let deadline = since + self.context.settings().checkout_timeout;
         let submitter = Some(context.waker().clone());
-        let call = lane.submit(request(), (since, deadline), place, submitter).ok()?;
-        if call.is_alone() {
-            context.waker().wake_by_ref();
+        let submitted = lane.submit(request(), (since, deadline), place, submitter);
+        match &submitted {
+            // The call sets its timer, or has another connection opened.
+            Ok(call) if call.is_alone() => context.waker().wake_by_ref(),
+            Ok(_) => {}
+            Err(_) => self.context.config.counters.refused.add(),
         }
-        Some(call)
+        Some(submitted)
     }
 
     /// Begins to open a connection for the next request. Outside of a runtime this does nothing.

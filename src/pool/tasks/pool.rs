@@ -88,7 +88,7 @@ impl TaskPool {
         known: Option<&mut KnownLanes>,
         context: &Context<'_>,
         request: impl FnOnce() -> BatchRequest,
-    ) -> Option<LaneCall> {
+    ) -> Option<Result<LaneCall, CheckoutError>> {
         self.lanes.try_submit(known, context, request)
     }
 

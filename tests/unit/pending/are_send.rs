@@ -108,7 +108,7 @@ fn a_router<P: ServerPool>(router: &Router<P>, route: &Route, deadline: Instant)
     is_send(router.redirect_for(route, "", ""));
     is_send(router.on_unreachable(route, &error, deadline));
     let (mut queue, plan): (CommandQueue, CommitPlan) = any();
-    is_send(commit_block((router, route), &mut queue, &plan, deadline));
+    is_send(commit_block((router, route), &mut queue, &plan, deadline, None));
     let (request, place): (Request, &'static Location<'static>) = any();
     is_send(request.ask(router, route, (b"", 0, 1), deadline, None));
     is_send(fan_out::request(router, place, b""));

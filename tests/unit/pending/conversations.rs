@@ -124,7 +124,7 @@ fn outcome(committed: Result<Committed, CommitError>) -> String {
 
 pub(super) async fn a_block<P: ServerPool>(router: &Router<P>, server: &Server) -> Found {
     let (route, plan, mut queue) = (Route::default(), CommitPlan::default(), queue(BOTH));
-    let committed = commit_block((router, &route), &mut queue, &plan, soon()).await;
+    let committed = commit_block((router, &route), &mut queue, &plan, soon(), None).await;
     [vec![outcome(committed)], on_server(server, READ_BOTH)].concat()
 }
 
@@ -138,7 +138,7 @@ pub(super) async fn a_block_for_a_batch<P: ServerPool>(
         queue.push(0, &EncodedCommand::new(&["INCRBY"]), |args| _ = args.arg(key).arg(1));
     }
     assert!(queue.is_batchable());
-    let committed = commit_block((router, &route), &mut queue, &plan, soon()).await;
+    let committed = commit_block((router, &route), &mut queue, &plan, soon(), None).await;
     [vec![outcome(committed)], on_server(server, READ_BOTH)].concat()
 }
 
@@ -153,7 +153,7 @@ pub(super) async fn exactly_once_blocks<P: ServerPool>(
 ) -> Found {
     let (route, plan, mut found) = (Route::default(), exactly_once(), Found::new());
     for _ in 0..2 {
-        let committed = commit_block((router, &route), &mut queue(BOTH), &plan, soon()).await;
+        let committed = commit_block((router, &route), &mut queue(BOTH), &plan, soon(), None).await;
         found.push(outcome(committed));
     }
     found.extend(on_server(server, READ_BOTH));
@@ -167,7 +167,7 @@ pub(super) async fn blocks_with_a_key<P: ServerPool>(router: &Router<P>, server:
     let plan = CommitPlan { idempotency_key: Some(key), ..exactly_once() };
     let (route, mut found) = (Route::default(), Found::new());
     for _ in 0..2 {
-        let committed = commit_block((router, &route), &mut queue(BOTH), &plan, soon()).await;
+        let committed = commit_block((router, &route), &mut queue(BOTH), &plan, soon(), None).await;
         found.push(outcome(committed));
     }
     found.extend(on_server(server, READ_BOTH));
@@ -235,7 +235,7 @@ pub(super) async fn cleaned_scopes<P: ServerPool>(router: &Router<P>, server: &S
 pub(super) async fn a_refused_block<P: ServerPool>(router: &Router<P>, server: &Server) -> Found {
     let (route, plan) = (Route::default(), CommitPlan::default());
     let mut queue = queue(&[BOTH[0], &["GET"], BOTH[1]]);
-    let committed = commit_block((router, &route), &mut queue, &plan, soon()).await;
+    let committed = commit_block((router, &route), &mut queue, &plan, soon(), None).await;
     let mut found = vec![outcome(committed), format!("in MULTI: {}", is_in_multi(server))];
     found.extend(on_server(server, READ_BOTH));
     found
@@ -522,9 +522,9 @@ fn cut_everywhere(plan: &CommitPlan) -> Vec<(Cut, String, Found)> {
         on_server(&server, &["FLUSHALL"]);
         let (router, _) = tasks(&server);
         // The connection is armed before, if it has to be.
-        run(commit_block((&router, &route), &mut queue(BOTH), plan, soon())).unwrap();
+        run(commit_block((&router, &route), &mut queue(BOTH), plan, soon(), None)).unwrap();
         set_cut(Some(cut));
-        let committed = run(commit_block((&router, &route), &mut queue(BOTH), plan, soon()));
+        let committed = run(commit_block((&router, &route), &mut queue(BOTH), plan, soon(), None));
         sent = set_cut(None).is_none();
         drop(router);
         eventually(SOON, "the server sees the cut", || server.clients().is_empty());

@@ -4,6 +4,7 @@ pub mod asynchronous;
 pub mod blocking;
 pub mod fred;
 pub mod grouped;
+pub mod merged;
 pub mod on_tokio;
 pub mod ours;
 pub mod raw;
@@ -28,6 +29,8 @@ pub struct Peer {
 pub const RAW: &str = "raw bytes, a socket each";
 pub const RAW_GROUPED: &str = "raw bytes, grouped";
 pub const RAW_HANDED: &str = "raw bytes, handed on";
+pub const RAW_MERGED: &str = "raw bytes, merged";
+pub const RAW_MERGED_ONCE: &str = "raw bytes, merged, exactly once";
 pub const DEDICATED: &str = "redis-rs dedicated";
 pub const R2D2: &str = "r2d2 default";
 pub const R2D2_UNCHECKED: &str = "r2d2 without check";
@@ -63,7 +66,8 @@ pub fn of(callers: Callers) -> Vec<Peer> {
                            pipeline_buffer_size as above",
                 open: asynchronous::manager,
             };
-            asynchronous_peers().into_iter().chain([manager]).chain(own_tasks()).collect()
+            let others = asynchronous_peers().into_iter().chain([manager]);
+            others.chain(raw_lanes()).chain(own_tasks()).collect()
         }
     }
 }
@@ -160,6 +164,22 @@ fn own_threads() -> Vec<Peer> {
             ours::watch,
         ),
         peer(POOLED, "the same; the pooled handle", ours::pooled),
+    ]
+}
+
+fn raw_lanes() -> Vec<Peer> {
+    vec![
+        peer(
+            RAW_MERGED,
+            "bytes encoded beforehand, 2 sockets, the blocks of half of the workers in one MULTI…EXEC, \
+             replies skipped and not decoded: the limit of lanes",
+            merged::open,
+        ),
+        peer(
+            RAW_MERGED_ONCE,
+            "the same, with SET of a register in each EXEC and WATCH of it behind",
+            merged::once,
+        ),
     ]
 }
 
