@@ -12,4 +12,6 @@ mod locks;
 mod matrix;
 mod probes;
 mod scopes;
-mod sentinel;
+crate::side::threads_only! {
+    mod sentinel;
+}
