@@ -16,6 +16,7 @@ use std::time::Duration;
 mod exactly_once_soak;
 mod fault_soak;
 mod lock_soak;
+mod side;
 mod stress;
 #[cfg(feature = "tokio")]
 mod tasks_soak;

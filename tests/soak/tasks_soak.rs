@@ -11,9 +11,24 @@ mod doubts;
 mod dropped;
 mod group_controls;
 mod groups;
+mod moving;
 mod resolver;
 mod scopes;
+#[expect(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the soaks that both sides run need a part of it"
+)]
+#[path = "../it/side/tasks.rs"]
+mod side;
 mod stopped;
+mod topology;
+
+/// What the side needs.
+mod fixture {
+    pub(super) use crate::SOON;
+}
 
 use tokio::runtime::{Builder, Runtime};
 

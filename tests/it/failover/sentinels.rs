@@ -46,11 +46,13 @@ enum Trouble {
 #[derive(Clone, Copy, Debug)]
 enum Form {
     Run,
+    /// Without waiting for replicas. On tasks these blocks share connections.
+    Quick,
     Watch,
     Guard,
 }
 
-const FORMS: [Form; 3] = [Form::Run, Form::Watch, Form::Guard];
+const FORMS: [Form; 4] = [Form::Run, Form::Quick, Form::Watch, Form::Guard];
 
 /// What one transaction returned: it added an element to one list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +82,8 @@ struct Found {
     there: BTreeMap<String, u64>,
     /// Connections to the former master, some time after the switch.
     left: usize,
+    /// Time after the switch was known until there were none.
+    gone_after: Duration,
     /// The longest wait for a checkout error, of `run` and by hand.
     longest: [Duration; 2],
     took: Duration,
@@ -142,14 +146,18 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
     };
     let mut random = Rng::with_seed(seed);
     let before = random.u64(ENOUGH..3 * ENOUGH);
+    let quick = TransactionOptions::new()
+        .exactly_once()
+        .retry(RetryPolicy::default().attempts(1_000).deadline(POLICY));
     let load = Load {
         once: sessions.transactional().with(options),
+        quick: sessions.transactional().with(quick),
         sessions,
         over: AtomicBool::new(false),
         committed: AtomicU64::new(0),
         longest: [AtomicU64::new(0), AtomicU64::new(0)],
     };
-    let (begun, mut left) = (Instant::now(), 0);
+    let (begun, mut left, mut gone_after) = (Instant::now(), 0, Duration::ZERO);
     let books: Vec<(String, Reported)> = thread::scope(|scope| {
         // Also where this panics: the others would go on for ever.
         scopeguard::defer! { load.over.store(true, Ordering::Relaxed) }
@@ -184,8 +192,10 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         // Once none is left none of ours comes again: sentinels and replicas do, and have no name at
         // first.
         let as_expected = |left: &usize| (*left == 0) == follows_switches;
+        let known = Instant::now();
         let gone = try_for(CLOSED_WITHIN, || Some(clients(former)).filter(as_expected));
         left = gone.unwrap_or_else(|| clients(former));
+        gone_after = known.elapsed();
         grows(ENOUGH);
         load.over.store(true, Ordering::Relaxed);
         writers.into_iter().flat_map(|writer| writer.join().expect("a writer died")).collect()
@@ -197,12 +207,13 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         *there.entry(id).or_default() += 1;
     }
     let longest = load.longest.map(|millis| Duration::from_millis(millis.into_inner()));
-    Found { books, there, left, longest, took: begun.elapsed() }
+    Found { books, there, left, gone_after, longest, took: begun.elapsed() }
 }
 
 struct Load {
     sessions: SessionManager,
     once: Transactional,
+    quick: Transactional,
     over: AtomicBool,
     committed: AtomicU64,
     longest: [AtomicU64; 2],
@@ -227,6 +238,7 @@ impl Load {
     fn write(&self, own: &str, id: &str, form: Form) -> Reported {
         let begun = Instant::now();
         let error = match self.attempt(own, id, form) {
+            Ok(()) if matches!(form, Form::Quick) => return Reported::NotReplicated,
             Ok(()) => return Reported::There,
             Err(error) => error,
         };
@@ -267,6 +279,7 @@ impl Load {
     fn attempt(&self, own: &str, id: &str, form: Form) -> Result<(), Error> {
         match form {
             Form::Run => self.once.run(|tx| Ok(tx.rpush("done", id))).map(drop),
+            Form::Quick => self.quick.run(|tx| Ok(tx.rpush("done", id))).map(drop),
             Form::Watch => self
                 .once
                 .watch([own])
@@ -333,7 +346,12 @@ impl std::fmt::Display for Found {
             write!(f, "{} | ", self.count(reported))?;
         }
         let (left, seconds) = (self.left, self.took.as_secs_f64());
+        let gone = self.gone_after.as_secs_f64();
         let [run, hand] = self.longest.map(|longest| longest.as_secs_f64());
-        write!(f, "{run:.1}, {hand:.1} | {left} | {} | {seconds:.1}", self.wrong().len())
+        write!(
+            f,
+            "{run:.1}, {hand:.1} | {left} after {gone:.2} | {} | {seconds:.1}",
+            self.wrong().len()
+        )
     }
 }

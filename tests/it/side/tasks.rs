@@ -24,7 +24,7 @@ use rediscope::{
 use rediscope_testing::eventually;
 use tokio::runtime::Runtime;
 
-use crate::fixture::SOON;
+use super::fixture::SOON;
 
 /// Whether a large transaction sends commands ahead of its commit.
 pub(crate) const SENDS_CHUNKS: bool = false;

@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rediscope::Error;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::{Error, Transactional};
+
+use super::side::Transactional;
 
 use rediscope_testing::cluster::Cluster;
 
@@ -58,8 +60,13 @@ struct Reported {
 }
 
 impl Ledger {
-    /// Writes until it is over.
-    pub(crate) fn write(&self, handle: &Transactional, groups: &[Group], manner: Manner) {
+    /// Writes until it is over. `waits`: what is acknowledged has a replica.
+    pub(crate) fn write(
+        &self,
+        (handle, waits): (&Transactional, bool),
+        groups: &[Group],
+        manner: Manner,
+    ) {
         while !self.over.load(Ordering::Relaxed) {
             let id = self.next.fetch_add(1, Ordering::Relaxed);
             let group = &groups[id as usize % groups.len()];
@@ -68,7 +75,11 @@ impl Ledger {
             let mut reported = self.reported.lock().unwrap();
             match done {
                 Ok(()) => {
-                    reported.applied.insert(id);
+                    let known = match waits {
+                        true => &mut reported.applied,
+                        false => &mut reported.unknown,
+                    };
+                    known.insert(id);
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
                 }
                 Err(error) => {

@@ -4,10 +4,11 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::{RetryPolicy, SessionManager, TransactionOptions};
+use rediscope::{RetryPolicy, TransactionOptions};
 use scopeguard::defer;
 
 use super::ledger::{Group, Ledger, MANNERS};
+use super::side::{BuildSide as _, SessionManager};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::soak::number;
@@ -25,7 +26,7 @@ fn sessions(cluster: &Cluster) -> SessionManager {
         .connect_timeout(Duration::from_secs(1))
         .response_timeout(Duration::from_secs(2))
         .checkout_timeout(Duration::from_secs(15))
-        .build()
+        .build_side()
         .unwrap()
 }
 
@@ -43,19 +44,22 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
         let ledger = Ledger::default();
         // It runs on while a failover is waited for.
         let patient = RetryPolicy::default().deadline(FAILOVER);
-        let waits = TransactionOptions::new().retry(patient);
-        let waits = waits.wait_replicas(1, Duration::from_secs(2));
+        let quick = TransactionOptions::new().retry(patient);
+        let waits = quick.clone().wait_replicas(1, Duration::from_secs(2));
+        let handle = |options| sessions.transactional().with(options);
         let handles = [
-            sessions.transactional().with(waits.clone()),
-            sessions.transactional().with(waits.exactly_once()),
+            (handle(waits.clone()), true),
+            (handle(waits.exactly_once()), true),
+            // On tasks these blocks share connections.
+            (handle(quick.exactly_once()), false),
         ];
         thread::scope(|scope| {
             // Also where this panics: the others would go on for ever.
             defer! { ledger.over.store(true, Ordering::Relaxed) }
-            for handle in &handles {
+            for (handle, waits) in &handles {
                 for manner in MANNERS {
                     let (ledger, groups) = (&ledger, &groups);
-                    scope.spawn(move || ledger.write(handle, groups, manner));
+                    scope.spawn(move || ledger.write((handle, *waits), groups, manner));
                 }
             }
             let goes_on = |what: &str| {
