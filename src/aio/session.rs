@@ -360,6 +360,8 @@ impl SessionManager {
             if let Some(queries) = queries {
                 queries.await;
             }
+            // No connection is left for which a failover would be watched.
+            transactional.stop_connecting();
             Closed { scopes, locks }
         }
     }

@@ -56,6 +56,8 @@ mod task_locks;
 #[cfg(feature = "tokio")]
 mod task_scopes;
 #[cfg(feature = "tokio")]
+mod task_topologies;
+#[cfg(feature = "tokio")]
 mod task_turns;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]

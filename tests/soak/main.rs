@@ -10,6 +10,7 @@
     clippy::indexing_slicing,
     reason = "test code: a panic with a clear message is how it reports"
 )]
+#![allow(clippy::duplicate_mod, reason = "both sides run the soak of topologies from one text")]
 
 use std::time::Duration;
 
