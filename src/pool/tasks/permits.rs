@@ -136,9 +136,12 @@ impl Permits {
     fn leave(&self, waiter: &Arc<Waiter>) -> Option<usize> {
         let mut state = lock(&self.state);
         let waiters = state.waiters.len();
+        // Callers that give up together do so in the order of their arrival.
         let at = state.waiters.iter().position(|waiting| Arc::ptr_eq(waiting, waiter))?;
         let left = state.waiters.remove(at);
+        let before = std::mem::replace(&mut *lock(&waiter.state), WaiterState::Left);
         drop(state);
+        drop(before);
         left.map(|_| waiters)
     }
 
@@ -225,9 +228,9 @@ impl<G: Fn(&Right)> Drop for Waiting<'_, G> {
         match before {
             WaiterState::Granted(right) => (self.give_back)(&right),
             WaiterState::Waiting(_) => {
-                let mut state = lock(&self.permits.state);
-                state.waiters.retain(|waiter| !Arc::ptr_eq(waiter, &self.waiter));
-                drop(state);
+                if self.permits.leave(&self.waiter).is_some() {
+                    return;
+                }
                 // It may have been granted between the two locks.
                 let late = std::mem::replace(&mut *lock(&self.waiter.state), WaiterState::Left);
                 if let WaiterState::Granted(right) = late {
@@ -238,3 +241,7 @@ impl<G: Fn(&Right)> Drop for Waiting<'_, G> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../../../tests/unit/permits.rs"]
+mod tests;

@@ -133,7 +133,10 @@ fn the_last_call_of_a_scope_that_hangs_is_reported_and_ended_by_close() {
         let ending = thread::spawn(move || end(tx));
         eventually(SOON, "the call hangs", || proxy.fired() == 1);
         // Several times the reaper's limit: it marks the scope, and does not wait for it.
-        thread::sleep(Duration::from_millis(300));
+        let looked_at = Duration::from_millis(300);
+        eventually(SOON, "the reaper has looked", || {
+            sessions.open_scopes().iter().all(|scope| scope.age > looked_at)
+        });
         let open = sessions.open_scopes();
         assert!(matches!(&open[..], [scope] if scope.begun_at.line() == line), "{held} {open:?}");
         assert!(!ending.is_finished());
