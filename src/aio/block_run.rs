@@ -22,6 +22,10 @@ use crate::transaction::pinned::Pinned;
 use crate::transaction::resolve::Resolve;
 
 /// A block that is left to the general future.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is moved once, and a box would cost each block more"
+)]
 pub(super) enum Unfinished<C, R> {
     /// Its closure has not run.
     New(C),

@@ -204,7 +204,7 @@ fn a_call_under_a_lock_ends_where_it_waits_when_the_lock_is_lost() {
         // By the clock alone too.
         let guard = lock.clone().fixed_lease().acquire(SOON).await.unwrap();
         let (lost, clone) = (guard.lost(), guard.lost());
-        let task = tokio::spawn(async move { clone.await });
+        let task = tokio::spawn(clone);
         assert_eq!(soon("it is lost", lost.clone()).await, LostReason::Expired);
         assert_eq!(task.await.unwrap(), LostReason::Expired);
         assert_eq!(lost.await, LostReason::Expired);

@@ -24,7 +24,6 @@ use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::shared::CountedConnection;
 use crate::pool::tasks::job::{Job, JobQueue, Left, Taking};
-use crate::pool::tasks::lanes::LaneSet;
 use crate::protocol::retry::Backoff;
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
@@ -105,8 +104,8 @@ pub(crate) struct Lane {
     serve: Serve,
     /// The runtime of its connections.
     runtime: runtime::Id,
-    /// The lanes beside this one, and itself.
-    set: OnceLock<Weak<LaneSet>>,
+    /// The lanes of its runtime, with this one.
+    siblings: OnceLock<Vec<Weak<Lane>>>,
     places: Arc<Places>,
     /// Whether the connection's task takes requests.
     is_running: AtomicBool,
@@ -146,16 +145,16 @@ impl Lane {
             awaits_register: AtomicBool::new(false),
             serve,
             runtime,
-            set: OnceLock::new(),
+            siblings: OnceLock::new(),
             places: Arc::new(Places::new(context.settings().max_in_flight as usize)),
             is_running: AtomicBool::new(false),
             connection: Mutex::new(connection),
         })
     }
 
-    /// Requests that it cannot send may go to another lane of this set.
-    pub(crate) fn belongs_to(&self, set: Weak<LaneSet>) {
-        let _: Result<(), _> = self.set.set(set);
+    /// Requests that it cannot send may go to another one of these.
+    pub(crate) fn set_siblings(&self, lanes: &[Arc<Self>]) {
+        let _: Result<(), _> = self.siblings.set(lanes.iter().map(Arc::downgrade).collect());
     }
 
     /// Takes a place if one is free.
@@ -338,8 +337,8 @@ impl Lane {
 
     /// Passes the waiting requests to a lane that a connection serves, if there is one.
     fn pass_on(&self) {
-        let set = self.set.get().and_then(Weak::upgrade);
-        let Some(served) = set.as_ref().and_then(|set| set.served()) else { return };
+        let mut siblings = self.siblings.get().into_iter().flatten().filter_map(Weak::upgrade);
+        let Some(served) = siblings.find(|lane| lane.is_served()) else { return };
         let mut jobs = VecDeque::new();
         self.queue.drain_into(&mut jobs);
         while let Some(job) = jobs.pop_front() {

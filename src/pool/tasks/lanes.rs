@@ -31,7 +31,7 @@ pub(crate) struct Lanes {
 }
 
 /// The lanes of one runtime.
-pub(crate) struct LaneSet {
+struct LaneSet {
     lanes: Vec<Arc<Lane>>,
     next: AtomicUsize,
 }
@@ -157,7 +157,7 @@ impl Lanes {
             .map(|_| Lane::new(&self.context, lane_loop::serve, runtime))
             .collect();
         let set = Arc::new(LaneSet { lanes, next: AtomicUsize::new(0) });
-        set.lanes.iter().for_each(|lane| lane.belongs_to(Arc::downgrade(&set)));
+        set.lanes.iter().for_each(|lane| lane.set_siblings(&set.lanes));
         if self.closed.load(Ordering::SeqCst) {
             set.lanes.iter().for_each(|lane| lane.close());
         }
@@ -224,7 +224,7 @@ impl LaneSet {
         for _ in &self.lanes {
             let lane = self.lane().ok()?;
             if !lane.is_served() {
-                if self.served().is_some() {
+                if self.lanes.iter().any(|lane| lane.is_served()) {
                     lane.open_here();
                 }
                 continue;
@@ -234,11 +234,6 @@ impl LaneSet {
             }
         }
         None
-    }
-
-    /// A lane that a connection serves.
-    pub(crate) fn served(&self) -> Option<&Arc<Lane>> {
-        self.lanes.iter().find(|lane| lane.is_served())
     }
 }
 

@@ -162,6 +162,7 @@ impl Parser {
 
     /// The next replies are for several callers: each reply counts by itself, and of the next arrays
     /// each part, whose lengths these are.
+    #[cfg(any(test, feature = "tokio"))]
     pub(crate) fn share(&mut self, mut arrays: Vec<Vec<u32>>) {
         arrays.reverse();
         arrays.iter_mut().for_each(|parts| parts.reverse());
