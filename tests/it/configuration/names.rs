@@ -13,7 +13,8 @@ use super::environment;
 use super::toml;
 
 /// The builder's, but for these: what is no plain value cannot be read.
-const BY_PROGRAM_ONLY: [&str; 3] = ["build", "credentials_provider", "look_up_names_with"];
+const BY_PROGRAM_ONLY: [&str; 4] =
+    ["async_credentials_provider", "build", "credentials_provider", "look_up_names_with"];
 /// A configuration's, but for these: they are not the builder's.
 const OF_A_CONFIGURATION: [&str; 4] =
     ["url", "tls_root_certificates", "tls_client_certificate", "tls_client_key"];

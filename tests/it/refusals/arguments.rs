@@ -202,6 +202,9 @@ fn rows() -> Vec<Row> {
             drop(s.sessions.resolve(token, e.time()));
             Ok(())
         }),
+        row("session/manager.rs ready.within", |s, e| {
+            s.sessions.ready(e.time()).map(drop).map_err(|error| error.to_string())
+        }),
         row("session/manager.rs close.timeout", |s, e| {
             let sessions = SessionManager::connect(s.server.url()).unwrap();
             let run = sessions.transactional().run(|tx| Ok(tx.incr("a", 1)));
