@@ -148,7 +148,7 @@ impl Resolver {
 
     /// Begins to run code that may block, off the caller's thread. It does not begin if the result is
     /// dropped before.
-    #[cfg(feature = "tokio")]
+    #[cfg(all(feature = "tokio", feature = "tls-rustls"))]
     pub(crate) fn start<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,

@@ -116,7 +116,7 @@ pub(crate) fn spawn_connection(
 }
 
 /// Opens a connection without its handshake, for tests of the wire.
-#[cfg(test)]
+#[cfg(all(test, feature = "tls-rustls"))]
 pub(crate) async fn open_unproven(
     endpoint: &Endpoint,
     timeout: Duration,
