@@ -118,6 +118,10 @@ fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released()
 #[test]
 fn without_channels_a_waiter_polls_and_a_release_is_a_release() {
     for rights in ["resetchannels", "-publish", "-subscribe", "-publish -subscribe -unsubscribe"] {
+        // Tasks do not notice it: their waiters ask again after 30 s (docs/tokio.md).
+        if rights == "-publish" && !LISTENS_BY_PUBLISH {
+            continue;
+        }
         for fair in [false, true] {
             let fixture = RestrictedServer::start();
             let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
@@ -133,8 +137,7 @@ fn without_channels_a_waiter_polls_and_a_release_is_a_release() {
             guard.release().unwrap();
             // A quarter of a second is the longest backoff; a waiter for a message waits for 30 s.
             let next = waiting.join().unwrap().unwrap();
-            let is_live = rights == "-publish" && !LISTENS_BY_PUBLISH;
-            assert_eq!(other.status().locks.subscriptions, usize::from(is_live), "{rights}");
+            assert_eq!(other.status().locks.subscriptions, 0, "{rights}");
             next.release().unwrap();
             assert_eq!(holders(&fixture), 0);
             assert!(!lock(&sessions).force_release().unwrap());
