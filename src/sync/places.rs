@@ -3,7 +3,7 @@
 //! A place is taken by its caller when that is polled, and never given to it before. So a caller that
 //! is polled no more takes no place, and after a short time it is passed over.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
@@ -25,23 +25,21 @@ pub(crate) struct Places {
     state: Mutex<PlacesState>,
 }
 
-/// The cost of a step does not depend on the number of callers that wait.
+/// The cost of a step hardly grows with the number of callers that wait.
 #[derive(Debug)]
 struct PlacesState {
     free: usize,
     closed: bool,
-    /// In the order of their arrival. `None`: the caller has left. The first one is there.
-    waiters: VecDeque<Option<PlaceWaiter>>,
-    /// The number of the first one.
-    first: u64,
-    /// None before this number is to be woken.
+    /// The callers that wait, by the numbers of their arrival.
+    queue: BTreeMap<u64, PlaceWaiter>,
+    /// Those that were woken and not polled in time. A caller that is polled again is back in the queue.
+    passed: BTreeMap<u64, PlaceWaiter>,
+    last_number: u64,
+    /// All callers before this number were woken.
     next_to_wake: u64,
-    waiting: usize,
-    /// Number of waiters that were woken, and may take a place.
+    /// Number of callers in the queue that were woken, and may take a place.
     woken: usize,
-    /// Number of waiters that were passed over.
-    passed: usize,
-    /// When the first of those that were woken was woken.
+    /// When the first of them was woken, or earlier.
     woken_since: Option<Instant>,
 }
 
@@ -54,9 +52,8 @@ struct PlaceWaiter {
 #[derive(Debug)]
 enum WaiterState {
     Waits(Waker),
+    /// It was woken then, and has not been polled since.
     Woken(Instant),
-    /// It was woken, and was not polled in time.
-    Passed,
 }
 
 /// Why a caller has no place.
@@ -71,12 +68,11 @@ impl Places {
         let state = PlacesState {
             free,
             closed: false,
-            waiters: VecDeque::new(),
-            first: 0,
+            queue: BTreeMap::new(),
+            passed: BTreeMap::new(),
+            last_number: 0,
             next_to_wake: 0,
-            waiting: 0,
             woken: 0,
-            passed: 0,
             woken_since: None,
         };
         Self { state: Mutex::new(state) }
@@ -136,10 +132,10 @@ impl Places {
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
-        let waiters = std::mem::take(&mut state.waiters);
-        (state.waiting, state.woken, state.passed) = (0, 0, 0);
+        let queue = std::mem::take(&mut state.queue);
+        state.woken = 0;
         drop(state);
-        for waiter in waiters.into_iter().flatten() {
+        for waiter in queue.into_values() {
             if let WaiterState::Waits(waker) = waiter.state {
                 waker.wake();
             }
@@ -157,42 +153,24 @@ fn wake((first, others): Woken) {
 impl PlacesState {
     /// Takes a place that no waiting caller may take.
     fn take_spare(&mut self) -> bool {
-        let is_spare = self.free > self.waiting - self.passed;
+        let is_spare = self.free > self.queue.len();
         self.free -= usize::from(is_spare);
         is_spare
     }
 
-    fn waiter(&mut self, number: u64) -> Option<&mut PlaceWaiter> {
-        let at = number.checked_sub(self.first)?;
-        self.waiters.get_mut(usize::try_from(at).ok()?)?.as_mut()
-    }
-
-    fn enter(&mut self, deadline: Instant, waker: Waker) -> u64 {
-        let number = self.first + self.waiters.len() as u64;
-        self.waiters.push_back(Some(PlaceWaiter { deadline, state: WaiterState::Waits(waker) }));
-        self.waiting += 1;
-        number
-    }
-
-    /// Counts a waiter that changes or leaves its state.
-    fn uncount(&mut self, state: &WaiterState) {
-        match state {
-            WaiterState::Waits(_) => {}
-            WaiterState::Woken(_) => self.woken -= 1,
-            WaiterState::Passed => self.passed -= 1,
-        }
+    /// Puts a caller into the queue, which waits for a place or has been passed over. Returns its former
+    /// waker, to be dropped without the lock.
+    fn enter(&mut self, number: u64, deadline: Instant, waker: Waker) -> Option<PlaceWaiter> {
+        let former = self.leave(number);
+        self.next_to_wake = self.next_to_wake.min(number);
+        self.queue.insert(number, PlaceWaiter { deadline, state: WaiterState::Waits(waker) });
+        former
     }
 
     /// Removes a caller. It is returned, to be dropped without the lock.
     fn leave(&mut self, number: u64) -> Option<PlaceWaiter> {
-        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
-        let left = self.waiters.get_mut(at)?.take()?;
-        self.waiting -= 1;
-        self.uncount(&left.state);
-        while let Some(None) = self.waiters.front() {
-            self.waiters.pop_front();
-            self.first += 1;
-        }
+        let Some(left) = self.queue.remove(&number) else { return self.passed.remove(&number) };
+        self.woken -= usize::from(matches!(left.state, WaiterState::Woken(_)));
         Some(left)
     }
 
@@ -200,20 +178,25 @@ impl PlacesState {
     /// were passed over, because those behind them may be like them.
     fn wake_next(&mut self) -> Woken {
         let mut woken = (None, Vec::new());
-        if self.free == 0 || self.waiting == 0 {
-            return woken;
-        }
-        let most = (self.free + self.passed).min(self.waiting - self.passed);
+        let most = match self.free {
+            0 => 0,
+            free => (free + self.passed.len()).min(self.queue.len()),
+        };
         if self.woken >= most {
             return woken;
         }
         let now = Instant::now();
-        let mut number = self.next_to_wake.max(self.first);
-        while self.woken < most && number < self.first + self.waiters.len() as u64 {
-            if let Some(waiter) = self.waiter(number)
-                && matches!(waiter.state, WaiterState::Waits(_))
-                && let WaiterState::Waits(waker) =
-                    std::mem::replace(&mut waiter.state, WaiterState::Woken(now))
+        let mut next = self.next_to_wake;
+        for (number, waiter) in self.queue.range_mut(self.next_to_wake..) {
+            if self.woken >= most {
+                break;
+            }
+            next = number + 1;
+            if matches!(waiter.state, WaiterState::Woken(_)) {
+                continue;
+            }
+            if let WaiterState::Waits(waker) =
+                std::mem::replace(&mut waiter.state, WaiterState::Woken(now))
             {
                 self.woken += 1;
                 match &woken.0 {
@@ -221,9 +204,8 @@ impl PlacesState {
                     Some(_) => woken.1.push(waker),
                 }
             }
-            number += 1;
         }
-        self.next_to_wake = number;
+        self.next_to_wake = next;
         self.woken_since.get_or_insert(now);
         woken
     }
@@ -236,21 +218,28 @@ impl PlacesState {
             return expired;
         }
         self.woken_since = None;
-        for number in self.first..self.next_to_wake {
-            let Some(waiter) = self.waiter(number) else { continue };
+        let mut late = Vec::new();
+        for (number, waiter) in self.queue.range(..self.next_to_wake) {
             match waiter.state {
-                _ if waiter.deadline < now => expired.extend(self.leave(number)),
-                WaiterState::Woken(since) if now >= since + GRACE => {
-                    waiter.state = WaiterState::Passed;
-                    (self.woken, self.passed) = (self.woken - 1, self.passed + 1);
-                }
+                WaiterState::Woken(since) if now >= since + GRACE => late.push(*number),
                 WaiterState::Woken(since) => {
                     let first = self.woken_since.map_or(since, |first| first.min(since));
                     self.woken_since = Some(first);
                 }
-                WaiterState::Passed | WaiterState::Waits(_) => {}
+                WaiterState::Waits(_) => {}
             }
         }
+        for number in late {
+            if let Some(waiter) = self.queue.remove(&number) {
+                self.woken -= 1;
+                self.passed.insert(number, waiter);
+            }
+        }
+        let (rest, over) = std::mem::take(&mut self.passed)
+            .into_iter()
+            .partition(|(_, waiter)| waiter.deadline >= now);
+        self.passed = rest;
+        expired.extend(BTreeMap::into_values(over));
         expired
     }
 }
@@ -283,30 +272,31 @@ impl WaitingCaller<'_> {
             if state.take_spare() {
                 return Looked::Ended(Ok(()));
             }
-            self.number = Some(state.enter(self.deadline, context.waker().clone()));
+            state.last_number += 1;
+            let number = state.last_number;
+            self.number = Some(number);
+            state.enter(number, self.deadline, context.waker().clone());
             return self.looked(state, now);
         };
-        let mut former = None;
-        if let Some(waiter) = state.waiter(number) {
-            match &mut waiter.state {
-                WaiterState::Waits(known) if known.will_wake(context.waker()) => {}
-                waits => {
-                    let waiting = WaiterState::Waits(context.waker().clone());
-                    let before = std::mem::replace(waits, waiting);
-                    state.uncount(&before);
-                    if !matches!(before, WaiterState::Waits(_)) && state.free > 0 {
-                        state.free -= 1;
-                        let left = state.leave(number);
-                        self.number = None;
-                        drop(state);
-                        drop(left);
-                        return Looked::Ended(Ok(()));
-                    }
-                    state.next_to_wake = state.next_to_wake.min(number);
-                    former = Some(before);
-                }
+        let may_take = match state.queue.get(&number).map(|waiter| &waiter.state) {
+            Some(WaiterState::Waits(known)) if known.will_wake(context.waker()) => {
+                return self.looked(state, now);
             }
-        }
+            Some(WaiterState::Waits(_)) => false,
+            // Woken, or passed over.
+            Some(WaiterState::Woken(_)) | None => true,
+        };
+        let former = if may_take && state.free > 0 {
+            state.free -= 1;
+            self.number = None;
+            let left = state.leave(number);
+            drop(state);
+            drop(left);
+            return Looked::Ended(Ok(()));
+        } else {
+            let waker = context.waker().clone();
+            state.enter(number, self.deadline, waker)
+        };
         let looked = self.looked(state, now);
         drop(former);
         looked
@@ -316,7 +306,7 @@ impl WaitingCaller<'_> {
     fn looked(&self, mut state: MutexGuard<'_, PlacesState>, now: Instant) -> Looked {
         let expired = state.pass_over(now);
         let woken = state.wake_next();
-        let waiting = u32::try_from(state.waiting).unwrap_or(u32::MAX);
+        let waiting = u32::try_from(state.queue.len()).unwrap_or(u32::MAX);
         let look = match state.woken {
             0 => LOOK.0.max(LOOK.1.saturating_mul(waiting)),
             _ => GRACE.max(LOOK.1.saturating_mul(waiting)),

@@ -19,9 +19,6 @@ pub(crate) const ASKS_AGAIN: bool = true;
 /// Whether a provider's panic at a re-authentication is a panic of the caller.
 pub(crate) const PROVIDER_PANICS_PASS: bool = true;
 
-/// Whether a caller needs the right to PUBLISH to receive messages about releases.
-pub(crate) const LISTENS_BY_PUBLISH: bool = true;
-
 /// Items that another side may not have.
 macro_rules! threads_only {
     ($($item:tt)*) => { $($item)* };

@@ -1,13 +1,14 @@
 //! Promise: a task's loops, guards and spans follow the rules of threads, and what they wait for is given back when
 //! their futures are dropped.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{SessionManager, Transactional};
-use rediscope::error::{ConfigError, Resolution, UnresolvedReason};
+use rediscope::error::{ConfigError, Resolution, TokenCell, UnresolvedReason};
 use rediscope::prelude::*;
 use rediscope::redis;
 use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
@@ -308,6 +309,22 @@ fn the_cell_of_a_block_that_is_not_exactly_once_proves_nothing() {
     });
 }
 
+/// Polls a block until its number is drawn, and no further.
+async fn until_drawn<F>(sent: Pin<&mut F>, token: &TokenCell)
+where
+    F: Future<Output: std::fmt::Debug>,
+{
+    let drawn = async {
+        while token.get().is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        ended = sent => panic!("{ended:?}"),
+        () = soon("a number is drawn", drawn) => {}
+    }
+}
+
 /// The number that was asked about is dead then, but the future draws another one.
 #[test]
 fn a_cell_whose_future_lives_does_not_prove_that_the_block_is_never_applied() {
@@ -321,15 +338,7 @@ fn a_cell_whose_future_lives_does_not_prove_that_the_block_is_never_applied() {
         proxy.arm((Trigger::Now, Fault::HoldRequests));
         let mut sent = Box::pin(once.submit(|tx| Ok(tx.incr("n", 1))).unwrap());
         let token = sent.token();
-        let drawn = async {
-            while token.get().is_none() {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::select! {
-            ended = sent.as_mut() => panic!("{ended:?}"),
-            () = soon("a number is drawn", drawn) => {}
-        }
+        until_drawn(sent.as_mut(), &token).await;
         let why = |resolution| match resolution {
             Resolution::StillUnknown { why } => why,
             other => panic!("{other:?}"),
@@ -345,15 +354,7 @@ fn a_cell_whose_future_lives_does_not_prove_that_the_block_is_never_applied() {
         proxy.arm((Trigger::Now, Fault::HoldRequests));
         let mut sent = Box::pin(once.submit(|tx| Ok(tx.incr("n", 1))).unwrap());
         let token = sent.token();
-        let drawn = async {
-            while token.get().is_none() {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::select! {
-            ended = sent.as_mut() => panic!("{ended:?}"),
-            () = soon("a number is drawn", drawn) => {}
-        }
+        until_drawn(sent.as_mut(), &token).await;
         drop(sent);
         let resolution = soon("the query", elsewhere.resolve(&token, None)).await;
         assert_eq!(resolution, Resolution::NotCommitted);

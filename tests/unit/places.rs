@@ -140,6 +140,32 @@ fn callers_that_are_polled_no_more_are_passed_over() {
     std::mem::forget(forgotten);
 }
 
+/// One that is forgotten, and stays in memory, costs the steps of the others nothing.
+#[test]
+fn a_forgotten_caller_leaves_no_trace_of_those_that_came_and_left_after_it() {
+    let runtime = runtime();
+    let (places, wakes) = (Places::new(1), Arc::<Wakes>::default());
+    let _runtime = runtime.enter();
+    assert_eq!(places.try_take(), Ok(true));
+    let mut forgotten = taking(&places, SOON);
+    assert!(poll(&mut forgotten, &wakes).is_pending());
+    places.add();
+    std::thread::sleep(2 * GRACE);
+    let mut waiting = taking(&places, SOON);
+    for _ in 0..100_000 {
+        // It waits behind the forgotten one until that is passed over.
+        if poll(&mut waiting, &wakes).is_ready() {
+            places.add();
+        }
+        waiting = taking(&places, SOON);
+    }
+    let state = lock(&places.state);
+    assert_eq!((state.queue.len(), state.passed.len(), state.free), (0, 1, 1));
+    drop(state);
+    assert!(poll(&mut forgotten, &wakes).is_ready());
+    assert_eq!(places.free(), 0);
+}
+
 /// A search of all that wait, in each step, takes minutes.
 #[test]
 fn each_of_many_callers_is_served_in_its_turn_or_gives_up() {

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use redis::Value;
 use tokio::runtime::Handle;
 
 use crate::connection::connection::Connection;
+use crate::connection::deadline::Deadline;
 use crate::connection::handshake::OpenOptions;
 use crate::connection::io::Io;
 use crate::connection::tasks::io::Tasks;
@@ -25,6 +27,8 @@ use crate::lock::waiters::{LISTENER_PAUSE, listener_pauses};
 use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
 use crate::protocol::cluster::route::{Redirect, Route};
+use crate::protocol::resp::encode;
+use crate::protocol::server_error::ServerError;
 use crate::sync::lock;
 use crate::sync::timer::DeadlineTimer;
 
@@ -147,7 +151,9 @@ async fn serve(
     listener: &Arc<TaskListener>,
 ) -> Result<(), ConnectionError> {
     let generation = router.generation();
-    let stream = TaskStream::new(connect(router).await?);
+    let mut connection = connect(router).await?;
+    prove_publish(router, &mut connection).await?;
+    let stream = TaskStream::new(connection);
     let response_timeout = router.settings().response_timeout;
     let mut subscription =
         Subscription::new(stream, Arc::clone(&listener.waiters), response_timeout);
@@ -162,6 +168,25 @@ async fn serve(
         subscription.poll(context)
     })
     .await
+}
+
+/// Publishes on a channel that has no subscriber. A user without the right to PUBLISH sends no message
+/// about a release, so its waiters poll.
+async fn prove_publish(
+    router: &Router<TaskPool>,
+    connection: &mut Connection<TaskWire>,
+) -> Result<(), ConnectionError> {
+    let settings = router.settings();
+    let channel = format!("{}:ctl:publish", settings.prefix);
+    let mut bytes = Vec::new();
+    encode::command_with(&mut bytes, &["PUBLISH"], (&*channel, ""));
+    let by = Deadline::after(settings.response_timeout);
+    match connection.ask_all(&bytes, 1, by).await?.first() {
+        Some(Value::ServerError(error)) => {
+            Err(ConnectionError::refused(ServerError::from_reply(error, false)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Connects to any node: a message published on one node arrives on all.

@@ -1,7 +1,7 @@
 //! A right that is removed while a lock is held or waited for.
 
 use crate::fixture::{LONG, SOON};
-use crate::side::{LISTENS_BY_PUBLISH, LockGuard, SessionManager};
+use crate::side::{LockGuard, SessionManager};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -118,10 +118,6 @@ fn an_acquisition_that_may_not_wait_for_replicas_fails_at_once_and_is_released()
 #[test]
 fn without_channels_a_waiter_polls_and_a_release_is_a_release() {
     for rights in ["resetchannels", "-publish", "-subscribe", "-publish -subscribe -unsubscribe"] {
-        // Tasks do not notice it: their waiters ask again after 30 s (docs/tokio.md).
-        if rights == "-publish" && !LISTENS_BY_PUBLISH {
-            continue;
-        }
         for fair in [false, true] {
             let fixture = RestrictedServer::start();
             let (sessions, other) = (fixture.sessions(LONG), others(&fixture));

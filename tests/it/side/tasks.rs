@@ -35,9 +35,6 @@ pub(crate) const ASKS_AGAIN: bool = false;
 /// Whether a provider's panic at a re-authentication is a panic of the caller.
 pub(crate) const PROVIDER_PANICS_PASS: bool = false;
 
-/// Whether a caller needs the right to PUBLISH to receive messages about releases.
-pub(crate) const LISTENS_BY_PUBLISH: bool = false;
-
 /// Items that the tasks do not have yet.
 macro_rules! threads_only {
     ($($item:tt)*) => {};
