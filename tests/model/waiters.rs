@@ -145,7 +145,7 @@ fn model_finds_a_wake_up_that_is_taken_along() {
 /// The second: a waiter that has just left is still in line, and is woken instead of another.
 fn leave_too_late(registration: Registration, acquired: Option<bool>) {
     let channel = registration.channel.clone();
-    let (waiters, waiter) = (registration.waiters, Arc::clone(&registration.waiter));
+    let (waiters, waiter) = (Arc::clone(&registration.waiters), Arc::clone(&registration.waiter));
     leave(registration, acquired);
     if let Some(channel) = lock(&waiters.channels).get_mut(&channel) {
         channel.queue.push_front(Arc::clone(&waiter));
