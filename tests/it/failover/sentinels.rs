@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use rediscope::error::{Applied, CheckoutError, Resolution};
+use rediscope::error::{Applied, CheckoutError, ReplyError, Resolution};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
 
@@ -32,8 +32,8 @@ const RESPONSE: Duration = Duration::from_millis(500);
 const POLICY: Duration = Duration::from_secs(6);
 /// Time past its deadline at which a checkout error may be returned, on a busy machine.
 const LATE: Duration = Duration::from_secs(5);
-/// Number of acknowledged commits before the failover, and after it.
-const ENOUGH: u64 = 200;
+/// Number of commits that every replica acknowledged, before the failover and after it.
+const ENOUGH: u64 = 150;
 
 #[derive(Clone, Copy, Debug)]
 enum Trouble {
@@ -150,6 +150,7 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
         .exactly_once()
         .retry(RetryPolicy::default().attempts(1_000).deadline(POLICY));
     let load = Load {
+        checkout: checkout.unwrap_or(CHECKOUTS[0]),
         once: sessions.transactional().with(options),
         quick: sessions.transactional().with(quick),
         sessions,
@@ -212,6 +213,7 @@ fn survive(seed: u64, trouble: Trouble, checkout: Option<Duration>) -> Found {
 
 struct Load {
     sessions: SessionManager,
+    checkout: Duration,
     once: Transactional,
     quick: Transactional,
     over: AtomicBool,
@@ -228,8 +230,7 @@ impl Load {
             }
             let (id, form) = (format!("{writer}:{nth}"), FORMS[random.usize(..FORMS.len())]);
             let reported = self.write(&format!("own:{writer}"), &id, form);
-            let good = matches!(reported, Reported::There | Reported::NotReplicated);
-            self.committed.fetch_add(u64::from(good), Ordering::Relaxed);
+            self.committed.fetch_add(u64::from(reported == Reported::There), Ordering::Relaxed);
             books.push((id, reported));
         }
         books
@@ -248,6 +249,10 @@ impl Load {
                 error,
                 Error::Checkout(CheckoutError::Connect { .. } | CheckoutError::Timeout(_))
             );
+            // As long as there is time for another connection, WATCH is sent on another one.
+            let late = matches!(error, Error::Lost { during, applied: Applied::No, .. }
+                if during == "WATCH" && begun.elapsed() >= self.checkout);
+            let known = known || late;
             let waited = begun.elapsed().as_millis() as u64;
             if known {
                 self.longest[usize::from(by_hand)].fetch_max(waited, Ordering::Relaxed);
@@ -257,12 +262,14 @@ impl Load {
         let reported = match &error {
             error if checkout(error) => Some(Reported::Checkout),
             Error::Commit(CommitError::NotReplicated { .. }) => Some(Reported::NotReplicated),
+            // It was in doubt and is resolved as applied, and its replies are read.
+            Error::Reply(ReplyError::Lost) => Some(Reported::Doubted),
             Error::Commit(CommitError::InDoubt(doubt)) => Some(self.resolve(doubt)),
             Error::Commit(CommitError::NotSent { .. }) if by_hand => Some(Reported::NotSent),
             Error::Commit(CommitError::Rejected { code, .. }) if by_hand && code == "READONLY" => {
                 Some(Reported::NotSent)
             }
-            // A read under its watch.
+            // WATCH, or a read under it.
             Error::Lost { .. } if by_hand && error.applied() == Applied::No => {
                 Some(Reported::NotSent)
             }
