@@ -10,10 +10,14 @@
     clippy::indexing_slicing,
     reason = "test code: a panic with a clear message is how it reports"
 )]
-#![allow(clippy::duplicate_mod, reason = "both sides run the soak of topologies from one text")]
+#![allow(
+    clippy::duplicate_mod,
+    reason = "both sides run the soaks of locks and topologies from one text"
+)]
 
 use std::time::Duration;
 
+mod contenders;
 mod exactly_once_soak;
 mod fault_soak;
 mod lock_soak;

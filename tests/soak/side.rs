@@ -1,8 +1,10 @@
 //! The side of the library that the shared soaks run on: threads. The soak of tasks has another one.
 
 use rediscope::Builder;
+use rediscope::commands::QueueCommands;
 use rediscope::error::ConfigError;
 
+pub(crate) use rediscope::lock::{Lock, LockGuard};
 pub(crate) use rediscope::{SessionManager, Transactional};
 
 /// `builder.build()` on this side.
@@ -14,4 +16,9 @@ impl BuildSide for Builder {
     fn build_side(self) -> Result<SessionManager, ConfigError> {
         self.build()
     }
+}
+
+/// The guard, where a target of commands of any kind is wanted.
+pub(crate) fn queue(tx: &mut rediscope::Transaction) -> &mut impl QueueCommands {
+    tx
 }

@@ -1,16 +1,19 @@
 //! Tasks of tokio under load: calls that are dropped at any poll, calls with a timeout, a server that is stopped, groups whose
-//! connection is cut, and random blocks that are compared with a model.
+//! connection is cut, random blocks that are compared with a model, locks, and a cluster in motion.
 //!
 //! `make soak-tasks` runs the long version. `REDISCOPE_TASK_SCOPES` is the number of scopes, and
 //! `REDISCOPE_TASK_TIMEOUTS` that of calls with a timeout.
 
 mod block_model;
 mod blocks;
+mod contenders;
 mod cut;
 mod doubts;
 mod dropped;
 mod group_controls;
 mod groups;
+#[path = "lock_soak/mod.rs"]
+mod lock_soak;
 mod moving;
 mod resolver;
 mod scopes;

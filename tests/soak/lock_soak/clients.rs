@@ -11,16 +11,15 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use redis::Commands;
+use rediscope::Error;
 use rediscope::error::LockError;
-use rediscope::lock::{Lock, LockGuard};
-use rediscope::{Error, SessionManager};
 
 use super::history::{Entry, What};
+use super::side::{BuildSide as _, Lock, LockGuard, SessionManager};
 use rediscope_testing::eventually;
 
 /// What one of the processes is to do.
 const ORDERS: &str = "REDISCOPE_LOCK_ORDERS";
-const ENTRANCE: &str = "lock_soak::a_caller_that_believes_to_hold_the_lock_holds_it_alone";
 const THREADS: u64 = 3;
 const WAIT: Duration = Duration::from_secs(1);
 const RESPONSE: Duration = Duration::from_millis(300);
@@ -90,13 +89,20 @@ impl Orders {
     }
 }
 
+/// The test of this side that is one of the processes.
+fn entrance() -> String {
+    let (_, module) = module_path!().split_once("::").expect("the program and its modules");
+    let soak = module.strip_suffix("clients").expect("this module");
+    format!("{soak}a_caller_that_believes_to_hold_the_lock_holds_it_alone")
+}
+
 /// One of the processes. Dropped, it is ended.
 pub(crate) struct Other(Child);
 
 impl Other {
     pub(crate) fn start(number: u64, orders: &Orders) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", ENTRANCE, "--nocapture"])
+            .args(["--exact", &entrance(), "--nocapture"])
             .env(ORDERS, orders.text(number))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -145,7 +151,7 @@ pub(crate) fn be_one_of_them() -> bool {
         .connect_timeout(RESPONSE)
         .response_timeout(RESPONSE)
         .checkout_timeout(Duration::from_secs(2))
-        .build()
+        .build_side()
         .unwrap();
     thread::scope(|scope| {
         for nth in 0..THREADS {

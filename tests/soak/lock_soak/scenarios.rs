@@ -6,11 +6,10 @@ use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fastrand::Rng;
-use rediscope::SessionManager;
-
 use super::clients::{ACQUIRED, Asks, HISTORY, Orders, Other};
 use super::history::{Entry, Verdict, check};
+use super::side::SessionManager;
+use fastrand::Rng;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use rediscope::commands::QueueCommands;
 use rediscope::error::Applied;
-use rediscope::lock::{Lock, LockGuard};
-use rediscope::{Begin, Error, SessionManager, TransactionOptions, Transactional};
+use rediscope::{Begin, Error, TransactionOptions};
 
+use super::side::{self, BuildSide as _, Lock, LockGuard, SessionManager, Transactional};
 use rediscope_testing::server::Server;
 
 const WORKERS: u64 = 8;
@@ -136,7 +136,7 @@ struct Worker<'a> {
 }
 
 fn sessions(server: &Server) -> SessionManager {
-    SessionManager::builder(server.url()).build().unwrap()
+    SessionManager::builder(server.url()).build_side().unwrap()
 }
 
 impl<'a> Worker<'a> {
@@ -244,7 +244,7 @@ fn perform(
     form: Form,
     number: u64,
     id: u64,
-    begun: &mut dyn FnMut(),
+    begun: &mut (dyn FnMut() + Send),
 ) -> Result<(), Error> {
     match form {
         Form::Run | Form::Once | Form::Grouped => {
@@ -267,7 +267,7 @@ fn perform(
         }),
         Form::Guard => {
             let mut tx = handle.begin_with(TransactionOptions::new().begin(Begin::Immediate))?;
-            queue(&mut tx, number, id);
+            queue(side::queue(&mut tx), number, id);
             begun();
             tx.commit().map(drop)
         }

@@ -3,9 +3,12 @@
 //!
 //! ```text
 //! cargo test --test soak -- --nocapture lock_soak::
+//! cargo test --features tokio --test soak -- --nocapture tasks_soak::lock_soak::
 //! REDISCOPE_TRIES=1000000 REDISCOPE_WRITES=50000 REDISCOPE_HOLDS=5000 REDISCOPE_SOAK_SEED=7 \
 //!     cargo test --release --test soak -- --nocapture lock_soak::
 //! ```
+//!
+//! On threads and on tasks, from one text.
 //!
 //! The seed decides which client tries, holds and breaks what for how long. What runs at the same time
 //! depends on the threads.
@@ -13,12 +16,13 @@
 mod clients;
 mod faults;
 mod history;
-mod listen;
+pub(crate) mod listen;
 mod moving;
-mod regression;
+pub(crate) mod regression;
 mod scenarios;
 mod writes;
 
+use super::{contenders, side};
 use clients::{Asks, be_one_of_them};
 use rediscope_testing::soak::{number, seed};
 use scenarios::Scenario;
