@@ -1,43 +1,39 @@
-//! The pages of `docs/`, so that their code compiles with the doctests. It is not part of the
-//! library.
+//! The pages of the folder `docs/`. Their code compiles with the doctests; links between them work
+//! here and on a code host.
+//!
+//! To use the library: [`guarantees`], [`operations`], [`locks`], [`tokio`], [`migration`],
+//! [`migration_tokio`], [`performance`]. For each topology: [`standalone`], [`sentinel`],
+//! [`cluster`], [`tls`]. Its safety: [`threat_model`], [`security`]. To change the library:
+//! [`contributing`], [`architecture`], [`decisions`], [`changelog`].
 
-#[doc = include_str!("../docs/architecture.md")]
-mod architecture {}
+macro_rules! pages {
+    ($($(#[cfg($needs:meta)])? $page:ident: $file:literal,)*) => {$(
+        // The first definition of a link counts. Each page ends with its own, for code hosts.
+        #[doc = include_str!("docs/links.md")]
+        #[doc = ""]
+        // Code of the page may need a feature. The documentation is built with all of them.
+        #[cfg_attr(all($($needs)?), doc = include_str!(concat!("../", $file)))]
+        pub mod $page {}
+    )*};
+}
 
-#[doc = include_str!("../docs/changelog.md")]
-mod changelog {}
-
-#[doc = include_str!("../docs/sentinel.md")]
-mod sentinel {}
-
-#[doc = include_str!("../docs/cluster.md")]
-mod cluster {}
-
-#[doc = include_str!("../docs/decisions.md")]
-mod decisions {}
-
-#[doc = include_str!("../docs/guarantees.md")]
-mod guarantees {}
-
-#[doc = include_str!("../docs/locks.md")]
-mod locks {}
-
-#[doc = include_str!("../docs/migration.md")]
-mod migration {}
-
-#[doc = include_str!("../docs/operations.md")]
-mod operations {}
-
-#[doc = include_str!("../docs/standalone.md")]
-mod standalone {}
-
-#[doc = include_str!("../docs/threat-model.md")]
-mod threat_model {}
-
-#[cfg(feature = "tls-rustls")]
-#[doc = include_str!("../docs/tls.md")]
-mod tls {}
-
-#[cfg(feature = "tokio")]
-#[doc = include_str!("../docs/tokio.md")]
-mod tokio {}
+pages! {
+    architecture: "docs/architecture.md",
+    changelog: "CHANGELOG.md",
+    cluster: "docs/cluster.md",
+    contributing: "CONTRIBUTING.md",
+    decisions: "docs/decisions.md",
+    guarantees: "docs/guarantees.md",
+    locks: "docs/locks.md",
+    migration: "docs/migration.md",
+    // The benchmarks have the other clients, and compile it.
+    #[cfg(not(doctest))] migration_tokio: "docs/migration-tokio.md",
+    operations: "docs/operations.md",
+    performance: "docs/performance.md",
+    security: "SECURITY.md",
+    sentinel: "docs/sentinel.md",
+    standalone: "docs/standalone.md",
+    threat_model: "docs/threat-model.md",
+    #[cfg(feature = "tls-rustls")] tls: "docs/tls.md",
+    #[cfg(feature = "tokio")] tokio: "docs/tokio.md",
+}

@@ -1,4 +1,5 @@
 // The code of README has both sides, so it compiles as a doctest only with both.
+#![cfg_attr(doc, doc = include_str!("docs/links.md"), doc = "")]
 #![cfg_attr(any(not(doctest), feature = "tokio"), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -7,8 +8,8 @@ pub mod aio;
 pub(crate) mod commit;
 pub(crate) mod connection;
 pub(crate) mod dns;
-#[cfg(doctest)]
-mod docs;
+#[cfg(doc)]
+pub mod docs;
 pub mod error;
 pub mod lock;
 pub(crate) mod logging;
