@@ -97,6 +97,24 @@ impl Lock {
         self
     }
 
+    /// Sets the number of permits of a semaphore that one acquisition takes, all or none: see
+    /// [that of threads](crate::lock::Lock::permits). Default 1.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::aio::SessionManager;
+    /// # async fn example(sessions: SessionManager) -> Result<(), rediscope::Error> {
+    /// let memory = sessions.semaphore("memory in MiB", 4096).fair();
+    /// let large = memory.clone().permits(1024).acquire(Duration::from_secs(5)).await?;
+    /// println!("{} MiB are free", memory.available().await?);
+    /// # drop(large);
+    /// # Ok(()) }
+    /// ```
+    pub fn permits(mut self, permits: u32) -> Self {
+        self.target.set_permits_at_once(permits);
+        self
+    }
+
     /// Makes the lock count as acquired only if `replicas` replicas have it too: see
     /// [that of threads](crate::lock::Lock::wait_replicas). Default: no replicas.
     ///
@@ -223,6 +241,16 @@ impl Lock {
     /// The server could not be reached, or refused.
     pub fn holder(&self) -> impl Future<Output = Result<Option<LockHolder>, Error>> + Send {
         self.target.holder()
+    }
+
+    /// Returns the number of free permits of a semaphore, as of a moment before the future is ready: see
+    /// [that of threads](crate::lock::Lock::available). It costs one round trip.
+    ///
+    /// # Errors
+    /// [`LockError::Refused`] for a lock that is not a semaphore: nothing was sent. The server could not
+    /// be reached, or refused.
+    pub fn available(&self) -> impl Future<Output = Result<u32, Error>> + Send {
+        self.target.available()
     }
 
     /// Takes the lock away from its holder and wakes the waiters: see

@@ -97,6 +97,15 @@ pub enum LockError {
         /// The number on the server.
         kept: u32,
     },
+    /// The call asked for more permits at once than the semaphore has. Nothing was acquired, and no
+    /// request for so many was sent.
+    #[non_exhaustive]
+    TooManyPermits {
+        /// The number of the call: [`permits`](crate::lock::Lock::permits).
+        asked: u32,
+        /// The number of permits of the semaphore, as the handle has it.
+        permits: u32,
+    },
     /// The server's counter of fencing tokens has reached 2^53, or is not a number, so that the
     /// next token might repeat one. Nothing was acquired. Only a foreign client sets the counter so
     /// high; an operator must set it back (the key `<prefix>:fence`, in a cluster one for each
@@ -137,6 +146,14 @@ impl LockError {
                      one number, or change it with set_permits"
                 )
             }
+            Self::TooManyPermits { asked, permits } => {
+                let ending = if *permits == 1 { "" } else { "s" };
+                write!(
+                    f,
+                    "the semaphore has {permits} permit{ending}, and {asked} were asked for at once: ask \
+                     for fewer, or make the semaphore larger"
+                )
+            }
             Self::NoFencingToken => {
                 f.write_str("no fencing token is left: the counter is beyond 2^53 or not a number")
             }
@@ -162,12 +179,12 @@ impl LockError {
             | Self::Lost { .. }
             | Self::NotReplicated { .. }
             | Self::OtherPermits { .. }
+            | Self::TooManyPermits { .. }
             | Self::NoFencingToken
             | Self::Refused { .. } => Applied::No,
-            // `holder` only reads.
-            Self::Command { during: "holder", .. } | Self::Connection { during: "holder", .. } => {
-                Applied::No
-            }
+            // Both only read.
+            Self::Command { during: "holder" | "available", .. }
+            | Self::Connection { during: "holder" | "available", .. } => Applied::No,
             Self::Command { error, .. } if error.is_from_script() => Applied::Unknown,
             Self::Command { .. } => Applied::No,
             Self::Connection { .. } => Applied::Unknown,
@@ -181,6 +198,7 @@ impl LockError {
             Self::Timeout { .. } | Self::Connection { .. } | Self::NotReplicated { .. } => true,
             Self::Lost { .. }
             | Self::OtherPermits { .. }
+            | Self::TooManyPermits { .. }
             | Self::NoFencingToken
             | Self::Refused { .. } => false,
             Self::Command { error, .. } => error.is_transient(),

@@ -18,7 +18,7 @@ use crate::lock::held::AcquiredLock;
 use crate::lock::io::{LockIo, Renewals, Waiter};
 use crate::lock::lease::LockLease;
 use crate::protocol::lock::acquire::{
-    AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT,
+    AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT, owner_token,
 };
 use crate::protocol::lock::lease::{release, valid_until};
 use crate::protocol::lock::script::ScriptCall;
@@ -44,7 +44,7 @@ impl<M: LockIo> Permits<M> {
         Self { number: AtomicU32::new(number), changes: M::Changes::default() }
     }
 
-    fn get(&self) -> u32 {
+    pub(crate) fn get(&self) -> u32 {
         self.number.load(Ordering::Relaxed)
     }
 
@@ -118,7 +118,7 @@ pub(crate) async fn acquire<M: LockIo>(
             };
             tracing::trace!(?bound, live, "lock wait");
             let until = deadline.min(Instant::now() + bound);
-            waiter.wait(until, request.mode.wake_compatible()).await;
+            waiter.wait(until, request.wake_filter()).await;
         }
         if Instant::now() >= deadline {
             let waited = started.elapsed();
@@ -176,7 +176,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)
             .map_err(|_| Error::lock_refused("token", "the system has no random bits to give"))?;
-        let owner_token = format!("{}{:032x}", request.mode.letter(), u128::from_ne_bytes(random));
+        let owner_token = owner_token(request.mode, request.permits, u128::from_ne_bytes(random));
         Ok(Self {
             manager,
             request,
@@ -193,6 +193,10 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
     async fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult<M>, Error> {
         loop {
             let permits = self.permits.get();
+            if self.request.permits > permits {
+                let asked = self.request.permits;
+                return Err(LockError::TooManyPermits { asked, permits }.into());
+            }
             let waits = enqueue.then(|| self.deadline.saturating_duration_since(Instant::now()));
             let call = self.request.call(&self.owner_token, permits, waits);
             // Set before the bytes are sent: any later step may end early, also by a panic of the

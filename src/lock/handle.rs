@@ -95,6 +95,33 @@ impl Lock {
         self
     }
 
+    /// Sets the number of permits of a semaphore that one acquisition takes: all of them at once, or
+    /// none. The guard holds all of them, and releases them together. So two callers that each need
+    /// several never wait for each other with half of theirs. Default 1.
+    ///
+    /// Without [`fair`](Self::fair), callers that take few permits may overtake a caller that takes many
+    /// for as long as they come. With it, a caller that takes many keeps its turn: later callers get
+    /// permits only if enough are left for all that came before.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let memory = sessions.semaphore("memory in MiB", 4096).fair();
+    /// let large = memory.clone().permits(1024).acquire(Duration::from_secs(5))?;
+    /// println!("{} MiB are free", memory.available()?);
+    /// # drop(large);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// `acquire` refuses 0, more than 1 of a lock that is no semaphore, and, with
+    /// [`LockError::TooManyPermits`], more than the semaphore has.
+    pub fn permits(mut self, permits: u32) -> Self {
+        self.target.set_permits_at_once(permits);
+        self
+    }
+
     /// Makes the lock count as acquired only if `replicas` replicas have it too. `timeout` is at
     /// least a millisecond, and adds to `response_timeout`. If fewer replicas have the lock within
     /// it, the lock is released and the call fails with [`LockError::NotReplicated`]. A failover to
@@ -187,6 +214,23 @@ impl Lock {
     /// The server could not be reached, or refused.
     pub fn holder(&self) -> Result<Option<LockHolder>, Error> {
         now(self.target.holder())
+    }
+
+    /// Returns the number of free permits of a semaphore: the number that the server keeps, or this
+    /// handle's if it keeps none, less the permits that are held. It is 0 if more are held than there
+    /// are, after [`set_permits`](Self::set_permits).
+    ///
+    /// The number was true at one moment between the call and its return: it is good for a display or a
+    /// metric. Another caller may take the permits before an `acquire` arrives, and callers that wait
+    /// with [`fair`](Self::fair) come first; [`try_acquire`](Self::try_acquire) finds out and takes them.
+    /// A call costs one round trip. On the server its cost grows with the number of holders only while
+    /// one of them may have [several permits](Self::permits).
+    ///
+    /// # Errors
+    /// [`LockError::Refused`] for a lock that is not a semaphore: nothing was sent. The server could not
+    /// be reached, or refused.
+    pub fn available(&self) -> Result<u32, Error> {
+        now(self.target.available())
     }
 
     /// Takes the lock away from its holder and wakes the waiters. For a semaphore and a read/write

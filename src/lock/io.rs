@@ -7,6 +7,7 @@ use crate::error::any::Error;
 use crate::lock::client::ScriptClient;
 use crate::lock::lease::LockLease;
 use crate::pool::server_pool::ServerPool;
+use crate::protocol::lock::acquire::WakeFilter;
 use crate::protocol::lock::script::ScriptCall;
 use crate::settings::settings::Settings;
 use crate::status::locks::LockCounters;
@@ -77,13 +78,13 @@ pub(crate) trait Waiter: Send + Sync {
     /// Waits until there is a reason to send a request, or until `until`; false: there is none.
     ///
     /// A second wait means that the last request failed: another caller has the lock and will
-    /// release it. With `wake_compatible` the wakeup is passed to waiters that can still use it,
-    /// such as readers behind a writer. If the future is dropped, the place stays until the waiter is
+    /// release it. With a `wake_filter` the wakeup is passed to waiters that can still use it, such as
+    /// readers behind a writer. If the future is dropped, the place stays until the waiter is
     /// dropped.
     fn wait(
         &self,
         until: Instant,
-        wake_compatible: Option<fn(&str) -> bool>,
+        wake_filter: Option<WakeFilter>,
     ) -> impl Future<Output = bool> + Send;
 
     /// Leaves with the lock. If the lock is `shared`, the next waiter may be able to join.

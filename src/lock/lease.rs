@@ -73,7 +73,7 @@ impl LockLease {
             owner_token,
             fencing,
             maybe_in_flight,
-            lease: request.lease,
+            lease,
             renewed: request.renewed,
             counters,
             handles: AtomicUsize::new(1),
@@ -293,6 +293,7 @@ mod tests {
         let request = LockRequest {
             names: Arc::new(LockKeys::new("t", "lock", "n", false)),
             mode: LockMode::Exclusive,
+            permits: 1,
             lease: LEASE,
             renewed: true,
             fair: false,

@@ -13,7 +13,7 @@ use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
 use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, peeked};
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{FORCE, PEEK, PERMITS, ScriptCall};
+use crate::protocol::lock::script::{AVAILABLE, FORCE, PEEK, PERMITS, ScriptCall};
 use crate::protocol::replication::Durability;
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
@@ -61,6 +61,7 @@ impl<M: LockIo> LockTarget<M> {
         let request = LockRequest {
             names,
             mode,
+            permits: 1,
             lease: DEFAULT_LEASE,
             renewed: true,
             fair: false,
@@ -76,6 +77,22 @@ impl<M: LockIo> LockTarget<M> {
             self.refused.get_or_insert(Error::lock_refused("lease", reason));
         }
         self.request.lease = lease;
+    }
+
+    /// Has each acquisition take so many permits.
+    pub(crate) fn set_permits_at_once(&mut self, permits: u32) {
+        match permits {
+            0 => {
+                let reason = "an acquisition takes at least one permit";
+                self.refused.get_or_insert(Error::lock_refused("permits", reason));
+            }
+            1 => {}
+            _ if self.request.mode != LockMode::Semaphore => {
+                self.refused.get_or_insert(no_semaphore());
+            }
+            _ => {}
+        }
+        self.request.permits = permits;
     }
 
     pub(crate) fn set_label(&mut self, label: Arc<str>) {
@@ -134,6 +151,18 @@ impl<M: LockIo> LockTarget<M> {
         peeked(&reply).ok_or_else(|| unexpected_reply("holder"))
     }
 
+    /// Returns the number of free permits of a semaphore.
+    pub(crate) async fn available(&self) -> Result<u32, Error> {
+        if self.request.mode != LockMode::Semaphore {
+            return Err(no_semaphore());
+        }
+        let names = &self.request.names;
+        let call = ScriptCall::new(&AVAILABLE, [&names.holders, &names.info], [""; 0]);
+        let reply = self.ask("available", call).await?;
+        let (used, kept) = held_permits(&reply).ok_or_else(|| unexpected_reply("available"))?;
+        Ok(kept.unwrap_or_else(|| self.permits.get()).saturating_sub(used))
+    }
+
     /// Takes the lock away from its holders. If the future is dropped, that may happen or not.
     pub(crate) async fn force_release(&self) -> Result<bool, Error> {
         let names = &self.request.names;
@@ -151,7 +180,7 @@ impl<M: LockIo> LockTarget<M> {
     /// the new number, or get it later. This handle keeps its former number.
     pub(crate) async fn set_permits(&self, permits: u32) -> Result<(), Error> {
         if self.request.mode != LockMode::Semaphore {
-            return Err(Error::lock_refused("permits", "only a semaphore has permits"));
+            return Err(no_semaphore());
         }
         if permits == 0 {
             return Err(no_permit());
@@ -168,7 +197,7 @@ impl<M: LockIo> LockTarget<M> {
         self.permits.change(permits, change).await
     }
 
-    fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
@@ -180,6 +209,10 @@ impl<M: LockIo> LockTarget<M> {
         let mut reply = client.ask_one(during, &call, Via::PooledFirst, limit).await?;
         reply.values.pop().ok_or_else(|| unexpected_reply(during))
     }
+}
+
+fn no_semaphore() -> Error {
+    Error::lock_refused("permits", "only a semaphore has permits")
 }
 
 fn no_permit() -> Error {
@@ -198,6 +231,7 @@ mod tests {
     fn futures_are_send<M: LockIo>(target: &LockTarget<M>, held: AcquiredLock<M>) {
         assert_send(target.acquire(Duration::ZERO));
         assert_send(target.holder());
+        assert_send(target.available());
         assert_send(target.force_release());
         assert_send(target.set_permits(1));
         assert_send(held.ensure_held());

@@ -2,7 +2,8 @@
 //!
 //! A message about a release wakes one waiter. A waiter that leaves after it was woken passes the
 //! wakeup on, unless it has taken the lock and will release it. So each release leads to a request
-//! while any caller waits. A waiter, its channel and its wakeup end with its [`Registration`].
+//! while any caller waits. If several permits become free at once, each waiter that takes its own
+//! wakes the next one, and a waiter that needs more than are free wakes one that needs fewer. A waiter, its channel and its wakeup end with its [`Registration`].
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/waiters.rs"]
@@ -12,6 +13,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::lock::io::Waiter;
+use crate::protocol::lock::acquire::WakeFilter;
 use crate::protocol::retry::Backoff;
 use crate::sync::shim::{Arc, Mutex, lock};
 
@@ -259,10 +261,10 @@ impl<N: Notifier> Waiter for Registration<N> {
         lock(&self.waiter.flags).recheck = false;
     }
 
-    async fn wait(&self, until: Instant, wake_compatible: Option<fn(&str) -> bool>) -> bool {
+    async fn wait(&self, until: Instant, wake_filter: Option<WakeFilter>) -> bool {
         let had = std::mem::take(&mut lock(&self.waiter.flags).consumed);
-        if had && let Some(fits) = wake_compatible {
-            self.pass_on(fits);
+        if had && let Some(filter) = wake_filter {
+            self.pass_on(filter);
         }
         self.waiter.notifier.wait(&self.waiter.flags, until).await
     }
@@ -273,11 +275,11 @@ impl<N: Notifier> Waiter for Registration<N> {
 }
 
 impl<N: Notifier> Registration<N> {
-    fn pass_on(&self, fits: fn(&str) -> bool) {
+    fn pass_on(&self, filter: WakeFilter) {
         let channels = lock(&self.waiters.channels);
         let woken = channels
             .get(&self.channel)
-            .and_then(|channel| channel.wake(|waiter| fits(&waiter.owner_token)));
+            .and_then(|channel| channel.wake(|waiter| filter.fits(&waiter.owner_token)));
         drop(channels);
         notify(woken);
     }

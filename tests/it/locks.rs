@@ -11,6 +11,7 @@ mod panics;
 mod permits;
 mod regression;
 mod remains;
+mod several;
 mod shared;
 mod unproven;
 mod waiting;

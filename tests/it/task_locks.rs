@@ -131,7 +131,9 @@ fn calls(sessions: &SessionManager) -> Vec<(&'static str, Boxed)> {
         Box::pin(async move {
             let permit = printers.acquire(SOON).await?;
             printers.set_permits(3).await?;
-            drop(permit);
+            let both = printers.clone().permits(2).try_acquire().await?;
+            assert_eq!(printers.available().await?, 0);
+            drop((permit, both));
             printers.force_release().await.map(drop)
         }),
     );
@@ -409,6 +411,7 @@ fn a_call_that_is_dropped_at_any_poll_leaves_no_lock_and_the_next_waiter_gets_it
                 sessions.lock("l"),
                 sessions.lock("f").fair(),
                 sessions.semaphore("s", 1),
+                sessions.semaphore("several", 3).permits(2).fair(),
                 sessions.rw_lock("w").write(),
             ]
             .map(|lock| lock.lease(LONG))

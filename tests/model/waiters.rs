@@ -4,7 +4,7 @@
 //! waits until it is woken: a lost wakeup ends in a deadlock, which shuttle reports. A fail-fast waiter
 //! gives up at a point that the schedule decides.
 //!
-//! Two planted mistakes show that the checks can fail.
+//! Three planted mistakes show that the checks can fail.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,49 +36,51 @@ struct Fixture {
     permits: usize,
     waiters: Arc<Waiters>,
     leave: fn(Registration, Option<bool>),
+    filter: fn(usize) -> Option<WakeFilter>,
 }
 
 impl Fixture {
-    fn new(permits: usize, leave: fn(Registration, Option<bool>)) -> Plain<Self> {
-        Plain::new(Self {
+    fn new(permits: usize, leave: fn(Registration, Option<bool>)) -> Self {
+        Self {
             free: Mutex::new(permits),
             holders: AtomicUsize::new(0),
             permits,
             waiters: Arc::default(),
             leave,
-        })
+            filter,
+        }
     }
 
-    fn try_once(&self) -> bool {
+    fn try_once(&self, wants: usize) -> bool {
         let mut free = lock(&self.free);
-        if *free == 0 {
+        if *free < wants {
             return false;
         }
-        *free -= 1;
+        *free -= wants;
         drop(free);
-        let holders = self.holders.fetch_add(1, Ordering::SeqCst) + 1;
-        assert!(holders <= self.permits, "a permit too many");
+        let held = self.holders.fetch_add(wants, Ordering::SeqCst) + wants;
+        assert!(held <= self.permits, "a permit too many");
         true
     }
 
-    fn release(&self) {
-        self.holders.fetch_sub(1, Ordering::SeqCst);
-        *lock(&self.free) += 1;
+    fn release(&self, wants: usize) {
+        self.holders.fetch_sub(wants, Ordering::SeqCst);
+        *lock(&self.free) += wants;
         self.waiters.released(CHANNEL, "");
     }
 
     /// As `acquire` does it.
-    fn acquire(&self, until: Instant) -> bool {
-        if self.try_once() {
+    fn acquire(&self, until: Instant, wants: usize) -> bool {
+        if self.try_once(wants) {
             return true;
         }
-        let registration = Waiters::join(&self.waiters, CHANNEL, "x");
+        let registration = Waiters::join(&self.waiters, CHANNEL, &format!("x:{wants}"));
         loop {
-            if self.try_once() {
+            if self.try_once(wants) {
                 (self.leave)(registration, Some(self.permits > 1));
                 return true;
             }
-            if !now(registration.wait(until, None)) {
+            if !now(registration.wait(until, (self.filter)(wants))) {
                 (self.leave)(registration, None);
                 return false;
             }
@@ -90,6 +92,11 @@ impl Fixture {
         assert_eq!(*lock(&self.free), self.permits, "permits were lost or doubled");
         assert_eq!((self.waiters.waiting(), self.waiters.wakeups()), (0, 0), "a waiter is left");
     }
+}
+
+/// As a request for so many permits has it.
+fn filter(wants: usize) -> Option<WakeFilter> {
+    (wants > 1).then(|| WakeFilter::Fewer(u32::try_from(wants).unwrap()))
 }
 
 fn leave(registration: Registration, acquired: Option<bool>) {
@@ -104,15 +111,21 @@ fn patient() -> Instant {
 }
 
 fn play(permits: usize, leave: fn(Registration, Option<bool>)) {
-    let fixture = Fixture::new(permits, leave);
+    play_for(Fixture::new(permits, leave), [1; 4]);
+}
+
+/// Each caller takes so many permits at once.
+fn play_for(fixture: Fixture, wants: [usize; 4]) {
+    let fixture = Plain::new(fixture);
     let threads: Vec<_> = (0..4)
-        .map(|nth| {
+        .zip(wants)
+        .map(|(nth, wants)| {
             let fixture = Plain::clone(&fixture);
             thread::spawn(move || {
                 let until = if nth == 1 { Instant::now() } else { patient() };
-                if fixture.acquire(until) {
+                if fixture.acquire(until, wants) {
                     thread::yield_now();
-                    fixture.release();
+                    fixture.release(wants);
                 }
             })
         })
@@ -129,6 +142,49 @@ fn model_of_waiters_for_a_lock_one_of_which_gives_up() {
 #[test]
 fn model_of_waiters_for_a_semaphore_one_of_which_gives_up() {
     check(|| play(2, leave));
+}
+
+#[test]
+fn model_of_waiters_for_several_permits_at_once() {
+    check(|| play_for(Fixture::new(3, leave), [3, 2, 1, 1]));
+}
+
+/// A holder of all permits releases them at once. Of two waiters, the first one needs more permits than
+/// another caller, which keeps one of them until both have been served, leaves.
+fn all_come_free_at_once(filter: fn(usize) -> Option<WakeFilter>) {
+    let fixture = Plain::new(Fixture { filter, ..Fixture::new(3, leave) });
+    assert!(fixture.try_once(1) && fixture.try_once(2));
+    let waiting = [3, 1, 1].map(|wants| {
+        let waiting = fixture.waiters.waiting();
+        let thread = thread::spawn({
+            let fixture = Plain::clone(&fixture);
+            move || assert!(fixture.acquire(patient(), wants))
+        });
+        while fixture.waiters.waiting() == waiting {
+            thread::yield_now();
+        }
+        thread
+    });
+    fixture.release(2);
+    let [large, small @ ..] = waiting;
+    small.into_iter().for_each(|thread| thread.join().unwrap());
+    fixture.release(1);
+    fixture.release(1);
+    fixture.release(1);
+    large.join().unwrap();
+    fixture.release(3);
+    fixture.nothing_is_left();
+}
+
+#[test]
+fn model_of_permits_that_come_free_at_once() {
+    check(|| all_come_free_at_once(filter));
+}
+
+/// The third planted mistake: a waiter that needs more permits than are free keeps its wakeup.
+#[test]
+fn model_finds_permits_for_which_no_waiter_is_woken() {
+    assert_found(|| all_come_free_at_once(|_| None), &["deadlock"]);
 }
 
 /// The first planted mistake: a waiter that leaves does not hand on its wakeup.

@@ -40,15 +40,41 @@ impl LockMode {
     pub(crate) fn is_shared(self) -> bool {
         matches!(self, Self::Semaphore | Self::Read)
     }
+}
 
-    /// Selects the waiters that get a wakeup which this waiter cannot use. If readers block a writer,
-    /// other readers get it.
-    pub(crate) fn wake_compatible(self) -> Option<fn(&str) -> bool> {
+/// The waiters that may be able to use a wakeup which another waiter could not use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WakeFilter {
+    /// Readers: other readers block a writer.
+    Readers,
+    /// Waiters for fewer permits than this.
+    Fewer(u32),
+}
+
+impl WakeFilter {
+    /// Returns whether the waiter with this token is one of them.
+    pub(crate) fn fits(self, owner_token: &str) -> bool {
         match self {
-            Self::Write => Some(|owner_token| owner_token.starts_with('r')),
-            _ => None,
+            Self::Readers => owner_token.starts_with('r'),
+            Self::Fewer(permits) => permits_of(owner_token) < permits,
         }
     }
+}
+
+/// Returns the token of a new holder: `random` makes it unique. It contains the number of permits, if
+/// the holder takes several.
+pub(crate) fn owner_token(mode: LockMode, permits: u32, random: u128) -> String {
+    let letter = mode.letter();
+    match permits {
+        1 => format!("{letter}{random:032x}"),
+        _ => format!("{letter}{random:032x}:{permits}"),
+    }
+}
+
+/// Returns the number of permits that the holder of a token takes.
+pub(crate) fn permits_of(owner_token: &str) -> u32 {
+    let permits = owner_token.split_once(':').and_then(|(_, permits)| permits.parse().ok());
+    permits.unwrap_or(1)
 }
 
 /// The lock to acquire, and how.
@@ -56,6 +82,8 @@ impl LockMode {
 pub(crate) struct LockRequest {
     pub(crate) names: Arc<LockKeys>,
     pub(crate) mode: LockMode,
+    /// Number of permits to acquire together.
+    pub(crate) permits: u32,
     pub(crate) lease: Duration,
     /// Whether renewals extend the lease while the lock is held.
     pub(crate) renewed: bool,
@@ -70,6 +98,15 @@ impl LockRequest {
     /// keeps the number of permits for it.
     pub(crate) fn is_known_to_wait(&self) -> bool {
         self.fair || self.mode == LockMode::Semaphore
+    }
+
+    /// Selects the waiters that get a wakeup which this one cannot use.
+    pub(crate) fn wake_filter(&self) -> Option<WakeFilter> {
+        match self.mode {
+            LockMode::Write => Some(WakeFilter::Readers),
+            LockMode::Semaphore if self.permits > 1 => Some(WakeFilter::Fewer(self.permits)),
+            _ => None,
+        }
     }
 
     /// Returns the call that acquires the lock for `owner_token`, with `permits` as the maximum
@@ -161,6 +198,15 @@ pub(crate) fn peeked(reply: &Value) -> Option<Option<LockHolder>> {
         [_, remaining, label] => holder(remaining, label).map(Some),
         _ => None,
     }
+}
+
+/// Parses the reply to AVAILABLE: the number of held permits, and the number of permits that the server
+/// keeps. `None`: the reply is of another type.
+pub(crate) fn held_permits(reply: &Value) -> Option<(u32, Option<u32>)> {
+    let Value::Array(values) = reply else { return None };
+    let [Value::Int(used), Value::Int(kept)] = values.as_slice() else { return None };
+    let used = u32::try_from((*used).max(0)).unwrap_or(u32::MAX);
+    Some((used, u32::try_from(*kept).ok()))
 }
 
 /// Parses the holder in a script's reply.

@@ -22,6 +22,8 @@ pub(crate) static RELEASE: Script = Script::new(include_str!("scripts/release.lu
 pub(crate) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
 /// Returns the lock's holder.
 pub(crate) static PEEK: Script = Script::new(include_str!("scripts/peek.lua"));
+/// Returns how many permits are held.
+pub(crate) static AVAILABLE: Script = Script::new(include_str!("scripts/available.lua"));
 /// Takes the lock away from all holders.
 pub(crate) static FORCE: Script = Script::new(include_str!("scripts/force.lua"));
 /// Changes the number of permits.

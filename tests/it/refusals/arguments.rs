@@ -191,6 +191,11 @@ fn rows() -> Vec<Row> {
             let _held = semaphore.acquire(IN_TIME).map_err(|error| error.to_string())?;
             semaphore.set_permits(e.u32()).map_err(|error| error.to_string())
         }),
+        row("lock/handle.rs permits.permits", |s, e| {
+            let semaphore = s.sessions.semaphore(format!("a{e:?}"), e.u32().max(1));
+            let guard = semaphore.permits(e.u32()).acquire(IN_TIME);
+            guard.map(drop).map_err(|error| error.to_string())
+        }),
         row("session/manager.rs semaphore.permits", |s, e| {
             let name = format!("s{}", e.u32());
             let guard = s.sessions.semaphore(name, e.u32()).acquire(IN_TIME);
@@ -329,6 +334,7 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         "settings/table.rs connect_timeout One",
         "settings/table.rs max_pin_time Max",
         "lock/handle.rs lease.lease Max",
+        "lock/handle.rs permits.permits Zero",
         "lock/handle.rs set_permits.permits Zero",
         "session/manager.rs semaphore.permits Zero",
         "transaction/options.rs exactly_once_as.ttl Zero",
@@ -341,6 +347,7 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         "protocol/retry.rs max_backoff.step Max",
         "protocol/retry.rs deadline.deadline Max",
         "lock/handle.rs acquire.wait Max",
+        "lock/handle.rs permits.permits Max",
         "settings/table.rs max_group Max",
         "settings/table.rs trust_window Max",
     ] {

@@ -47,6 +47,13 @@ end
 local holders, info, queue, alive, done = unpack(KEYS)
 local mode, capacity = ARGV[3], tonumber(ARGV[4])
 local heartbeat, channel, waits = tonumber(ARGV[6]), ARGV[8], tonumber(ARGV[9])
+
+-- The number of permits that a token takes stands behind its colon; without a colon it is one.
+local function permits_of(token)
+  return tonumber(string.match(token, ':(%d+)$') or 1)
+end
+local wants = permits_of(me)
+
 -- Given back already: this request was late.
 if taken and call('EXISTS', done) == 1 then
   return {-1}
@@ -109,6 +116,14 @@ if taken then
   count = call('ZCARD', holders)
   first = call('ZRANGE', holders, 0, 0, 'WITHSCORES')
 end
+-- Permits that are held. The field is set while a holder may have several.
+local used = count
+if waits and count > 0 and call('HGET', info, 'several') then
+  used = 0
+  for _, holder in ipairs(call('ZRANGE', holders, 0, -1)) do
+    used = used + permits_of(holder)
+  end
+end
 
 -- Another number of permits is refused while the semaphore has holders or waiters.
 local kept = waits and tonumber(call('HGET', info, 'permits') or '')
@@ -118,7 +133,7 @@ end
 
 local room
 if mode == 'x' then
-  room = count < capacity
+  room = used + wants <= capacity
 elseif mode == 'w' then
   room = count == 0
 else
@@ -132,7 +147,12 @@ if room and heartbeat > 0 then
     ahead = call('ZRANGE', queue, 0, rank and rank - 1 or -1)
   end
   if mode == 'x' then
-    mine_to_take = count + #ahead < capacity
+    -- There must be room for all that came before, however many permits each of them takes.
+    local asked = used + wants
+    for _, other in ipairs(ahead) do
+      asked = asked + permits_of(other)
+    end
+    mine_to_take = asked <= capacity
   elseif mode == 'w' then
     mine_to_take = #ahead == 0
   else
@@ -152,13 +172,16 @@ if mine_to_take then
   if waits and kept ~= capacity then
     call('HSET', info, 'permits', capacity)
   end
+  if wants > 1 then
+    call('HSET', info, 'several', 1)
+  end
   if heartbeat > 0 or (waits and call('EXISTS', alive) == 1) then
     call('ZREM', queue, me)
     call('ZREM', alive, me)
   end
   keep()
   if heartbeat > 0 then
-    if mode == 'r' or (mode == 'x' and count + 1 < capacity) then
+    if mode == 'r' or (mode == 'x' and used + wants < capacity) then
       wake_head()
     end
   end
@@ -172,7 +195,7 @@ if heartbeat > 0 then
     call('PEXPIRE', queue, heartbeat * 2)
     call('PEXPIRE', alive, heartbeat * 2)
   end
-  if room and freed then
+  if freed and (room or (mode == 'x' and used < capacity)) then
     wake_head()
   end
 end
