@@ -16,6 +16,7 @@ use crate::error::lock::LockError;
 use crate::lock::target::LockTarget;
 use crate::lock::tasks::manager::TaskLockManager;
 use crate::protocol::lock::acquire::{LockHolder, LockMode};
+use crate::protocol::lock::hold_token::HoldToken;
 
 /// A lock by name, which any number of processes can acquire, and the options of its acquisition, for
 /// tasks.
@@ -154,6 +155,34 @@ impl Lock {
                 Err(error) => Err(error),
             }
         }
+    }
+
+    /// Takes over a hold that another process, of threads or of tasks, has handed over by
+    /// [`into_token`](LockGuard::into_token): see [that of threads](crate::lock::Lock::adopt).
+    ///
+    /// If the future is dropped, the lock is released if it was adopted; otherwise the token can still be
+    /// adopted.
+    ///
+    /// ```no_run
+    /// # use rediscope::aio::SessionManager;
+    /// # use rediscope::lock::HoldToken;
+    /// # async fn example(sessions: SessionManager, token: HoldToken) -> Result<(), rediscope::Error> {
+    /// let guard = sessions.lock("report").adopt(&token).await?;
+    /// assert_eq!(guard.fencing_token(), token.fencing_token());
+    /// guard.release().await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`LockError::Lost`]: the lease has ended, another call adopted the token, or the lock was forced.
+    /// [`LockError::Refused`]: it is the token of another lock, and nothing was sent. With any other error
+    /// [`applied`](Error::applied) is `No` if nothing was sent, and otherwise `Unknown`: a possible
+    /// adoption is released in the background.
+    pub fn adopt(
+        &self,
+        token: &HoldToken,
+    ) -> impl Future<Output = Result<LockGuard, Error>> + Send {
+        async move { self.target.adopt(token).await.map(LockGuard::new) }
     }
 
     /// Acquires the lock, runs `closure` and releases the lock, even if `closure` panics. If the lock is

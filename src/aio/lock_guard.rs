@@ -11,6 +11,7 @@ use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
 use crate::lock::tasks::lost::LockLost;
 use crate::lock::tasks::manager::TaskLockManager;
+use crate::protocol::lock::hold_token::HoldToken;
 
 /// A held lock, for tasks. The drop releases it.
 ///
@@ -111,6 +112,20 @@ impl LockGuard {
     /// guard.
     pub fn share(&self) -> Self {
         Self::new(self.held.share())
+    }
+
+    /// Ends this guard, leaves the lock held and returns the token by which another process
+    /// [adopts](crate::aio::Lock::adopt) it. This call sends nothing.
+    ///
+    /// The lease is not extended any more: the lock must be adopted within [`remaining`](Self::remaining).
+    /// Call [`ensure_held`](Self::ensure_held) before, and the whole lease is left, unless it is
+    /// [fixed](crate::aio::Lock::fixed_lease). A renewal that is in flight may extend it once more.
+    ///
+    /// # Errors
+    /// [`LockError::Lost`](crate::error::LockError::Lost). [`LockError::Refused`](crate::error::LockError::Refused)
+    /// if other guards [share](Self::share) the hold: they keep it, and this guard is dropped.
+    pub fn into_token(self) -> Result<HoldToken, Error> {
+        self.held.into_token()
     }
 
     /// Releases the lock, and returns whether that succeeded. If other guards [of the same

@@ -114,7 +114,8 @@ pub enum LockError {
     /// The request cannot work; nothing was sent.
     #[non_exhaustive]
     Refused {
-        /// Which setting: `name`, `lease`, `permits`, `label`; `thread` if the system started none.
+        /// Which setting: `name`, `names`, `lease`, `permits`, `label`; the `token` or `guard` that was passed;
+        /// `thread` if the system started none.
         setting: &'static str,
         /// The reason why its value cannot work.
         reason: &'static str,

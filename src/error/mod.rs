@@ -29,6 +29,7 @@ pub use crate::error::in_doubt::{
 pub use crate::error::lock::LockError;
 pub use crate::error::pin_expired::PinExpired;
 pub use crate::error::token_cell::TokenCell;
+pub use crate::protocol::lock::hold_token::InvalidHoldToken;
 pub use crate::protocol::replication::ReplicaAcks;
 pub use crate::protocol::server_error::ServerError;
 pub use crate::reply::error::{DecodeError, ReplyError};

@@ -20,6 +20,8 @@ use crate::lock::lease::LockLease;
 use crate::protocol::lock::acquire::{
     AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT, owner_token,
 };
+use crate::protocol::lock::adopt::{AdoptReply, adopt as adopt_call};
+use crate::protocol::lock::hold_token::HoldToken;
 use crate::protocol::lock::lease::{release, valid_until};
 use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::replication::ReplicaAcks;
@@ -131,6 +133,25 @@ pub(crate) async fn acquire<M: LockIo>(
     }
 }
 
+/// Adopts a hold that another process has handed over. If the future is dropped, the hold is released if
+/// it was adopted.
+pub(crate) async fn adopt<M: LockIo>(
+    manager: &Arc<M>,
+    (request, permits): (&LockRequest, &Permits<M>),
+    token: &HoldToken,
+) -> Result<AcquiredLock<M>, Error> {
+    manager.settings().here()?;
+    if !token.is_of(&request.names, request.mode) {
+        return Err(Error::lock_refused("token", "it is the token of another lock"));
+    }
+    let _begun = manager.renewals().begin_acquisition()?;
+    let request = LockRequest { permits: token.permits(), replicas: None, ..request.clone() };
+    let deadline = Instant::now() + manager.settings().checkout_timeout;
+    let held = Acquisition::new(manager, &request, permits, deadline)?.adopt(token).await?;
+    tracing::debug!("lock adopted");
+    Ok(held)
+}
+
 /// Returns how long a waiter that receives messages waits without one.
 fn quiet_wait(request: &LockRequest, holder: Option<&LockHolder>) -> Duration {
     let longest = if request.fair { HEARTBEAT } else { MAX_QUIET_WAIT };
@@ -217,7 +238,8 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
             let waits = enqueue && matches!(reply, AcquireReply::Busy(_));
             let outcome = match reply {
                 AcquireReply::Held(fencing) => {
-                    return self.held(fencing, &replies, maybe_in_flight);
+                    let fencing = fencing.ok_or_else(|| unexpected_reply("acquire"));
+                    return self.held(fencing, self.request.lease, &replies, maybe_in_flight);
                 }
                 // Only this attempt releases its token.
                 AcquireReply::Released => return Err(Error::lock_lost(LostReason::Gone)),
@@ -246,16 +268,53 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
         }
     }
 
+    /// Adopts the hold of `token`.
+    async fn adopt(mut self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
+        let manager = self.manager;
+        let remember = manager.remember(self.request.lease, true);
+        let call = adopt_call(self.request, token, &self.owner_token, remember);
+        // Set before the bytes are sent, as for an acquisition.
+        self.may_hold = true;
+        let asked = manager.client().ask(&[&call], Via::PooledFirst, self.over).await;
+        let replies = asked.map_err(|failed| {
+            self.may_hold = failed.may_arrive();
+            failed.into_error("adopt")
+        })?;
+        let failure = match AdoptReply::of(replies.values.first()) {
+            AdoptReply::Held(fencing, left) => {
+                let lease = if self.request.renewed { self.request.lease } else { left };
+                if valid_until(lease, replies.timing) <= Instant::now() {
+                    (self.may_hold, self.maybe_partial) = (replies.repeated, true);
+                    return Err(Error::lock_lost(LostReason::Expired));
+                }
+                return match self.held(Ok(fencing), lease, &replies, replies.repeated)? {
+                    AttemptResult::Held(held) => Ok(held),
+                    AttemptResult::Busy(_) => Err(unexpected_reply("adopt")),
+                };
+            }
+            AdoptReply::Lost | AdoptReply::Released => Error::lock_lost(LostReason::Gone),
+            AdoptReply::Unexpected => return Err(unexpected_reply("adopt")),
+            AdoptReply::Error(error) => {
+                let error = refused("adopt", error);
+                self.maybe_partial = error.applied() != Applied::No;
+                error
+            }
+        };
+        self.may_hold = replies.repeated;
+        Err(failure)
+    }
+
     /// Makes the guard. `maybe_in_flight`: another copy of the request may still arrive.
     fn held(
         &mut self,
-        fencing: Option<u64>,
+        fencing: Result<u64, Error>,
+        lease: Duration,
         replies: &ScriptReplies,
         maybe_in_flight: bool,
     ) -> Result<AttemptResult<M>, Error> {
         // The reply has arrived: no copy of the request is in flight, unless there is another one.
         (self.may_hold, self.maybe_partial) = (maybe_in_flight, true);
-        let Some(fencing) = fencing else { return Err(unexpected_reply("acquire")) };
+        let fencing = fencing?;
         if let Some(wanted) = &self.request.replicas {
             let got = match replies.values.get(1).map(|answer| wanted.acks(answer)) {
                 Some(Err(error)) => {
@@ -268,7 +327,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
                 return Err(LockError::NotReplicated { wanted: wanted.wanted(), got }.into());
             }
         }
-        if valid_until(self.request.lease, replies.timing) <= Instant::now() {
+        if valid_until(lease, replies.timing) <= Instant::now() {
             // A repeated request with the same token extends the lease, if the lock is free by
             // then.
             let late =
@@ -277,8 +336,15 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
         }
         let counters = Arc::clone(self.manager.counters());
         let token = self.owner_token.clone();
-        let lock_lease =
-            LockLease::new(self.request, token, fencing, maybe_in_flight, replies.timing, counters);
+        let lock_lease = LockLease::new(
+            self.request,
+            lease,
+            token,
+            fencing,
+            maybe_in_flight,
+            replies.timing,
+            counters,
+        );
         let held = AcquiredLock::new(Arc::clone(self.manager), Arc::new(lock_lease));
         // From here on the guard has to release the lock.
         (self.may_hold, self.queued, self.maybe_partial) = (false, false, false);

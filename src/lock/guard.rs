@@ -9,6 +9,7 @@ use crate::lock::fencing::{FencingGuard, FencingLock};
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
 use crate::lock::manager::LockManager;
+use crate::protocol::lock::hold_token::HoldToken;
 use crate::sync::now::now;
 
 /// A held lock. The drop releases it.
@@ -116,6 +117,20 @@ impl LockGuard {
     /// guard.
     pub fn share(&self) -> Self {
         Self::new(self.held.share())
+    }
+
+    /// Ends this guard, leaves the lock held and returns the token by which another process
+    /// [adopts](crate::lock::Lock::adopt) it. This call sends nothing.
+    ///
+    /// The lease is not extended any more: the lock must be adopted within [`remaining`](Self::remaining).
+    /// Call [`ensure_held`](Self::ensure_held) before, and the whole lease is left, unless it is
+    /// [fixed](crate::lock::Lock::fixed_lease). A renewal that is in flight may extend it once more.
+    ///
+    /// # Errors
+    /// [`LockError::Lost`](crate::error::LockError::Lost). [`LockError::Refused`](crate::error::LockError::Refused)
+    /// if other guards [share](Self::share) the hold: they keep it, and this guard is dropped.
+    pub fn into_token(self) -> Result<HoldToken, Error> {
+        self.held.into_token()
     }
 
     /// Releases the lock as the drop does, and returns whether that succeeded. If other guards [of

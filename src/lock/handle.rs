@@ -12,6 +12,7 @@ use crate::lock::guard::LockGuard;
 use crate::lock::manager::LockManager;
 use crate::lock::target::LockTarget;
 use crate::protocol::lock::acquire::{LockHolder, LockMode};
+use crate::protocol::lock::hold_token::HoldToken;
 use crate::sync::now::now;
 
 /// A lock by name, which any number of processes can acquire, and the options of its acquisition.
@@ -157,6 +158,28 @@ impl Lock {
             Err(Error::Lock(LockError::Timeout { .. })) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes over a hold that another process has handed over by
+    /// [`into_token`](LockGuard::into_token). The lock was held all the time, and keeps its fencing token.
+    /// This handle is of the same lock: same kind, name and prefix. Its `lease`, `label` and
+    /// `fixed_lease` apply from now on; a semaphore's hold keeps its number of permits. The call does not
+    /// wait for the lock, nor for replicas.
+    ///
+    /// The server gives the hold another owner and extends its lease in one step, and the reply proves it.
+    /// So of several adoptions of one token, one succeeds. A reply that is lost is asked for again, on
+    /// another connection, for `checkout_timeout`.
+    ///
+    /// See [`HoldToken`] for an example.
+    ///
+    /// # Errors
+    /// [`LockError::Lost`]: the lease has ended, another call adopted the token, or the lock was forced.
+    /// [`LockError::Refused`]: it is the token of another lock, and nothing was sent. With any other error
+    /// [`applied`](Error::applied) is `No` if nothing was sent, and otherwise `Unknown`: a possible
+    /// adoption is released, in the background if necessary, so that the lock is free for other callers.
+    /// If the request had not arrived, the token can still be adopted.
+    pub fn adopt(&self, token: &HoldToken) -> Result<LockGuard, Error> {
+        now(self.target.adopt(token)).map(LockGuard::new)
     }
 
     /// Acquires the lock, runs `closure` and releases the lock, even if `closure` panics.

@@ -18,6 +18,7 @@ use crate::lock::fencing::FencingLock;
 use crate::lock::io::{LockIo, Renewals};
 use crate::lock::lease::LockLease;
 use crate::protocol::cluster::slot;
+use crate::protocol::lock::hold_token::HoldToken;
 use crate::protocol::lock::lease::release;
 use crate::protocol::lock::ownership::LockOwnership;
 use crate::protocol::lock::script::ScriptCall;
@@ -99,6 +100,24 @@ impl<M: LockIo> AcquiredLock<M> {
     pub(crate) fn share(&self) -> Self {
         self.lock_lease().share();
         Self::new(Arc::clone(&self.release.manager), Arc::clone(self.lock_lease()))
+    }
+
+    /// Ends the guard and leaves the lock held, for another process to adopt.
+    pub(crate) fn into_token(mut self) -> Result<HoldToken, Error> {
+        let LockRelease { manager, lock_lease, end } = &mut self.release;
+        manager.settings().here()?;
+        if let Some(why) = lock_lease.lost() {
+            return Err(Error::lock_lost(why));
+        }
+        if !lock_lease.drop_only_handle() {
+            let reason = "other guards share the hold: release them first";
+            return Err(Error::lock_refused("guard", reason));
+        }
+        *end = GuardState::Released;
+        // From here on no renewal extends the lease; one that is in flight may.
+        let lost = lock_lease.end();
+        manager.renewals().forget(lock_lease);
+        lost.map_or_else(|| Ok(lock_lease.hold_token()), |why| Err(Error::lock_lost(why)))
     }
 
     /// Checks on the server that the lock is still held, and extends its lease. If the future is

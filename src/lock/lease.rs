@@ -14,6 +14,7 @@ use crate::commit::lock_check::LockProbe;
 use crate::error::lock::LostReason;
 use crate::lock::callbacks::{Callback, run_callbacks};
 use crate::protocol::lock::acquire::LockRequest;
+use crate::protocol::lock::hold_token::HoldToken;
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::{LeaseTimes, Timing, renew};
 use crate::protocol::lock::script::ScriptCall;
@@ -56,9 +57,10 @@ impl LeaseState {
 }
 
 impl LockLease {
-    /// Creates a lease that was requested with this timing.
+    /// Creates a lease of this length, which was requested with this timing.
     pub(crate) fn new(
         request: &LockRequest,
+        lease: Duration,
         owner_token: String,
         fencing: u64,
         maybe_in_flight: bool,
@@ -67,7 +69,7 @@ impl LockLease {
     ) -> Self {
         counters.acquired.add();
         counters.held.increment();
-        let times = LeaseTimes::new(request.lease, timing);
+        let times = LeaseTimes::new(lease, timing);
         Self {
             names: Arc::clone(&request.names),
             owner_token,
@@ -96,6 +98,16 @@ impl LockLease {
     /// Removes one guard, and returns whether it was the last one.
     pub(crate) fn drop_handle(&self) -> bool {
         self.handles.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Removes the guard if it is the only one.
+    pub(crate) fn drop_only_handle(&self) -> bool {
+        self.handles.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Returns the token by which another process adopts the hold.
+    pub(crate) fn hold_token(&self) -> HoldToken {
+        HoldToken::new(&self.names, &self.owner_token, self.fencing, self.maybe_in_flight)
     }
 
     /// Returns the instant until which the lease is certain.
@@ -301,7 +313,7 @@ mod tests {
             replicas: None,
         };
         let timing = Timing { sent, took: Duration::ZERO };
-        LockLease::new(&request, "x".to_owned(), 1, false, timing, Arc::default())
+        LockLease::new(&request, LEASE, "x".to_owned(), 1, false, timing, Arc::default())
     }
 
     #[test]

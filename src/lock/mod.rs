@@ -27,3 +27,4 @@ pub use crate::error::lock::LostReason;
 pub use crate::lock::guard::LockGuard;
 pub use crate::lock::handle::{Lock, RwLock};
 pub use crate::protocol::lock::acquire::LockHolder;
+pub use crate::protocol::lock::hold_token::HoldToken;

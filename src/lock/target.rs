@@ -7,11 +7,12 @@ use std::time::Duration;
 use redis::Value;
 
 use crate::error::any::Error;
-use crate::lock::acquire::{Permits, acquire};
+use crate::lock::acquire::{Permits, acquire, adopt};
 use crate::lock::client::{Via, unexpected_reply};
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
-use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, peeked};
+use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, held_permits, peeked};
+use crate::protocol::lock::hold_token::HoldToken;
 use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{AVAILABLE, FORCE, PEEK, PERMITS, ScriptCall};
 use crate::protocol::replication::Durability;
@@ -143,6 +144,13 @@ impl<M: LockIo> LockTarget<M> {
         acquire(&self.manager, (&self.request, &self.permits), wait).await
     }
 
+    /// Adopts a hold that another process has handed over. If the future is dropped, the hold is
+    /// released if it was adopted.
+    pub(crate) async fn adopt(&self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
+        self.check()?;
+        adopt(&self.manager, (&self.request, &self.permits), token).await
+    }
+
     /// Returns the holder; of several holders, the one whose lease ends first.
     pub(crate) async fn holder(&self) -> Result<Option<LockHolder>, Error> {
         let names = &self.request.names;
@@ -230,6 +238,7 @@ mod tests {
     /// This compiles only if the futures can move between threads on every side.
     fn futures_are_send<M: LockIo>(target: &LockTarget<M>, held: AcquiredLock<M>) {
         assert_send(target.acquire(Duration::ZERO));
+        assert_send(async { target.adopt(&held.lock_lease().hold_token()).await });
         assert_send(target.holder());
         assert_send(target.available());
         assert_send(target.force_release());

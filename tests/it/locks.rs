@@ -13,5 +13,6 @@ mod regression;
 mod remains;
 mod several;
 mod shared;
+mod tokens;
 mod unproven;
 mod waiting;

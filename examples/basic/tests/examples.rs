@@ -48,7 +48,10 @@ fn the_lock_is_handed_over_and_a_late_write_rejected() {
         .printed("the late write of the old holder was rejected")
         .printed("the state is from worker 1")
         .printed("release by the old holder fails: true")
-        .printed("two of three print: true");
+        .printed("two of three print: true")
+        .printed("0 permits are left")
+        .printed("held together: account:7, account:9")
+        .printed("adopted once: true");
     assert_nothing_left_on(&server);
 }
 

@@ -18,6 +18,8 @@ pub(crate) struct Script {
 pub(crate) static ACQUIRE: Script = Script::new(include_str!("scripts/acquire.lua"));
 /// Releases the lock and wakes one waiter.
 pub(crate) static RELEASE: Script = Script::new(include_str!("scripts/release.lua"));
+/// Gives a hold to another token.
+pub(crate) static ADOPT: Script = Script::new(include_str!("scripts/adopt.lua"));
 /// Extends the lease if the token still holds the lock.
 pub(crate) static RENEW: Script = Script::new(include_str!("scripts/renew.lua"));
 /// Returns the lock's holder.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use redis::{Cmd, FromRedisValue, RedisResult, ToRedisArgs, ToSingleRedisArg, Value};
 use rediscope::commands::QueueCommands;
 use rediscope::error::{CommitToken, ConfigError, InDoubt, Resolution};
-use rediscope::lock::LockHolder;
+use rediscope::lock::{HoldToken, LockHolder};
 use rediscope::status::{Closed, OpenScope, Status};
 use rediscope::{
     Block, Builder, Condition, Error, IntoAddress, IntoKeys, Mode, Outcome, Plain, Replies,
@@ -257,6 +257,24 @@ impl Lock {
         Self(self.0.wait_replicas(replicas, timeout), self.1)
     }
 
+    pub(crate) fn permits(self, permits: u32) -> Self {
+        Self(self.0.permits(permits), self.1)
+    }
+
+    #[track_caller]
+    pub(crate) fn adopt(&self, token: &HoldToken) -> Result<LockGuard, Error> {
+        let adopted = wait(self.0.adopt(token)).map(|guard| self.guard(guard));
+        if adopted.is_err() {
+            released(&self.1);
+        }
+        adopted
+    }
+
+    #[track_caller]
+    pub(crate) fn available(&self) -> Result<u32, Error> {
+        wait(self.0.available())
+    }
+
     #[track_caller]
     pub(crate) fn acquire(&self, time: Duration) -> Result<LockGuard, Error> {
         let acquired = wait(self.0.acquire(time)).map(|guard| self.guard(guard));
@@ -379,6 +397,10 @@ impl LockGuard {
 
     pub(crate) fn share(&self) -> Self {
         Self { guard: Some(self.inner().share()), sessions: self.sessions.clone() }
+    }
+
+    pub(crate) fn into_token(mut self) -> Result<HoldToken, Error> {
+        self.guard.take().expect("a guard that was not released").into_token()
     }
 
     #[track_caller]

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use rediscope::error::LockError;
+use rediscope::lock::HoldToken;
 use rediscope::{CommitError, SessionManager, prelude::*};
 use rediscope_examples::keys;
 
