@@ -58,6 +58,7 @@ const DECISIONS: &[&str] = &[
     "connection::sentinel::queries",
     "connection::wire",
     "lock::acquire",
+    "lock::all",
     "lock::client",
     "lock::held",
     "lock::io",

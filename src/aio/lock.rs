@@ -13,7 +13,9 @@ use crate::aio::lock_guard::LockGuard;
 use crate::error::any::Error;
 use crate::error::hint::WithError;
 use crate::error::lock::LockError;
+use crate::lock::held::after_release;
 use crate::lock::target::LockTarget;
+use crate::lock::tasks::lost::LockLost;
 use crate::lock::tasks::manager::TaskLockManager;
 use crate::protocol::lock::acquire::{LockHolder, LockMode};
 use crate::protocol::lock::hold_token::HoldToken;
@@ -222,7 +224,7 @@ impl Lock {
     {
         async move {
             let guard = self.acquire(wait).await?;
-            let result = under(&guard, closure).await?.map_err(R::own);
+            let result = under(guard.lost(), &guard, closure).await?.map_err(R::own);
             self.end(guard, result).await
         }
     }
@@ -245,7 +247,7 @@ impl Lock {
     {
         async move {
             let guard = self.acquire(wait).await?;
-            let result = under(&guard, closure).await?;
+            let result = under(guard.lost(), &guard, closure).await?;
             self.end(guard, result).await
         }
     }
@@ -253,7 +255,7 @@ impl Lock {
     /// Releases the lock of a closure that has ended.
     async fn end<R, E: From<Error>>(&self, guard: LockGuard, result: Result<R, E>) -> Result<R, E> {
         let released = guard.release().await;
-        self.target.after_release(result, released)
+        after_release(&*self.target.manager, result, released)
     }
 
     /// Returns whether the lock is held. The state may change before the future is ready.
@@ -311,11 +313,11 @@ impl Lock {
 ///
 /// # Errors
 /// The lock was lost before.
-async fn under<O, F>(guard: &LockGuard, closure: F) -> Result<O, Error>
+pub(crate) async fn under<G: Sync, O, F>(lost: LockLost, guard: &G, closure: F) -> Result<O, Error>
 where
-    for<'g> F: GuardClosure<&'g LockGuard, O, Fut: Send> + Send,
+    for<'g> F: GuardClosure<&'g G, O, Fut: Send> + Send,
 {
-    let mut lost = pin!(guard.lost());
+    let mut lost = pin!(lost);
     let mut running = pin!(closure(guard));
     poll_fn(|context| {
         if let Poll::Ready(why) = lost.as_mut().poll(context) {

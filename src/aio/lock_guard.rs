@@ -51,6 +51,14 @@ impl LockGuard {
         Self { held }
     }
 
+    pub(crate) fn held(&self) -> &AcquiredLock<TaskLockManager> {
+        &self.held
+    }
+
+    pub(crate) fn into_held(self) -> AcquiredLock<TaskLockManager> {
+        self.held
+    }
+
     /// Returns a number that grows with every acquisition of any lock of this prefix, in the order
     /// of holding: see [that of threads](crate::lock::LockGuard::fencing_token).
     pub fn fencing_token(&self) -> u64 {
@@ -86,7 +94,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> LockLost {
-        LockLost::new(Arc::clone(self.held.lock_lease()))
+        LockLost::new([Arc::clone(self.held.lock_lease())])
     }
 
     /// Registers `callback`, which is called once when the lock is lost, on a thread of its own: see

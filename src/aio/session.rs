@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::aio::handle::Transactional;
 use crate::aio::lock::{Lock, RwLock};
+use crate::aio::lock_all::LockAll;
 use crate::aio::pooled::Pooled;
 use crate::commit::tasks::TaskResolver;
 use crate::connection::deadline;
@@ -190,6 +191,21 @@ impl SessionManager {
     /// Returns the read/write lock with this name: many readers, or one writer. See [`RwLock`].
     pub fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
         RwLock::new(&self.locks, name.as_ref())
+    }
+
+    /// Returns the locks with these names, which are acquired together: all of them or none. See
+    /// [`LockAll`]. A name that is repeated counts once; `acquire` refuses an empty list and an empty name.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::aio::SessionManager;
+    /// # async fn example(sessions: SessionManager) -> Result<(), rediscope::Error> {
+    /// let both = sessions.lock_all(["account:7", "account:9"]).acquire(Duration::from_secs(5)).await?;
+    /// # drop(both);
+    /// # Ok(()) }
+    /// ```
+    pub fn lock_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> LockAll {
+        LockAll::new(&self.locks, names)
     }
 
     /// Finds out whether an exactly-once transaction of this or another process was applied. `token` is a

@@ -65,6 +65,14 @@ impl LockGuard {
         Self { held }
     }
 
+    pub(crate) fn held(&self) -> &AcquiredLock<LockManager> {
+        &self.held
+    }
+
+    pub(crate) fn into_held(self) -> AcquiredLock<LockManager> {
+        self.held
+    }
+
     /// Returns a number that grows with every acquisition of any lock of this prefix, in the order
     /// of holding. Pass it to the resource that the lock protects. The resource refuses a number
     /// smaller than the largest it has seen. This stops a holder that was paused and does not know

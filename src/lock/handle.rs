@@ -9,6 +9,7 @@ use crate::error::any::Error;
 use crate::error::hint::WithError;
 use crate::error::lock::LockError;
 use crate::lock::guard::LockGuard;
+use crate::lock::held::after_release;
 use crate::lock::manager::LockManager;
 use crate::lock::target::LockTarget;
 use crate::protocol::lock::acquire::{LockHolder, LockMode};
@@ -220,7 +221,7 @@ impl Lock {
         let guard = self.acquire(wait)?;
         let result = closure(&guard);
         let released = guard.release();
-        self.target.after_release(result, released)
+        after_release(&*self.target.manager, result, released)
     }
 
     /// Returns whether the lock is held. The state may change before the call returns.

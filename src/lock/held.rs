@@ -182,6 +182,25 @@ async fn release_logged<M: LockIo>(mut release: impl DerefMut<Target = LockRelea
     }
 }
 
+/// Returns the result of a closure that ran under the lock, or the failure of the release.
+pub(crate) fn after_release<R, E: From<Error>>(
+    manager: &impl LockIo,
+    result: Result<R, E>,
+    released: Result<(), Error>,
+) -> Result<R, E> {
+    match (result, released) {
+        (Ok(value), Ok(())) => Ok(value),
+        (Ok(_), Err(error)) => Err(error.into()),
+        (Err(error), Ok(())) => Err(error),
+        // A fork's copy of the log may be locked forever, and the lock belongs to the parent.
+        (Err(error), Err(_)) if manager.settings().is_forked_child() => Err(error),
+        (Err(error), Err(second)) => {
+            tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
+            Err(error)
+        }
+    }
+}
+
 /// The release of a held lock.
 struct LockRelease<M: LockIo> {
     manager: Arc<M>,

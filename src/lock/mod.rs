@@ -5,6 +5,9 @@
 //! leases, and another receives the messages about releases and wakes the waiting callers.
 
 pub(crate) mod acquire;
+pub(crate) mod all;
+pub(crate) mod all_guard;
+pub(crate) mod all_handle;
 pub(crate) mod callbacks;
 pub(crate) mod client;
 pub(crate) mod fencing;
@@ -24,6 +27,8 @@ pub(crate) mod waiters;
 pub(crate) mod wakeups;
 
 pub use crate::error::lock::LostReason;
+pub use crate::lock::all_guard::LockAllGuard;
+pub use crate::lock::all_handle::LockAll;
 pub use crate::lock::guard::LockGuard;
 pub use crate::lock::handle::{Lock, RwLock};
 pub use crate::protocol::lock::acquire::LockHolder;

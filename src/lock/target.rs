@@ -118,25 +118,6 @@ impl<M: LockIo> LockTarget<M> {
             .finish_non_exhaustive()
     }
 
-    /// Returns the result of a closure that ran under the lock, or the failure of the release.
-    pub(crate) fn after_release<R, E: From<Error>>(
-        &self,
-        result: Result<R, E>,
-        released: Result<(), Error>,
-    ) -> Result<R, E> {
-        match (result, released) {
-            (Ok(value), Ok(())) => Ok(value),
-            (Ok(_), Err(error)) => Err(error.into()),
-            (Err(error), Ok(())) => Err(error),
-            // A fork's copy of the log may be locked forever, and the lock belongs to the parent.
-            (Err(error), Err(_)) if self.manager.settings().is_forked_child() => Err(error),
-            (Err(error), Err(second)) => {
-                tracing::warn!(error = %format_args!("{second:#}"), "a lock was not released in order");
-                Err(error)
-            }
-        }
-    }
-
     /// Acquires the lock, and waits up to `wait` for it. If the future is dropped, the lock is
     /// released.
     pub(crate) async fn acquire(&self, wait: Duration) -> Result<AcquiredLock<M>, Error> {

@@ -13,6 +13,7 @@ use crate::connection::deadline;
 use crate::error::any::Error;
 use crate::error::in_doubt::{CommitToken, Resolution, ResolveCommit as _};
 use crate::error::open_scope::OpenScope;
+use crate::lock::all_handle::LockAll;
 use crate::lock::handle::{Lock, RwLock};
 use crate::lock::manager::LockManager;
 use crate::pool::router::Router;
@@ -148,6 +149,22 @@ impl SessionManager {
     /// Returns the read/write lock with this name: many readers, or one writer. See [`RwLock`].
     pub fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
         RwLock::new(&self.locks, name.as_ref())
+    }
+
+    /// Returns the locks with these names, which are acquired together: all of them or none. See
+    /// [`LockAll`]. A name that is repeated counts once; `acquire` refuses an empty list and an empty name.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let both = sessions.lock_all(["account:7", "account:9"]).acquire(Duration::from_secs(5))?;
+    /// # drop(both);
+    /// # Ok(()) }
+    /// ```
+    pub fn lock_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> LockAll {
+        LockAll::new(&self.locks, names)
     }
 
     /// Finds out whether an exactly-once transaction of this or another process was applied: see

@@ -1,6 +1,7 @@
 //! Locks: held, lost, waited for and passed on, and what is left on the server. Each outcome is compared with the
 //! server's state, read on another connection.
 
+mod all;
 mod ambiguous;
 mod closing;
 mod fair;

@@ -37,6 +37,7 @@ pub(crate) trait Side {
     type Lock;
     type RwLock;
     type LockGuard;
+    type LockAll;
 
     fn build(builder: Builder) -> Result<Self::SessionManager, ConfigError>;
 }
@@ -55,6 +56,7 @@ impl Side for Threads {
     type Lock = rediscope::lock::Lock;
     type RwLock = rediscope::lock::RwLock;
     type LockGuard = rediscope::lock::LockGuard;
+    type LockAll = rediscope::lock::LockAll;
 
     fn build(builder: Builder) -> Result<Self::SessionManager, ConfigError> {
         builder.build()
@@ -70,6 +72,7 @@ pub(crate) type Pooled = <Threads as Side>::Pooled;
 pub(crate) type Lock = <Threads as Side>::Lock;
 pub(crate) type RwLock = <Threads as Side>::RwLock;
 pub(crate) type LockGuard = <Threads as Side>::LockGuard;
+pub(crate) type LockAll = <Threads as Side>::LockAll;
 
 /// `builder.build()` on this side.
 pub(crate) trait BuildSide {
@@ -144,6 +147,8 @@ const HANDLES: &[&str] = &[
     "Lock",
     "RwLock",
     "LockGuard",
+    "LockAll",
+    "LockAllGuard",
 ];
 
 #[test]

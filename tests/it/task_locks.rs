@@ -137,6 +137,41 @@ fn calls(sessions: &SessionManager) -> Vec<(&'static str, Boxed)> {
             printers.force_release().await.map(drop)
         }),
     );
+    let of = lock("handed over");
+    add(
+        "into_token and adopt",
+        Box::pin(async move {
+            let token = of.acquire(SOON).await?.into_token()?;
+            let guard = of.adopt(&token).await?;
+            assert_eq!(guard.fencing_token(), token.fencing_token());
+            assert!(is_lost(of.adopt(&token).await));
+            guard.release().await
+        }),
+    );
+    let both = sessions.lock_all(["all 1", "all 2"]).lease(LONG);
+    add(
+        "lock_all",
+        Box::pin(async move {
+            let guard = both.acquire(SOON).await?;
+            tokio::select! {
+                why = guard.lost() => panic!("{why}"),
+                held = guard.ensure_held() => held?,
+            }
+            assert!(both.try_acquire().await?.is_none());
+            guard.release().await?;
+            let text = String::from("under");
+            let under = both.hold(SOON, async |both| {
+                both.ensure_held().await?;
+                Ok(text.len())
+            });
+            assert_eq!(under.await?, 5);
+            let own: Result<(), Box<dyn std::error::Error + Send + Sync>> =
+                both.hold_with(SOON, async |_| Err(text.as_str().into())).await;
+            assert_eq!(own.unwrap_err().to_string(), "under");
+            drop(both.acquire(SOON).await?.release_each());
+            Ok(())
+        }),
+    );
     let (catalogue, accounts) = (sessions.rw_lock("catalogue"), sessions.transactional());
     add(
         "rw_lock and fenced_by",
@@ -217,6 +252,41 @@ fn a_call_under_a_lock_ends_where_it_waits_when_the_lock_is_lost() {
         guard.release().await.unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), lost).await.is_err());
     });
+}
+
+#[test]
+fn a_call_under_several_locks_ends_when_one_of_them_is_lost() {
+    let server = Server::start();
+    several().block_on(async {
+        let (sessions, other) = (connect(&server), connect(&server));
+        let all = sessions.lock_all(["a", "b", "c"]).lease(Duration::from_millis(600));
+        let held = all.hold(SOON, async |guard| {
+            assert!(other.lock("b").force_release().await?);
+            let lost = guard.lost();
+            std::future::pending::<()>().await;
+            drop(lost);
+            Ok(())
+        });
+        assert!(is_lost(soon("the call ends", held).await));
+        // By the clock alone too, and in each clone.
+        let guard = all.clone().fixed_lease().acquire(SOON).await.unwrap();
+        let (lost, task) = (guard.lost(), tokio::spawn(guard.lost()));
+        assert_eq!(soon("it is lost", lost.clone()).await, LostReason::Expired);
+        assert_eq!(task.await.unwrap(), LostReason::Expired);
+        assert_eq!(lost.await, LostReason::Expired);
+        let released = guard.release_each().await;
+        // The lease of the first name began first.
+        assert!(released.len() == 3 && released.into_iter().any(|(_, one)| is_lost(one)));
+        // Released locks are not lost, and one that another guard still has is.
+        let guard = all.lease(LONG).acquire(SOON).await.unwrap();
+        let (second, lost) = (guard.get("c").unwrap().share(), guard.lost());
+        guard.release().await.unwrap();
+        assert!(tokio::time::timeout(Duration::from_millis(50), lost.clone()).await.is_err());
+        assert!(other.lock("c").force_release().await.unwrap());
+        assert!(is_lost(second.ensure_held().await));
+        assert_eq!(soon("the last one is lost", lost).await, LostReason::Gone);
+    });
+    nothing_is_left(&server, "all locks are released");
 }
 
 /// Sets the flag when it is dropped.
@@ -418,6 +488,97 @@ fn a_call_that_is_dropped_at_any_poll_leaves_no_lock_and_the_next_waiter_gets_it
         };
         for (lock, next) in locks(&sessions).iter().zip(&locks(&other)) {
             dropped_after_each_poll(&server, &proxy, lock, next).await;
+        }
+        sessions.close(SOON).await;
+        other.close(SOON).await;
+    });
+}
+
+#[test]
+fn an_adoption_that_is_dropped_at_any_poll_leaves_the_token_or_no_lock() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    several().block_on(async {
+        let (sessions, other) = (builder(&proxy.url()).build_async().unwrap(), connect(&server));
+        let (here, there) = (sessions.lock("l").lease(LONG), other.lock("l").lease(LONG));
+        for fault in FAULTS {
+            for polls in 0..40 {
+                let what = format!("{fault:?}, {polls} polls");
+                let token = there.acquire(SOON).await.unwrap().into_token().unwrap();
+                if let Some((trigger, fault)) = fault {
+                    proxy.arm((trigger, fault));
+                }
+                let ended = poll_at_most(here.adopt(&token), polls).await;
+                proxy.disarm();
+                let has_ended = ended.is_some();
+                drop(ended);
+                // A request that is still under way is overtaken by this one, or the other way round.
+                match there.adopt(&token).await {
+                    Ok(guard) => guard.release().await.unwrap(),
+                    Err(error) => assert!(is_lost(Err::<(), _>(error)), "{what}"),
+                }
+                let begun = Instant::now();
+                let guard = soon(&what, there.acquire(SOON)).await.unwrap();
+                assert!(begun.elapsed() < SOON / 2, "{what}: it waited for the lease");
+                guard.release().await.unwrap();
+                while !left(&server).is_empty() {
+                    assert!(begun.elapsed() < SOON / 2, "{what}: {:?}", left(&server));
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                if has_ended {
+                    break;
+                }
+            }
+        }
+        sessions.close(SOON).await;
+        other.close(SOON).await;
+    });
+}
+
+#[test]
+fn a_call_for_several_locks_that_is_dropped_at_any_poll_leaves_none() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    several().block_on(async {
+        let (sessions, other) = (builder(&proxy.url()).build_async().unwrap(), connect(&server));
+        let names = ["a", "b", "c"];
+        let here = sessions.lock_all(names).lease(LONG);
+        let there = other.lock_all(names).lease(LONG);
+        for fault in FAULTS {
+            for held in [None, Some("a"), Some("c")] {
+                for polls in 0..60 {
+                    let what = format!("{fault:?}, held: {held:?}, {polls} polls");
+                    let holder = match held {
+                        Some(name) => Some(other.lock(name).acquire(SOON).await.unwrap()),
+                        None => None,
+                    };
+                    if let Some((trigger, fault)) = fault {
+                        proxy.arm((trigger, fault));
+                    }
+                    let release = async {
+                        if let Some(holder) = holder {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                            holder.release().await.unwrap();
+                        }
+                    };
+                    let (ended, ()) =
+                        tokio::join!(poll_at_most(here.acquire(LONG), polls), release);
+                    proxy.disarm();
+                    let has_ended = ended.is_some();
+                    drop(ended.map(Result::unwrap));
+                    let begun = Instant::now();
+                    let guard = soon(&what, there.acquire(SOON)).await.unwrap();
+                    assert!(begun.elapsed() < SOON / 2, "{what}: it waited for the lease");
+                    guard.release().await.unwrap();
+                    while !left(&server).is_empty() {
+                        assert!(begun.elapsed() < SOON / 2, "{what}: {:?}", left(&server));
+                        tokio::time::sleep(Duration::from_millis(1)).await;
+                    }
+                    if has_ended {
+                        break;
+                    }
+                }
+            }
         }
         sessions.close(SOON).await;
         other.close(SOON).await;

@@ -11,9 +11,11 @@ use crate::error::lock::LostReason;
 use crate::lock::lease::LockLease;
 use crate::sync::timer::DeadlineTimer;
 
-/// The loss of a lock: ready when the lock is lost. It never is after a release.
+/// The loss of a lock, or of the first of several: ready when the lock is lost. It never is after a
+/// release.
 ///
-/// [`LockGuard::lost`](crate::aio::LockGuard::lost) returns it. It can be cloned and sent to other
+/// [`LockGuard::lost`](crate::aio::LockGuard::lost) and
+/// [`LockAllGuard::lost`](crate::aio::LockAllGuard::lost) return it. It can be cloned and sent to other
 /// tasks, does not borrow the guard, and does not keep the lock. Dropping it does nothing.
 ///
 /// ```no_run
@@ -31,25 +33,38 @@ use crate::sync::timer::DeadlineTimer;
 /// ```
 #[must_use = "a future does nothing unless it is polled"]
 pub struct LockLost {
-    lock_lease: Arc<LockLease>,
-    /// Its number among the lease's watchers.
-    watcher: Option<u64>,
+    watched: Vec<WatchedLease>,
     timer: DeadlineTimer,
 }
 
+/// A lease whose loss wakes a task.
+struct WatchedLease {
+    lock_lease: Arc<LockLease>,
+    /// Its number among the lease's watchers.
+    watcher: Option<u64>,
+}
+
 impl LockLost {
-    pub(crate) fn new(lock_lease: Arc<LockLease>) -> Self {
-        Self { lock_lease, watcher: None, timer: DeadlineTimer::default() }
+    pub(crate) fn new(lock_leases: impl IntoIterator<Item = Arc<LockLease>>) -> Self {
+        let watched = |lock_lease| WatchedLease { lock_lease, watcher: None };
+        Self {
+            watched: lock_leases.into_iter().map(watched).collect(),
+            timer: DeadlineTimer::default(),
+        }
+    }
+
+    fn reason(&self) -> Option<LostReason> {
+        self.watched.iter().find_map(|watched| watched.lock_lease.lost())
     }
 }
 
 impl Clone for LockLost {
     fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.lock_lease))
+        Self::new(self.watched.iter().map(|watched| Arc::clone(&watched.lock_lease)))
     }
 }
 
-impl Drop for LockLost {
+impl Drop for WatchedLease {
     fn drop(&mut self) {
         if let Some(watcher) = self.watcher {
             self.lock_lease.unwatch(watcher);
@@ -63,18 +78,16 @@ impl Future for LockLost {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<LostReason> {
         let this = &mut *self;
         loop {
+            // `None`: the lock is released or lost.
+            let watch = |watched: &mut WatchedLease| {
+                watched.lock_lease.watch_loss(&mut watched.watcher, context.waker())
+            };
+            let valid_until = this.watched.iter_mut().filter_map(watch).min();
             // By the clock too, so that a loss is seen while no task extends leases.
-            if let Some(why) = this.lock_lease.lost() {
+            if let Some(why) = this.reason() {
                 return Poll::Ready(why);
             }
-            let Some(valid_until) = this.lock_lease.watch_loss(&mut this.watcher, context.waker())
-            else {
-                match this.lock_lease.lost() {
-                    Some(why) => return Poll::Ready(why),
-                    // It is released.
-                    None => return Poll::Pending,
-                }
-            };
+            let Some(valid_until) = valid_until else { return Poll::Pending };
             if Handle::try_current().is_err() || this.timer.poll(context, valid_until).is_pending()
             {
                 return Poll::Pending;
@@ -86,6 +99,6 @@ impl Future for LockLost {
 /// Shows neither name nor token.
 impl fmt::Debug for LockLost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LockLost").field("lost", &self.lock_lease.lost()).finish()
+        f.debug_struct("LockLost").field("lost", &self.reason()).finish()
     }
 }

@@ -124,6 +124,60 @@ fn releases_in_a_cluster_are_not_remembered_after_their_reply() {
 }
 
 #[test]
+fn several_names_in_any_slots_are_held_together_or_not_at_all() {
+    let fixture = ClusterFixture::start();
+    let other = builder(&fixture.cluster).build_side().unwrap();
+    let names = fixture.keys("l");
+    assert_eq!(names.len(), 3, "one on each master");
+    let free = || names.iter().all(|name| !other.lock(name).is_locked().unwrap());
+    let (all, reversed) = (fixture.sessions.lock_all(&names), names.iter().rev());
+    let guard = all.acquire(SOON).unwrap();
+    assert!(names.iter().all(|name| other.lock(name).try_acquire().unwrap().is_none()));
+    assert!(other.lock_all(reversed.clone()).try_acquire().unwrap().is_none());
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| other.lock_all(reversed).acquire(SOON).unwrap());
+        eventually(SOON, "it is waited for", || other.status().locks.waiting == 1);
+        guard.release().unwrap();
+        let next = waits.join().unwrap();
+        next.ensure_held().unwrap();
+        next.release().unwrap();
+    });
+    assert!(free());
+    // The last one in order is held: what was acquired on the other masters is released.
+    let mut sorted = names.clone();
+    sorted.sort();
+    let held = other.lock(&sorted[2]).acquire(SOON).unwrap();
+    assert!(all.try_acquire().unwrap().is_none());
+    held.release().unwrap();
+    assert!(free());
+}
+
+#[test]
+fn a_hold_is_handed_over_and_several_permits_are_taken_while_their_slot_moves() {
+    let fixture = ClusterFixture::start();
+    let other = builder(&fixture.cluster).build_side().unwrap();
+    let slot = fixture.cluster.slot("{l}");
+    for round in 0..2 {
+        let from = fixture.cluster.owner(slot).unwrap();
+        let held = fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
+        let semaphore = |sessions: &crate::side::SessionManager| {
+            sessions.semaphore("l", 5).lease(LONG).permits(3)
+        };
+        let three = semaphore(&fixture.sessions).acquire(SOON).unwrap();
+        let (fencing, token) = (held.fencing_token(), held.into_token().unwrap());
+        fixture.cluster.migrate(slot, (from + 1) % 3);
+        let held = other.lock("l").lease(LONG).adopt(&token).unwrap();
+        assert_eq!(held.fencing_token(), fencing, "round {round}");
+        assert!(fixture.sessions.lock("l").adopt(&token).is_err());
+        assert_eq!(semaphore(&other).available().unwrap(), 2);
+        assert!(semaphore(&other).try_acquire().unwrap().is_none());
+        three.release().unwrap();
+        semaphore(&other).acquire(SOON).unwrap().release().unwrap();
+        held.release().unwrap();
+    }
+}
+
+#[test]
 fn a_transaction_that_is_fenced_by_a_lock_is_in_the_locks_slot() {
     let fixture = ClusterFixture::start();
     let guard = fixture.sessions.lock("report").acquire(SOON).unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::side::{Lock, SessionManager};
+use crate::side::{Lock, LockAll, SessionManager};
 use rediscope::error::InDoubt;
 use rediscope::{Builder, CommitError, Error, RetryPolicy, TransactionOptions, prelude::*, redis};
 
@@ -102,6 +102,11 @@ impl Target {
 
     fn lock(&self, name: &str, change: impl FnOnce(Lock) -> Lock) -> Came {
         let guard = change(self.sessions.lock(name)).acquire(IN_TIME / 20);
+        guard.map(drop).map_err(|error| error.to_string())
+    }
+
+    fn lock_all(&self, name: &str, change: impl FnOnce(LockAll) -> LockAll) -> Came {
+        let guard = change(self.sessions.lock_all([name])).acquire(IN_TIME / 20);
         guard.map(drop).map_err(|error| error.to_string())
     }
 
@@ -247,6 +252,30 @@ fn rows() -> Vec<Row> {
                 s.sessions.lock(format!("y{e:?}")).run_with(e.time(), |_| Ok::<(), Error>(()));
             run.map_err(|error| error.to_string())
         }),
+        row("lock/all_handle.rs lease.lease", |s, e| {
+            s.lock_all(&format!("al{e:?}"), |all| all.lease(e.time()))
+        }),
+        row("lock/all_handle.rs wait_replicas.replicas", |s, e| {
+            let limit = Duration::from_millis(1);
+            s.lock_all(&format!("ar{e:?}"), |all| all.wait_replicas(e.u32(), limit))
+        }),
+        row("lock/all_handle.rs wait_replicas.timeout", |s, e| {
+            s.lock_all(&format!("at{e:?}"), |all| all.wait_replicas(0, e.time()))
+        }),
+        row("lock/all_handle.rs acquire.wait", |s, e| {
+            let name = format!("aw{e:?}");
+            let guard = s.sessions.lock_all([&*name, "all"]).acquire(e.time());
+            guard.map(drop).map_err(|error| error.to_string())
+        }),
+        row("lock/all_handle.rs run.wait", |s, e| {
+            let run = s.sessions.lock_all([format!("an{e:?}")]).run(e.time(), |_| Ok(()));
+            run.map_err(|error| error.to_string())
+        }),
+        row("lock/all_handle.rs run_with.wait", |s, e| {
+            let all = s.sessions.lock_all([format!("ay{e:?}")]);
+            let run = all.run_with(e.time(), |_| Ok::<(), Error>(()));
+            run.map_err(|error| error.to_string())
+        }),
         row("transaction/options.rs exactly_once_as.ttl", |s, e| {
             s.block(TransactionOptions::new().exactly_once_as(format!("{e:?}"), e.time()))
         }),
@@ -333,6 +362,7 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         "settings/table.rs max_size Max",
         "settings/table.rs connect_timeout One",
         "settings/table.rs max_pin_time Max",
+        "lock/all_handle.rs lease.lease Max",
         "lock/handle.rs lease.lease Max",
         "lock/handle.rs permits.permits Zero",
         "lock/handle.rs set_permits.permits Zero",
@@ -346,6 +376,7 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         "protocol/retry.rs first_backoff.step Max",
         "protocol/retry.rs max_backoff.step Max",
         "protocol/retry.rs deadline.deadline Max",
+        "lock/all_handle.rs acquire.wait Max",
         "lock/handle.rs acquire.wait Max",
         "lock/handle.rs permits.permits Max",
         "settings/table.rs max_group Max",

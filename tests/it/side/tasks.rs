@@ -217,6 +217,10 @@ impl SessionManager {
         Lock(self.inner.semaphore(name, permits), self.inner.clone())
     }
 
+    pub(crate) fn lock_all(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> LockAll {
+        LockAll(self.inner.lock_all(names), self.inner.clone())
+    }
+
     pub(crate) fn rw_lock(&self, name: impl AsRef<str>) -> RwLock {
         RwLock(self.inner.rw_lock(name), self.inner.clone())
     }
@@ -406,6 +410,138 @@ impl LockGuard {
     #[track_caller]
     pub(crate) fn release(mut self) -> Result<(), Error> {
         wait(self.guard.take().expect("a guard that was not released").release())
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct LockAll(aio::LockAll, aio::SessionManager);
+
+impl LockAll {
+    pub(crate) fn lease(self, lease: Duration) -> Self {
+        Self(self.0.lease(lease), self.1)
+    }
+
+    pub(crate) fn label(self, label: impl Into<Arc<str>>) -> Self {
+        Self(self.0.label(label), self.1)
+    }
+
+    pub(crate) fn fair(self) -> Self {
+        Self(self.0.fair(), self.1)
+    }
+
+    pub(crate) fn fixed_lease(self) -> Self {
+        Self(self.0.fixed_lease(), self.1)
+    }
+
+    pub(crate) fn wait_replicas(self, replicas: u32, timeout: Duration) -> Self {
+        Self(self.0.wait_replicas(replicas, timeout), self.1)
+    }
+
+    #[track_caller]
+    pub(crate) fn acquire(&self, time: Duration) -> Result<LockAllGuard, Error> {
+        let acquired = wait(self.0.acquire(time));
+        released(&self.1);
+        acquired.map(|guard| LockAllGuard::new(guard, &self.1))
+    }
+
+    #[track_caller]
+    pub(crate) fn try_acquire(&self) -> Result<Option<LockAllGuard>, Error> {
+        let acquired = wait(self.0.try_acquire());
+        released(&self.1);
+        acquired.map(|guard| guard.map(|guard| LockAllGuard::new(guard, &self.1)))
+    }
+
+    #[track_caller]
+    pub(crate) fn run<R: WithError<E> + Send, E: Send>(
+        &self,
+        time: Duration,
+        closure: impl FnOnce(&aio::LockAllGuard) -> Result<R, E> + Send,
+    ) -> Result<R, Error> {
+        self.run_with(time, |guard| closure(guard).map_err(R::own))
+    }
+
+    #[track_caller]
+    pub(crate) fn run_with<R: Send, E: From<Error> + Send>(
+        &self,
+        time: Duration,
+        closure: impl FnOnce(&aio::LockAllGuard) -> Result<R, E> + Send,
+    ) -> Result<R, E> {
+        wait(self.0.hold_with(time, async |guard: &aio::LockAllGuard| closure(guard)))
+    }
+}
+
+#[derive(Debug)]
+#[must_use = "dropped, the locks are released"]
+pub(crate) struct LockAllGuard {
+    guard: Option<aio::LockAllGuard>,
+    /// A second guard of each lock, which the drop of this one does not outlive.
+    each: Vec<(String, LockGuard)>,
+    sessions: aio::SessionManager,
+}
+
+impl Drop for LockAllGuard {
+    fn drop(&mut self) {
+        self.each.clear();
+        drop(self.guard.take());
+        released(&self.sessions);
+    }
+}
+
+impl LockAllGuard {
+    fn new(guard: aio::LockAllGuard, sessions: &aio::SessionManager) -> Self {
+        let names: Vec<_> = guard.fencing_tokens().map(|(name, _)| name.to_owned()).collect();
+        let share = |name: String| {
+            let guard = Some(guard.get(&name).expect("one of its names").share());
+            (name, LockGuard { guard, sessions: sessions.clone() })
+        };
+        let each = names.into_iter().map(share).collect();
+        Self { guard: Some(guard), each, sessions: sessions.clone() }
+    }
+
+    fn inner(&self) -> &aio::LockAllGuard {
+        self.guard.as_ref().expect("a guard that was not released")
+    }
+
+    fn into_inner(mut self) -> aio::LockAllGuard {
+        self.each.clear();
+        self.guard.take().expect("a guard that was not released")
+    }
+
+    pub(crate) fn get(&self, name: impl AsRef<str>) -> Option<&LockGuard> {
+        let found = self.each.iter().find(|(of, _)| of == name.as_ref());
+        assert_eq!(found.is_some(), self.inner().get(name).is_some());
+        found.map(|(_, guard)| guard)
+    }
+
+    pub(crate) fn fencing_tokens(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.inner().fencing_tokens()
+    }
+
+    pub(crate) fn remaining(&self) -> Duration {
+        self.inner().remaining()
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.inner().is_lost()
+    }
+
+    pub(crate) fn on_lost(&self, callback: impl FnOnce() + Send + 'static) {
+        self.inner().on_lost(callback);
+    }
+
+    #[track_caller]
+    pub(crate) fn ensure_held(&self) -> Result<(), Error> {
+        wait(self.inner().ensure_held())
+    }
+
+    #[track_caller]
+    pub(crate) fn release(self) -> Result<(), Error> {
+        wait(self.into_inner().release())
+    }
+
+    #[track_caller]
+    pub(crate) fn release_each(self) -> Vec<(Arc<str>, Result<(), Error>)> {
+        wait(self.into_inner().release_each())
     }
 }
 

@@ -67,5 +67,22 @@ fn show(url: &str, prefix: &str) -> Result<(), Box<dyn Error>> {
     let permits = here.semaphore("printers", 2);
     let both = (permits.try_acquire()?, permits.try_acquire()?);
     println!("two of three print: {}", both.0.is_some() && permits.try_acquire()?.is_none());
+    drop(both);
+    let both = permits.clone().permits(2).acquire(TIMEOUT)?;
+    println!("{} permits are left", permits.available()?);
+    both.release()?;
+
+    // Several names at once, in one order, whatever the order here.
+    let transfer = here.lock_all(["account:9", "account:7"]).acquire(TIMEOUT)?;
+    let names: Vec<_> = transfer.fencing_tokens().map(|(name, _)| name.to_owned()).collect();
+    println!("held together: {}", names.join(", "));
+    transfer.release()?;
+
+    // The process that accepts a job hands its lock to the process that carries it out.
+    let word = here.lock("job").acquire(TIMEOUT)?.into_token()?.to_string();
+    let token: HoldToken = word.parse()?;
+    let guard = there.lock("job").adopt(&token)?;
+    println!("adopted once: {}", here.lock("job").adopt(&token).is_err());
+    guard.release()?;
     Ok(())
 }
