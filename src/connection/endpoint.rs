@@ -152,12 +152,13 @@ impl Endpoint {
     pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, ConnectionError> {
         let auth = &self.login()?.auth;
         let (server, left) = self.server(timeout)?;
+        let generation = self.generation();
         let mut client = server.client(auth, left).inspect_err(|_| self.invalidate())?;
         if let Target::Master(_) = &self.target {
             let asked = client
                 .set_read_timeout(Some(timeout))
                 .and_then(|()| redis::cmd("ROLE").query(&mut client));
-            self.judge_role(&asked.map_err(|error| ConnectionError::of(&error))?)?;
+            self.judge_role(&asked.map_err(|error| ConnectionError::of(&error))?, generation)?;
         }
         Ok(client)
     }
@@ -181,15 +182,22 @@ impl Endpoint {
         self.sentinels().is_some()
     }
 
-    /// Checks that the server has the expected role, by its reply to ROLE.
-    pub(crate) fn judge_role(&self, answer: &Value) -> Result<(), ConnectionError> {
+    /// Checks that the server has the expected role, by its reply to ROLE. `generation`: of the connection.
+    pub(crate) fn judge_role(
+        &self,
+        answer: &Value,
+        generation: u64,
+    ) -> Result<(), ConnectionError> {
         let wrong = match self.target {
             Target::Server(_) => None,
             Target::Master(_) => why_not_master(answer),
             Target::Replica(_) => why_not_readable(answer),
         };
         let Some(wrong) = wrong else { return Ok(()) };
-        self.invalidate();
+        match &self.target {
+            Target::Master(client) => client.disprove(generation),
+            Target::Replica(_) | Target::Server(_) => self.invalidate(),
+        }
         Err(ConnectionError::unexpected(wrong))
     }
 

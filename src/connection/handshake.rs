@@ -99,7 +99,7 @@ pub(crate) async fn shake_hands<W: Wire>(
         return Err(if may_change { error.with_changing_credentials() } else { error });
     }
     if let Some(reply) = role.filter(|_| asks_role) {
-        endpoint.judge_role(&reply.into_value())?;
+        endpoint.judge_role(&reply.into_value(), options.generation)?;
     }
     Ok(connection)
 }

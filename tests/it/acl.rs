@@ -12,6 +12,4 @@ mod locks;
 mod matrix;
 mod probes;
 mod scopes;
-crate::side::threads_only! {
-    mod sentinel;
-}
+mod sentinel;

@@ -8,7 +8,7 @@ mod close;
 mod fork;
 mod names;
 mod order;
-pub(crate) mod server;
+mod server;
 mod shipping;
 
 use crate::fixture::short_timeouts::short_timeouts;
@@ -17,7 +17,7 @@ use crate::fixture::{SOON, immediate};
 use rediscope::{Builder, SessionManager, Transactional, prelude::*};
 use rediscope_testing::server::Server;
 
-pub(crate) fn patient(server: &Server) -> Builder {
+fn patient(server: &Server) -> Builder {
     SessionManager::builder(server.url()).checkout_timeout(SOON)
 }
 
@@ -26,7 +26,7 @@ pub(crate) fn fail_fast(server: &Server) -> Builder {
 }
 
 /// Opens `count` connections and leaves them idle, each of them used once.
-pub(crate) fn open_connections(accounts: &Transactional, count: usize) {
+fn open_connections(accounts: &Transactional, count: usize) {
     let guards: Vec<_> = (0..count)
         .map(|nth| {
             let mut tx = accounts.begin_with(immediate()).unwrap();

@@ -4,9 +4,7 @@
 pub(crate) mod fixture;
 
 mod binding;
-crate::side::threads_only! {
-    mod locks;
-}
+mod locks;
 mod once;
 mod redirections;
 mod rights;

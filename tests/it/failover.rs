@@ -1,8 +1,6 @@
 //! A master that is replaced: by sentinels, by `REPLICAOF`, by a restart as a replica.
 
-crate::side::threads_only! {
-    mod role_change;
-}
+mod role_change;
 mod sentinels;
 mod switch;
 

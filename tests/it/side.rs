@@ -130,9 +130,6 @@ const SUITES: &[&str] = &[
     "tls",
 ];
 
-/// Files of the suites that other sides do not have.
-const APART: &[&str] = &["failover/role_change"];
-
 /// What the suites need besides each other, for every side to have it.
 const SHARED: &[&str] = &["fixture", "side"];
 
@@ -155,9 +152,7 @@ const HANDLES: &[&str] = &[
 fn the_shared_suites_reach_the_library_through_their_side() {
     let allowed = |name: &str| SUITES.iter().chain(SHARED).any(|allowed| *allowed == name);
     let mut files = source::files("tests/it");
-    // Of one side only.
-    let apart = |module: &[String]| APART.contains(&&*module.join("/"));
-    files.retain(|module, _| allowed(&module[0]) && module[0] != "side" && !apart(module));
+    files.retain(|module, _| allowed(&module[0]) && module[0] != "side");
     assert!(files.len() > 60, "{} files", files.len());
     let mut found = Vec::new();
     for (module, tokens) in &files {

@@ -99,6 +99,31 @@ fn an_older_epoch_is_accepted_from_a_majority_only() {
 }
 
 #[test]
+fn a_sentinel_whose_report_a_server_disproved_is_asked_last() {
+    let client = client(&["replica-at-1", "master-at-1", "fails"]);
+    assert_eq!(asked(&client).unwrap(), "replica");
+    client.disprove(1);
+    assert_eq!(asked(&client).unwrap(), "replica", "that was of another generation");
+    client.disprove(0);
+    assert_eq!(asked(&client).unwrap(), "master");
+    client.state().last_responder = 2;
+    assert_eq!(asked(&client).unwrap(), "master", "one that fails is no reason to ask it");
+    let alone = self::client(&["fails", "replica-at-1"]);
+    assert_eq!(asked(&alone).unwrap(), "replica");
+    alone.disprove(0);
+    assert_eq!(asked(&alone).unwrap(), "replica", "no other one replies");
+}
+
+#[test]
+fn a_disproved_report_with_a_newer_epoch_is_overruled_by_a_majority() {
+    let client = client(&["replica-at-9", "master-at-1", "master-at-1"]);
+    assert_eq!(asked(&client).unwrap(), "replica");
+    client.disprove(0);
+    assert_eq!(asked(&client).unwrap(), "master");
+    assert_eq!(client.state().epoch, 1);
+}
+
+#[test]
 fn a_refusal_is_reported_before_silence() {
     for sentinels in [["fails", "refuses", "fails"], ["refuses", "fails", "fails"]] {
         assert!(asked(&client(&sentinels)).unwrap_err().server_error().is_some());

@@ -3,7 +3,7 @@
 //! A report is valid for a second, and ends at once when it is doubted. From the first connection
 //! on, one thread receives failover messages and queries again each second. A socket to a replaced
 //! server is not used. A report with an older epoch than another sentinel's is not accepted, unless
-//! most sentinels report one.
+//! most sentinels report one. A sentinel that named a server which is no master is queried last.
 
 #[cfg(test)]
 #[path = "../../../tests/unit/sentinel.rs"]
@@ -57,6 +57,8 @@ pub(crate) struct SentinelState {
     pub(crate) updated: Option<Instant>,
     /// Index of the sentinel that replied last.
     last_responder: usize,
+    /// Index of the sentinel whose report a server last disproved.
+    disproved: Option<usize>,
     /// The connections to the master.
     pub(crate) connections: Vec<Weak<dyn MasterConnection>>,
 }
@@ -115,6 +117,16 @@ impl SentinelClient {
 
     pub(crate) fn invalidate(&self) {
         self.state().updated = None;
+    }
+
+    /// Records that the server is no master that the sentinels named in this generation: the next search
+    /// begins with the other sentinels.
+    pub(crate) fn disprove(&self, generation: u64) {
+        let mut state = self.state();
+        state.updated = None;
+        if generation == self.generation() {
+            state.disproved = Some(state.last_responder);
+        }
     }
 
     /// Has the connection ended when another server takes the master's place.
@@ -239,11 +251,16 @@ impl SentinelClient {
         &self,
         (until, latest): (Instant, Instant),
     ) -> Result<(usize, MasterReport), ConnectionError> {
-        let (epoch, first) = self.last_report();
+        let (epoch, first, disproved) = self.last_report();
         let count = self.sentinels.len();
         let (mut outdated, mut failed) = (Vec::new(), None::<ConnectionError>);
-        for tried in 0..count {
-            let nth = (first + tried) % count;
+        let in_turn = (0..count).map(|tried| (first + tried) % count);
+        let order = in_turn.filter(|nth| Some(*nth) != disproved).chain(disproved);
+        for (tried, nth) in order.enumerate() {
+            // Its report has been wrong, so the others decide if they can.
+            if Some(nth) == disproved && outdated.len() > count / 2 {
+                break;
+            }
             let Some(sentinel) = self.sentinels.get(nth) else { continue };
             let now = Instant::now();
             let left = |end: Instant| end.saturating_duration_since(now);
@@ -271,10 +288,11 @@ impl SentinelClient {
         Err(why.of_sentinels(&self.name))
     }
 
-    /// Returns the epoch that is known, and the index of the sentinel that replied last.
-    fn last_report(&self) -> (u64, usize) {
+    /// Returns the epoch that is known, and the indexes of the sentinel that replied last and of the one whose
+    /// report was disproved.
+    fn last_report(&self) -> (u64, usize, Option<usize>) {
         let state = self.state();
-        (state.epoch, state.last_responder)
+        (state.epoch, state.last_responder, state.disproved)
     }
 
     fn log_failure(&self, sentinel: &Server, error: &ConnectionError) {

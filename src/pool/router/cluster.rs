@@ -1,6 +1,6 @@
 //! The pools of a cluster, one for each master, made at their first use.
 //!
-//! The pool of a master that serves no slot any more is dropped as soon as that is known.
+//! The pool of a node that is no master of the cluster any more is dropped as soon as that is known.
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;

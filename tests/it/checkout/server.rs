@@ -2,7 +2,7 @@
 
 use crate::fixture::SOON;
 use crate::fixture::short_timeouts::{CHECKOUT, short_timeouts};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -102,9 +102,4 @@ fn min_idle_opens_connections_before_they_are_needed() {
 
 fn client_id(tx: &mut impl QueueCommands) -> Queued<i64> {
     tx.queue(redis::cmd("CLIENT").arg("ID").take())
-}
-
-pub(crate) fn ids(server: &Server) -> BTreeSet<String> {
-    let normal = |client: &HashMap<String, String>| client["flags"] == "N";
-    server.client_list().into_iter().filter(normal).map(|client| client["id"].clone()).collect()
 }

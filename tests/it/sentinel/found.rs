@@ -8,7 +8,7 @@ use rediscope::prelude::*;
 use rediscope::{Error, TransactionOptions};
 
 use rediscope_testing::eventually;
-use rediscope_testing::sentinel::{Group, NAME, clients};
+use rediscope_testing::sentinel::{Group, NAME, Sentinel, clients};
 
 const CHECKOUT: Duration = Duration::from_secs(4);
 
@@ -108,6 +108,31 @@ fn a_name_that_no_sentinel_knows_and_sentinels_that_are_down_are_named_in_the_er
     let mixed = group.url().replace("redis+sentinel://", "redis+sentinel://127.0.0.1:1,");
     let sessions = SessionManager::connect(mixed).unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
+}
+
+/// Each sentinel is real: the one monitors a replica under the master's name.
+#[test]
+fn a_sentinel_that_names_a_replica_keeps_no_caller_from_the_master_that_others_name() {
+    let group = Group::start();
+    let (master, replica) = (&group.servers[0], &group.servers[1]);
+    let wrong = Sentinel::watching(master, replica.port(), None, "");
+    let first = format!("redis+sentinel://127.0.0.1:{},", wrong.port());
+    let sessions = SessionManager::connect(group.url().replace("redis+sentinel://", &first));
+    let sessions = sessions.unwrap();
+    assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("a", 1))).unwrap(), 1);
+    let mut db = sessions.pooled();
+    assert_eq!(db.incr::<_, _, i64>("a", 1).unwrap(), 2);
+    drop(sessions.lock("name").acquire(CHECKOUT).unwrap());
+    let status = sessions.status();
+    assert_eq!(status.server, format!("{NAME} at 127.0.0.1:{}", master.port()));
+    assert!(clients(replica) == 0, "{status}");
+
+    // Alone it leads to no master.
+    let alone = format!("redis+sentinel://127.0.0.1:{}/{NAME}", wrong.port());
+    let error = refused(SessionManager::builder(alone));
+    assert_eq!(error.kind(), ConnectionErrorKind::Unexpected, "{error}");
+    assert!(error.to_string().contains("not a master"), "{error}");
+    assert_eq!(replica.ask::<i64>(&["GET", "a"]), 2);
 }
 
 #[test]

@@ -3,12 +3,11 @@
 //!
 //! ```text
 //! cargo test --test soak -- --nocapture lock_soak::
-//! cargo test --features tokio --test soak -- --nocapture tasks_soak::lock_soak::
 //! REDISCOPE_TRIES=1000000 REDISCOPE_WRITES=50000 REDISCOPE_HOLDS=5000 REDISCOPE_SOAK_SEED=7 \
 //!     cargo test --release --test soak -- --nocapture lock_soak::
 //! ```
 //!
-//! On threads and on tasks, from one text.
+//! With `--features tokio` the same name runs those of tasks as well, from one text.
 //!
 //! The seed decides which client tries, holds and breaks what for how long. What runs at the same time
 //! depends on the threads.

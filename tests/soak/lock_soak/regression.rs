@@ -24,8 +24,8 @@ pub(crate) const WAIT: Duration = Duration::from_millis(50);
 pub(crate) const LEASE: Duration = Duration::from_millis(100);
 const HOLD: std::ops::RangeInclusive<u64> = 20..=200;
 const RESPONSE: Duration = Duration::from_millis(500);
-/// A try is many turns of its caller, each of which may come a little late.
-const GRACE: Duration = Duration::from_millis(250);
+/// A try is many turns of its caller, each of which may come a little late. One more exchange would be later.
+const GRACE: Duration = Duration::from_millis(450);
 /// In all, and for each try. A permit or waiter that stayed behind at each would be more.
 const GROWTH: [u64; 2] = [4 << 20, 4];
 const CHANNEL: &str = "rediscope:lock:{l}:wake";
