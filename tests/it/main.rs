@@ -62,4 +62,5 @@ mod task_turns;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;
+mod typed_commands;
 mod words;

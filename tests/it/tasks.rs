@@ -34,3 +34,4 @@ mod side;
 mod timeouts;
 #[cfg(feature = "tls-rustls")]
 mod tls;
+mod typed_commands;

@@ -22,6 +22,9 @@ use crate::transaction::commands::*;
 /// What may be a read or a write, and is in the table as a write.
 const EITHER: [&str; 1] = ["xread_options"];
 
+/// Two components as the server reads them.
+const ONE_AND_MINUS_TWO: &[u8] = &[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0];
+
 fn compare(name: &str, reads: &[&str], probe: &Probe, theirs: Cmd) {
     let ours = String::from_utf8_lossy(probe.0.body());
     let theirs = theirs.get_packed_command();
@@ -112,6 +115,10 @@ queued_as_redis_rs_sends_it! {
             .upper_bound(2.0)
             .with_expiration(Expiry::EX(3))
             .enx()) -> Value;
+        lcs("a", "b") -> String = cmd("LCS").arg("a").arg("b").take();
+        lcs_len("a", "b") -> i64 = cmd("LCS").arg("a").arg("b").arg("LEN").take();
+        lcs_matches("a", "b", 4) -> Value =
+            cmd("LCS").arg(&["a", "b", "IDX", "MINMATCHLEN", "4", "WITHMATCHLEN"]).take();
     }
     keys {
         keys("a*") -> Vec<String>;
@@ -139,6 +146,12 @@ queued_as_redis_rs_sends_it! {
         copy("a", "b", CopyOptions::default().db(3).replace(true)) -> bool;
         rename("a", "b") -> ();
         rename_nx("a", "b") -> bool;
+        dump("k") -> Option<Vec<u8>> = cmd("DUMP").arg("k").take();
+        touch(&["a", "b"]) -> i64 = cmd("TOUCH").arg(&["a", "b"]).take();
+        move_key("k", 3) -> bool = cmd("MOVE").arg("k").arg(3).take();
+        restore("k", 0, b"\0\xff") -> () = cmd("RESTORE").arg("k").arg(0).arg(b"\0\xff").take();
+        restore_replace("k", 9, "v") -> () =
+            cmd("RESTORE").arg(&["k", "9", "v", "REPLACE"]).take();
     }
     server {
         ping() -> String;
@@ -161,6 +174,18 @@ queued_as_redis_rs_sends_it! {
         bit_diff1("d", &["a", "b"]) -> i64;
         bit_and_or("d", &["a", "b"]) -> i64;
         bit_one("d", &["a", "b"]) -> i64;
+        bitfield("k", &Bitfield::new().get("u8", 0).set("i5", "#1", -3)) -> Vec<i64> =
+            cmd("BITFIELD").arg(&["k", "GET", "u8", "0", "SET", "i5", "#1", "-3"]).take();
+        bitfield("k", &Bitfield::new()
+            .overflow(BitfieldOverflow::Saturate).incr("u2", 100, 1)
+            .overflow(BitfieldOverflow::Fail).incr("u2", 102, 2)
+            .overflow(BitfieldOverflow::Wrap).incr("u2", 104, 3)) -> Vec<Option<i64>> =
+            cmd("BITFIELD").arg(&[
+                "k", "OVERFLOW", "SAT", "INCRBY", "u2", "100", "1", "OVERFLOW", "FAIL", "INCRBY",
+                "u2", "102", "2", "OVERFLOW", "WRAP", "INCRBY", "u2", "104", "3",
+            ]).take();
+        bitfield_get("k", "u8", "#2") -> Vec<i64> =
+            cmd("BITFIELD_RO").arg(&["k", "GET", "u8", "#2"]).take();
     }
     hashes {
         hget("k", "f") -> Value;
@@ -192,6 +217,10 @@ queued_as_redis_rs_sends_it! {
         hpexpire("k", 1, ExpireOption::LT, "f") -> Vec<i64>;
         hpexpire_at("k", 1, ExpireOption::NX, &["f", "g"]) -> Vec<i64>;
         hpersist("k", &["f", "g"]) -> Vec<i64>;
+        hrandfield("k") -> Option<String> = cmd("HRANDFIELD").arg("k").take();
+        hrandfield_multiple("k", -2) -> Vec<String> = cmd("HRANDFIELD").arg("k").arg(-2).take();
+        hrandfield_withvalues("k", 2) -> Vec<(String, i64)> =
+            cmd("HRANDFIELD").arg(&["k", "2", "WITHVALUES"]).take();
     }
     lists {
         lindex("k", -1) -> Value;
@@ -235,6 +264,9 @@ queued_as_redis_rs_sends_it! {
         sdiffstore("d", &["a", "b"]) -> i64;
         sinterstore("d", &["a", "b"]) -> i64;
         sunionstore("d", &["a", "b"]) -> i64;
+        sintercard(&["a", "b"]) -> i64 = cmd("SINTERCARD").arg(&["2", "a", "b"]).take();
+        sintercard_limit("a", 5) -> i64 = cmd("SINTERCARD").arg(&["1", "a", "LIMIT", "5"]).take();
+        spop_multiple("k", 3) -> Vec<String> = cmd("SPOP").arg("k").arg(3).take();
     }
     sorted_sets {
         zcard("k") -> i64;
@@ -291,6 +323,34 @@ queued_as_redis_rs_sends_it! {
         zunionstore_weights("d", &[("a", 1), ("b", 2)]) -> i64;
         zunionstore_min_weights("d", &[("a", 1), ("b", 2)]) -> i64;
         zunionstore_max_weights("d", &[("a", 1)]) -> i64;
+        zunion(&["a", "b"]) -> Vec<String> = cmd("ZUNION").arg(&["2", "a", "b"]).take();
+        zunion_withscores("a") -> Vec<(String, f64)> = cmd("ZUNION").arg(&["1", "a", "WITHSCORES"]).take();
+        zunion_min_withscores("a") -> Vec<(String, f64)> =
+            cmd("ZUNION").arg(&["1", "a", "AGGREGATE", "MIN", "WITHSCORES"]).take();
+        zunion_max_withscores("a") -> Vec<(String, f64)> =
+            cmd("ZUNION").arg(&["1", "a", "AGGREGATE", "MAX", "WITHSCORES"]).take();
+        zunion_weights_withscores(&[("a", 1), ("b", 2)]) -> Vec<(String, f64)> =
+            cmd("ZUNION").arg(&["2", "a", "b", "WEIGHTS", "1", "2", "WITHSCORES"]).take();
+        zinter(&["a", "b"]) -> Vec<String> = cmd("ZINTER").arg(&["2", "a", "b"]).take();
+        zinter_withscores("a") -> Vec<(String, f64)> = cmd("ZINTER").arg(&["1", "a", "WITHSCORES"]).take();
+        zinter_min_withscores("a") -> Vec<(String, f64)> =
+            cmd("ZINTER").arg(&["1", "a", "AGGREGATE", "MIN", "WITHSCORES"]).take();
+        zinter_max_withscores("a") -> Vec<(String, f64)> =
+            cmd("ZINTER").arg(&["1", "a", "AGGREGATE", "MAX", "WITHSCORES"]).take();
+        zinter_weights_withscores(&[("a", 1), ("b", 2)]) -> Vec<(String, f64)> =
+            cmd("ZINTER").arg(&["2", "a", "b", "WEIGHTS", "1", "2", "WITHSCORES"]).take();
+        zdiff(&["a", "b"]) -> Vec<String> = cmd("ZDIFF").arg(&["2", "a", "b"]).take();
+        zdiff_withscores("a") -> Vec<(String, f64)> =
+            cmd("ZDIFF").arg(&["1", "a", "WITHSCORES"]).take();
+        zdiffstore("d", &["a", "b"]) -> i64 = cmd("ZDIFFSTORE").arg(&["d", "2", "a", "b"]).take();
+        zintercard(&["a", "b"]) -> i64 = cmd("ZINTERCARD").arg(&["2", "a", "b"]).take();
+        zintercard_limit("a", 5) -> i64 = cmd("ZINTERCARD").arg(&["1", "a", "LIMIT", "5"]).take();
+        zrangestore("d", "s", 0, -1) -> i64 =
+            cmd("ZRANGESTORE").arg(&["d", "s", "0", "-1"]).take();
+        zrangestore_byscore("d", "s", "(1", 5) -> i64 =
+            cmd("ZRANGESTORE").arg(&["d", "s", "(1", "5", "BYSCORE"]).take();
+        zrangestore_bylex("d", "s", "[a", "+") -> i64 =
+            cmd("ZRANGESTORE").arg(&["d", "s", "[a", "+", "BYLEX"]).take();
     }
     streams {
         xlen("k") -> i64;
@@ -359,6 +419,56 @@ queued_as_redis_rs_sends_it! {
             .limit(3)) -> Value;
         geo_radius_by_member("k", "m", 9.0, Unit::Feet, RadiusOptions::default()
             .store("d")) -> i64;
+        geo_search("k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Miles))
+            -> Vec<String> =
+            cmd("GEOSEARCH").arg(&["k", "FROMMEMBER", "m", "BYRADIUS", "9", "mi"]).take();
+        geo_search("k", &GeoSearch::around(13.5, 38.25).within_box(4.0, 2.5, Unit::Kilometers)
+            .nearest_first().any(7)) -> Vec<String> =
+            cmd("GEOSEARCH").arg(&[
+                "k", "FROMLONLAT", "13.5", "38.25", "BYBOX", "4", "2.5", "km", "ASC", "COUNT", "7",
+                "ANY",
+            ]).take();
+        geo_search_withdist("k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet)
+            .farthest_first().count(2)) -> Value =
+            cmd("GEOSEARCH").arg(&[
+                "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft", "DESC", "COUNT", "2", "WITHDIST",
+            ]).take();
+        geo_search_withcoord("k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet))
+            -> Value =
+            cmd("GEOSEARCH").arg(&[
+                "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft", "WITHDIST", "WITHCOORD",
+            ]).take();
+        geo_search_store("d", "k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet))
+            -> i64 =
+            cmd("GEOSEARCHSTORE").arg(&["d", "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft"]).take();
+        geo_search_store_dist("d", "k",
+            &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet)) -> i64 =
+            cmd("GEOSEARCHSTORE").arg(&[
+                "d", "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft", "STOREDIST",
+            ]).take();
+    }
+    vectors {
+        vcard("k") -> i64 = cmd("VCARD").arg("k").take();
+        vdim("k") -> i64 = cmd("VDIM").arg("k").take();
+        vemb("k", "e") -> Vec<f64> = cmd("VEMB").arg("k").arg("e").take();
+        vgetattr("k", "e") -> Option<String> = cmd("VGETATTR").arg("k").arg("e").take();
+        vinfo("k") -> Value = cmd("VINFO").arg("k").take();
+        vlinks("k", "e") -> Value = cmd("VLINKS").arg("k").arg("e").take();
+        vrandmember("k") -> Option<String> = cmd("VRANDMEMBER").arg("k").take();
+        vrandmember_multiple("k", -2) -> Vec<String> = cmd("VRANDMEMBER").arg("k").arg(-2).take();
+        vsim("k", &[1.0, -2.0], 3) -> Vec<String> =
+            cmd("VSIM").arg("k").arg("FP32").arg(ONE_AND_MINUS_TWO).arg("COUNT").arg(3).take();
+        vsim_withscores("k", &[1.0, -2.0], 3) -> Vec<(String, f64)> =
+            cmd("VSIM").arg("k").arg("FP32").arg(ONE_AND_MINUS_TWO).arg("WITHSCORES")
+                .arg("COUNT").arg(3).take();
+        vsim_element("k", "e", 3) -> Vec<String> =
+            cmd("VSIM").arg(&["k", "ELE", "e", "COUNT", "3"]).take();
+        vsim_element_withscores("k", "e", 3) -> Vec<(String, f64)> =
+            cmd("VSIM").arg(&["k", "ELE", "e", "WITHSCORES", "COUNT", "3"]).take();
+        vadd("k", &[1.0, -2.0], "e") -> bool =
+            cmd("VADD").arg("k").arg("FP32").arg(ONE_AND_MINUS_TWO).arg("e").take();
+        vrem("k", "e") -> bool = cmd("VREM").arg("k").arg("e").take();
+        vsetattr("k", "e", "{}") -> bool = cmd("VSETATTR").arg("k").arg("e").arg("{}").take();
     }
     scripts {
         eval_ro("return 1", None::<&str>, None::<&str>) -> i64

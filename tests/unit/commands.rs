@@ -61,6 +61,8 @@ fn no_method_is_in_two_families() {
         streams::WRITES,
         strings::READS,
         strings::WRITES,
+        vectors::READS,
+        vectors::WRITES,
         &["queue", "savepoint", "part", "query", "multi", "abandon", "attempt"],
         &["commit", "discard", "check", "release"],
     ]

@@ -1,8 +1,9 @@
 //! Commands on the bits of a string. Those on its bytes are in
 //! [`strings`](crate::transaction::commands::strings).
 
-use redis::{ToRedisArgs, ToSingleRedisArg};
+use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
+use crate::transaction::commands::bitfield::Bitfield;
 use crate::transaction::commands::table::command_table;
 
 command_table! {
@@ -30,6 +31,13 @@ command_table! {
         /// Counts the bits that are set in the bytes `start` to `end`.
         fn bitcount_range<K: ToSingleRedisArg>(key: K, start: usize, end: usize) -> i64
             => "BITCOUNT" (key, start, end), page "bitcount", replies "how many are set";
+
+        /// Reads an integer of any width: see [`Bitfield`](crate::commands::Bitfield).
+        fn bitfield_get<K: ToSingleRedisArg, O: ToSingleRedisArg>(
+            key: K, encoding: &str, offset: O
+        ) -> Vec<i64>
+            => "BITFIELD_RO" (key, "GET", encoding, offset), page "bitfield_ro",
+                replies "the integer";
     }
     writes {
         /// Sets or clears the bit at `offset`.
@@ -69,5 +77,13 @@ command_table! {
         /// Stores in `dstkey` the bits that are set in exactly one of `srckeys` (server 8.2).
         fn bit_one<D: ToSingleRedisArg, S: ToRedisArgs>(dstkey: D, srckeys: S) -> i64
             => "BITOP" ("ONE", dstkey, srckeys), page "bitop", replies "the length in bytes";
+
+        /// Reads and changes integers of any width. The server treats this as a write, because
+        /// `operations` may change some.
+        fn bitfield<K: ToSingleRedisArg, T: FromRedisValue>(
+            key: K, operations: &Bitfield
+        ) -> T
+            => "BITFIELD" (key, operations), page "bitfield",
+                replies "an integer for each operation, or nil if it would overflow and must not";
     }
 }

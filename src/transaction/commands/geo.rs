@@ -6,6 +6,7 @@
 use redis::geo::{RadiusOptions, Unit};
 use redis::{FromRedisValue, ToRedisArgs, ToSingleRedisArg};
 
+use crate::transaction::commands::geo_search::GeoSearch;
 use crate::transaction::commands::table::command_table;
 
 command_table! {
@@ -43,6 +44,24 @@ command_table! {
         ) -> T
             => "GEOPOS" (key, members), page "geopos",
                 replies "a place (see [`redis::geo::Coord`]) or nil for each member, in order";
+
+        /// Searches for members around a place or a member.
+        fn geo_search<K: ToSingleRedisArg, T: FromRedisValue>(key: K, search: &GeoSearch) -> T
+            => "GEOSEARCH" (key, search), page "geosearch", replies "the names of the members";
+
+        /// Like [`geo_search`](Self::geo_search), with the distance of each in the search's unit.
+        fn geo_search_withdist<K: ToSingleRedisArg, T: FromRedisValue>(
+            key: K, search: &GeoSearch
+        ) -> T
+            => "GEOSEARCH" (key, search, "WITHDIST"), page "geosearch",
+                replies "the members (see [`redis::geo::RadiusSearchResult`])";
+
+        /// Like [`geo_search`](Self::geo_search), with the distance and the place of each.
+        fn geo_search_withcoord<K: ToSingleRedisArg, T: FromRedisValue>(
+            key: K, search: &GeoSearch
+        ) -> T
+            => "GEOSEARCH" (key, search, "WITHDIST", "WITHCOORD"), page "geosearch",
+                replies "the members (see [`redis::geo::RadiusSearchResult`])";
     }
     writes {
         /// Puts members at places: each a longitude, a latitude and a name.
@@ -66,5 +85,20 @@ command_table! {
             => "GEORADIUSBYMEMBER" (key, member, radius, unit, options), page "georadiusbymember",
                 replies "the members (see [`redis::geo::RadiusSearchResult`]), or how many were \
                     stored";
+
+        /// Stores in `dstkey` the members around a place or a member, with their places.
+        fn geo_search_store<D: ToSingleRedisArg, K: ToSingleRedisArg>(
+            dstkey: D, key: K, search: &GeoSearch
+        ) -> i64
+            => "GEOSEARCHSTORE" (dstkey, key, search), page "geosearchstore",
+                replies "how many were stored";
+
+        /// Stores in `dstkey` the members around a place or a member, with their distances as
+        /// scores.
+        fn geo_search_store_dist<D: ToSingleRedisArg, K: ToSingleRedisArg>(
+            dstkey: D, key: K, search: &GeoSearch
+        ) -> i64
+            => "GEOSEARCHSTORE" (dstkey, key, search, "STOREDIST"), page "geosearchstore",
+                replies "how many were stored";
     }
 }

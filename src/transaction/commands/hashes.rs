@@ -75,6 +75,21 @@ command_table! {
         fn hpexpire_time<K: ToSingleRedisArg, F: ToRedisArgs>(key: K, fields: F) -> Vec<i64>
             => "HPEXPIRETIME" (key, "FIELDS", fields.num_of_args(), fields), page "hpexpiretime",
                 replies "for each field the time, -1 if it never expires, -2 if it is missing";
+
+        /// Picks a field at random.
+        fn hrandfield<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
+            => "HRANDFIELD" (key), page "hrandfield", replies "the field, or nil";
+
+        /// Picks up to `count` fields at random; a negative count may pick one twice.
+        fn hrandfield_multiple<K: ToSingleRedisArg, T: FromRedisValue>(key: K, count: isize) -> T
+            => "HRANDFIELD" (key, count), page "hrandfield", replies "the fields";
+
+        /// Like [`hrandfield_multiple`](Self::hrandfield_multiple), with the value of each.
+        fn hrandfield_withvalues<K: ToSingleRedisArg, T: FromRedisValue>(
+            key: K, count: isize
+        ) -> T
+            => "HRANDFIELD" (key, count, "WITHVALUES"), page "hrandfield",
+                replies "fields and values";
     }
     writes {
         /// Sets one field.

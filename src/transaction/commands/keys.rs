@@ -69,6 +69,11 @@ command_table! {
         /// Returns the number of references that the server holds to the value of `key`.
         fn object_refcount<K: ToSingleRedisArg>(key: K) -> Option<i64>
             => "OBJECT" "REFCOUNT" (key), page "object-refcount", replies "the count, or nil";
+
+        /// Writes a value out in the server's own form, for
+        /// [`restore`](crate::commands::KeyCommands::restore).
+        fn dump<K: ToSingleRedisArg>(key: K) -> Option<Vec<u8>>
+            => "DUMP" (key), page "dump", replies "the value's bytes, or nil";
     }
     writes {
         /// Deletes keys.
@@ -117,5 +122,24 @@ command_table! {
         /// Renames `key` if `new_key` does not exist; fails if `key` is missing.
         fn rename_nx<K: ToSingleRedisArg, N: ToSingleRedisArg>(key: K, new_key: N) -> bool
             => "RENAMENX" (key, new_key), page "renamenx", replies "whether it was renamed";
+
+        /// Makes keys count as used just now, for the eviction of keys that are not used.
+        fn touch<K: ToRedisArgs>(keys: K) -> i64
+            => "TOUCH" (keys), page "touch", replies "how many exist";
+
+        /// Moves `key` to another database, unless that has it.
+        fn move_key<K: ToSingleRedisArg>(key: K, db: i64) -> bool
+            => "MOVE" (key, db), page "move", replies "whether it was moved";
+
+        /// Sets `key` to a value that DUMP wrote out, with a time to live in milliseconds or 0 for
+        /// none. It fails if `key` exists.
+        fn restore<K: ToSingleRedisArg, V: ToSingleRedisArg>(key: K, ttl: i64, value: V) -> ()
+            => "RESTORE" (key, ttl, value), page "restore", replies "`OK`";
+
+        /// Like [`restore`](Self::restore), whether `key` exists or not.
+        fn restore_replace<K: ToSingleRedisArg, V: ToSingleRedisArg>(
+            key: K, ttl: i64, value: V
+        ) -> ()
+            => "RESTORE" (key, ttl, value, "REPLACE"), page "restore", replies "`OK`";
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! These methods only queue; the reply is read from [`Replies`](crate::Replies).
 
+pub(crate) mod bitfield;
 pub(crate) mod bitmaps;
 pub(crate) mod geo;
+pub(crate) mod geo_search;
 pub(crate) mod hashes;
 pub(crate) mod hyperloglogs;
 pub(crate) mod integer;
@@ -22,9 +24,12 @@ pub(crate) mod table;
 #[cfg(test)]
 #[path = "../../../tests/unit/commands.rs"]
 mod tests;
+pub(crate) mod vectors;
 
+pub use crate::transaction::commands::bitfield::{Bitfield, BitfieldOverflow};
 pub use crate::transaction::commands::bitmaps::BitmapCommands;
 pub use crate::transaction::commands::geo::GeoCommands;
+pub use crate::transaction::commands::geo_search::{GeoCenter, GeoSearch};
 pub use crate::transaction::commands::hashes::HashCommands;
 pub use crate::transaction::commands::hyperloglogs::HyperLogLogCommands;
 pub use crate::transaction::commands::keys::KeyCommands;
@@ -37,3 +42,4 @@ pub use crate::transaction::commands::sets::SetCommands;
 pub use crate::transaction::commands::sorted_sets::SortedSetCommands;
 pub use crate::transaction::commands::streams::StreamCommands;
 pub use crate::transaction::commands::strings::StringCommands;
+pub use crate::transaction::commands::vectors::VectorCommands;

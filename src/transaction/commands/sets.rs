@@ -55,6 +55,16 @@ command_table! {
         /// Lists the members that any of `keys` has.
         fn sunion<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
             => "SUNION" (keys), page "sunion", replies "the members, in no order";
+
+        /// Counts the members that all of `keys` have (server 7.0).
+        fn sintercard<K: ToRedisArgs>(keys: K) -> i64
+            => "SINTERCARD" (keys.num_of_args(), keys), page "sintercard",
+                replies "how many there are";
+
+        /// Counts the members that all of `keys` have, up to `limit`; 0 is no limit (server 7.0).
+        fn sintercard_limit<K: ToRedisArgs>(keys: K, limit: isize) -> i64
+            => "SINTERCARD" (keys.num_of_args(), keys, "LIMIT", limit), page "sintercard",
+                replies "how many there are, `limit` at most";
     }
     writes {
         /// Adds members.
@@ -75,6 +85,10 @@ command_table! {
         /// Takes a member at random.
         fn spop<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T
             => "SPOP" (key), page "spop", replies "the member, or nil";
+
+        /// Takes up to `count` members at random.
+        fn spop_multiple<K: ToSingleRedisArg, T: FromRedisValue>(key: K, count: isize) -> T
+            => "SPOP" (key, count), page "spop", replies "the members";
 
         /// Stores in `dstkey` the members of the first of `keys` that no other has.
         fn sdiffstore<D: ToSingleRedisArg, K: ToRedisArgs>(dstkey: D, keys: K) -> i64

@@ -194,6 +194,79 @@ command_table! {
         >(key: K, max: N, min: M, offset: isize, count: isize) -> T
             => "ZREVRANGEBYSCORE" (key, max, min, "WITHSCORES", "LIMIT", offset, count),
                 page "zrevrangebyscore", replies "members and scores, highest first";
+
+        /// Lists the members that any of `keys` has, in the order of the sums of their scores.
+        fn zunion<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZUNION" (keys.num_of_args(), keys), page "zunion", replies "the members, lowest first";
+
+        /// Like [`zunion`](Self::zunion), with the sum of the scores of each.
+        fn zunion_withscores<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZUNION" (keys.num_of_args(), keys, "WITHSCORES"), page "zunion",
+                replies "members and scores, lowest first";
+
+        /// Like [`zunion_withscores`](Self::zunion_withscores), with the lowest score of each.
+        fn zunion_min_withscores<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZUNION" (keys.num_of_args(), keys, "AGGREGATE", "MIN", "WITHSCORES"), page "zunion",
+                replies "members and scores, lowest first";
+
+        /// Like [`zunion_withscores`](Self::zunion_withscores), with the highest score of each.
+        fn zunion_max_withscores<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZUNION" (keys.num_of_args(), keys, "AGGREGATE", "MAX", "WITHSCORES"), page "zunion",
+                replies "members and scores, lowest first";
+
+        /// Like [`zunion_withscores`](Self::zunion_withscores), with a factor for the scores after
+        /// each key.
+        fn zunion_weights_withscores<
+            K: ToSingleRedisArg, W: ToSingleRedisArg, T: FromRedisValue
+        >(items: &[(K, W)]) -> T
+            => "ZUNION" (items.len(), keys(items), "WEIGHTS", weights(items), "WITHSCORES"),
+                page "zunion", replies "members and scores, lowest first";
+
+        /// Lists the members that all of `keys` have, in the order of the sums of their scores.
+        fn zinter<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZINTER" (keys.num_of_args(), keys), page "zinter", replies "the members, lowest first";
+
+        /// Like [`zinter`](Self::zinter), with the sum of the scores of each.
+        fn zinter_withscores<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZINTER" (keys.num_of_args(), keys, "WITHSCORES"), page "zinter",
+                replies "members and scores, lowest first";
+
+        /// Like [`zinter_withscores`](Self::zinter_withscores), with the lowest score of each.
+        fn zinter_min_withscores<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZINTER" (keys.num_of_args(), keys, "AGGREGATE", "MIN", "WITHSCORES"), page "zinter",
+                replies "members and scores, lowest first";
+
+        /// Like [`zinter_withscores`](Self::zinter_withscores), with the highest score of each.
+        fn zinter_max_withscores<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZINTER" (keys.num_of_args(), keys, "AGGREGATE", "MAX", "WITHSCORES"), page "zinter",
+                replies "members and scores, lowest first";
+
+        /// Like [`zinter_withscores`](Self::zinter_withscores), with a factor for the scores after
+        /// each key.
+        fn zinter_weights_withscores<
+            K: ToSingleRedisArg, W: ToSingleRedisArg, T: FromRedisValue
+        >(items: &[(K, W)]) -> T
+            => "ZINTER" (items.len(), keys(items), "WEIGHTS", weights(items), "WITHSCORES"),
+                page "zinter", replies "members and scores, lowest first";
+
+        /// Lists the members of the first of `keys` that no other has.
+        fn zdiff<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZDIFF" (keys.num_of_args(), keys), page "zdiff", replies "the members, lowest first";
+
+        /// Like [`zdiff`](Self::zdiff), with the score of each.
+        fn zdiff_withscores<K: ToRedisArgs, T: FromRedisValue>(keys: K) -> T
+            => "ZDIFF" (keys.num_of_args(), keys, "WITHSCORES"), page "zdiff",
+                replies "members and scores, lowest first";
+
+        /// Counts the members that all of `keys` have (server 7.0).
+        fn zintercard<K: ToRedisArgs>(keys: K) -> i64
+            => "ZINTERCARD" (keys.num_of_args(), keys), page "zintercard",
+                replies "how many there are";
+
+        /// Counts the members that all of `keys` have, up to `limit`; 0 is no limit (server 7.0).
+        fn zintercard_limit<K: ToRedisArgs>(keys: K, limit: isize) -> i64
+            => "ZINTERCARD" (keys.num_of_args(), keys, "LIMIT", limit), page "zintercard",
+                replies "how many there are, `limit` at most";
     }
     writes {
         /// Adds `member`, or changes its score.
@@ -351,5 +424,31 @@ command_table! {
             => "ZUNIONSTORE" (
                 dstkey, items.len(), keys(items), "AGGREGATE", "MAX", "WEIGHTS", weights(items)
             ), page "zunionstore", replies "how many were stored";
+
+        /// Stores in `dstkey` the members of the first of `keys` that no other has.
+        fn zdiffstore<D: ToSingleRedisArg, K: ToRedisArgs>(dstkey: D, keys: K) -> i64
+            => "ZDIFFSTORE" (dstkey, keys.num_of_args(), keys), page "zdiffstore",
+                replies "how many were stored";
+
+        /// Stores in `dstkey` the members `start` to `stop`; negative ranks count from the end.
+        fn zrangestore<D: ToSingleRedisArg, S: ToSingleRedisArg>(
+            dstkey: D, srckey: S, start: isize, stop: isize
+        ) -> i64
+            => "ZRANGESTORE" (dstkey, srckey, start, stop), page "zrangestore",
+                replies "how many were stored";
+
+        /// Stores in `dstkey` the members with scores from `min` to `max`.
+        fn zrangestore_byscore<
+            D: ToSingleRedisArg, S: ToSingleRedisArg, M: ToSingleRedisArg, N: ToSingleRedisArg
+        >(dstkey: D, srckey: S, min: M, max: N) -> i64
+            => "ZRANGESTORE" (dstkey, srckey, min, max, "BYSCORE"), page "zrangestore",
+                replies "how many were stored";
+
+        /// Stores in `dstkey` the members with names from `min` to `max`.
+        fn zrangestore_bylex<
+            D: ToSingleRedisArg, S: ToSingleRedisArg, M: ToSingleRedisArg, N: ToSingleRedisArg
+        >(dstkey: D, srckey: S, min: M, max: N) -> i64
+            => "ZRANGESTORE" (dstkey, srckey, min, max, "BYLEX"), page "zrangestore",
+                replies "how many were stored";
     }
 }

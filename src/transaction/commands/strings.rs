@@ -46,6 +46,24 @@ command_table! {
         /// Reads the digest of the string at `key` (server 8.4).
         fn digest<K: ToSingleRedisArg>(key: K) -> Option<String>
             => "DIGEST" (key), page "digest", replies "the digest in hexadecimal, or nil";
+
+        /// Finds the longest common subsequence of two values (server 7.0).
+        fn lcs<K: ToSingleRedisArg, L: ToSingleRedisArg, T: FromRedisValue>(
+            key1: K, key2: L
+        ) -> T
+            => "LCS" (key1, key2), page "lcs", replies "the subsequence";
+
+        /// Measures the longest common subsequence of two values (server 7.0).
+        fn lcs_len<K: ToSingleRedisArg, L: ToSingleRedisArg>(key1: K, key2: L) -> i64
+            => "LCS" (key1, key2, "LEN"), page "lcs", replies "its length in bytes";
+
+        /// Lists the common parts of two values that have at least `min_length` bytes, with their
+        /// lengths (server 7.0).
+        fn lcs_matches<K: ToSingleRedisArg, L: ToSingleRedisArg, T: FromRedisValue>(
+            key1: K, key2: L, min_length: isize
+        ) -> T
+            => "LCS" (key1, key2, "IDX", "MINMATCHLEN", min_length, "WITHMATCHLEN"), page "lcs",
+                replies "`matches`, each with its ranges in both values, and `len`";
     }
     writes {
         /// Sets `key` to `value`, whatever it held, and removes its time to live.

@@ -761,6 +761,18 @@ reads! {
     exists<K: ToRedisArgs>(key: K) -> i64;
     hgetall<K: ToSingleRedisArg, T: FromRedisValue>(key: K) -> T;
     llen<K: ToSingleRedisArg>(key: K) -> i64;
+    bitfield_get<K: ToSingleRedisArg, O: ToSingleRedisArg>(
+        key: K, encoding: &str, offset: O
+    ) -> Vec<i64>;
+    geo_search_withdist<K: ToSingleRedisArg, T: FromRedisValue>(
+        key: K, search: &GeoSearch
+    ) -> T;
+    vcard<K: ToSingleRedisArg>(key: K) -> i64;
+    vdim<K: ToSingleRedisArg>(key: K) -> i64;
+    vgetattr<K: ToSingleRedisArg, E: ToSingleRedisArg>(key: K, element: E) -> Option<String>;
+    vsim_withscores<K: ToSingleRedisArg, T: FromRedisValue>(
+        key: K, vector: &[f32], count: isize
+    ) -> T;
     strlen<K: ToSingleRedisArg>(key: K) -> i64;
 }
 
