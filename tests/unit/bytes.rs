@@ -419,32 +419,32 @@ queued_as_redis_rs_sends_it! {
             .limit(3)) -> Value;
         geo_radius_by_member("k", "m", 9.0, Unit::Feet, RadiusOptions::default()
             .store("d")) -> i64;
-        geo_search("k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Miles))
+        geo_search("k", &GeoSearch::around_member("m").within_radius(9.5, Unit::Miles))
             -> Vec<String> =
-            cmd("GEOSEARCH").arg(&["k", "FROMMEMBER", "m", "BYRADIUS", "9", "mi"]).take();
-        geo_search("k", &GeoSearch::around(13.5, 38.25).within_box(4.0, 2.5, Unit::Kilometers)
+            cmd("GEOSEARCH").arg(&["k", "FROMMEMBER", "m", "BYRADIUS", "9.5", "mi"]).take();
+        geo_search("k", &GeoSearch::around(13.5, 38.25).within_box(4.5, 2.5, Unit::Kilometers)
             .nearest_first().any(7)) -> Vec<String> =
             cmd("GEOSEARCH").arg(&[
-                "k", "FROMLONLAT", "13.5", "38.25", "BYBOX", "4", "2.5", "km", "ASC", "COUNT", "7",
+                "k", "FROMLONLAT", "13.5", "38.25", "BYBOX", "4.5", "2.5", "km", "ASC", "COUNT", "7",
                 "ANY",
             ]).take();
-        geo_search_withdist("k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet)
+        geo_search_withdist("k", &GeoSearch::around_member("m").within_radius(9.5, Unit::Feet)
             .farthest_first().count(2)) -> Value =
             cmd("GEOSEARCH").arg(&[
-                "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft", "DESC", "COUNT", "2", "WITHDIST",
+                "k", "FROMMEMBER", "m", "BYRADIUS", "9.5", "ft", "DESC", "COUNT", "2", "WITHDIST",
             ]).take();
-        geo_search_withcoord("k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet))
+        geo_search_withcoord("k", &GeoSearch::around_member("m").within_radius(9.5, Unit::Feet))
             -> Value =
             cmd("GEOSEARCH").arg(&[
-                "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft", "WITHDIST", "WITHCOORD",
+                "k", "FROMMEMBER", "m", "BYRADIUS", "9.5", "ft", "WITHDIST", "WITHCOORD",
             ]).take();
-        geo_search_store("d", "k", &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet))
+        geo_search_store("d", "k", &GeoSearch::around_member("m").within_radius(9.5, Unit::Feet))
             -> i64 =
-            cmd("GEOSEARCHSTORE").arg(&["d", "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft"]).take();
+            cmd("GEOSEARCHSTORE").arg(&["d", "k", "FROMMEMBER", "m", "BYRADIUS", "9.5", "ft"]).take();
         geo_search_store_dist("d", "k",
-            &GeoSearch::around_member("m").within_radius(9.0, Unit::Feet)) -> i64 =
+            &GeoSearch::around_member("m").within_radius(9.5, Unit::Feet)) -> i64 =
             cmd("GEOSEARCHSTORE").arg(&[
-                "d", "k", "FROMMEMBER", "m", "BYRADIUS", "9", "ft", "STOREDIST",
+                "d", "k", "FROMMEMBER", "m", "BYRADIUS", "9.5", "ft", "STOREDIST",
             ]).take();
     }
     vectors {

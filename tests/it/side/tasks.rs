@@ -765,7 +765,7 @@ reads! {
         key: K, encoding: &str, offset: O
     ) -> Vec<i64>;
     geo_search_withdist<K: ToSingleRedisArg, T: FromRedisValue>(
-        key: K, search: &GeoSearch
+        key: K, search: &rediscope::commands::GeoSearch
     ) -> T;
     vcard<K: ToSingleRedisArg>(key: K) -> i64;
     vdim<K: ToSingleRedisArg>(key: K) -> i64;
