@@ -541,11 +541,11 @@ fn a_call_for_several_locks_that_is_dropped_at_any_poll_leaves_none() {
     let proxy = Proxy::to(&server);
     several().block_on(async {
         let (sessions, other) = (builder(&proxy.url()).build_async().unwrap(), connect(&server));
-        let names = ["a", "b", "c"];
+        let names = ["a", "b"];
         let here = sessions.lock_all(names).lease(LONG);
         let there = other.lock_all(names).lease(LONG);
         for fault in FAULTS {
-            for held in [None, Some("a"), Some("c")] {
+            for held in [None, Some("b")] {
                 for polls in 0..60 {
                     let what = format!("{fault:?}, held: {held:?}, {polls} polls");
                     let holder = match held {

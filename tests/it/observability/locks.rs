@@ -66,7 +66,15 @@ fn every_step_of_a_lock_is_an_event_and_no_name_or_token_is_shown() {
     assert!(matches!(lost, Error::Lock(LockError::Lost { .. })));
     shown.push(format!("{lost} {lost:?}"));
     drop(guard);
-    lock.try_acquire().unwrap().unwrap().release().unwrap();
+    let token = lock.try_acquire().unwrap().unwrap().into_token().unwrap();
+    shown.push(format!("{token:?}"));
+    lock.adopt(&token).unwrap().release().unwrap();
+    let late = lock.adopt(&token).unwrap_err();
+    shown.push(format!("{late} {late:?}"));
+    let owner = token.to_string();
+    let owner = owner.split('.').next().unwrap();
+    let all = sessions.lock_all([NAME, "another"]);
+    shown.push(format!("{all:?} {:?}", all.acquire(SOON).unwrap()));
     shown.push(format!("{sessions:?} {}", sessions.status()));
 
     for (name, level) in [
@@ -75,6 +83,7 @@ fn every_step_of_a_lock_is_an_event_and_no_name_or_token_is_shown() {
         ("lock forced", Level::WARN),
         ("lock lost", Level::WARN),
         ("lock released", Level::DEBUG),
+        ("lock adopted", Level::DEBUG),
     ] {
         let events = seen.named(name);
         assert!(!events.is_empty(), "no event {name:?}: {seen:?}");
@@ -84,5 +93,6 @@ fn every_step_of_a_lock_is_an_event_and_no_name_or_token_is_shown() {
     shown.extend(recorded.map(|(name, value)| format!("{name} {value}")));
     for text in &shown {
         assert!(!text.contains(NAME) && !text.contains(&member[0][1..]), "{text}");
+        assert!(!text.contains(owner), "{text}");
     }
 }

@@ -300,7 +300,15 @@ fn handles_of_locks_and_conditions_show_none() {
     let (lock, semaphore, rw_lock) =
         (sessions.lock(KEY), sessions.semaphore(KEY, 2), sessions.rw_lock(KEY));
     debug((&lock, &semaphore, &rw_lock));
-    let guard = lock.acquire(SOON).unwrap();
+    let all = sessions.lock_all([KEY, VALUE]);
+    debug((&all, all.acquire(SOON).unwrap()));
+    let token = lock.acquire(SOON).unwrap().into_token().unwrap();
+    assert!(!token.to_string().contains("S3CRET"));
+    shown(sessions.lock(VALUE).adopt(&token).map(drop).unwrap_err());
+    let guard = lock.adopt(&token).unwrap();
+    shown(lock.adopt(&token).map(drop).unwrap_err());
+    shown(semaphore.clone().permits(3).acquire(SOON).map(drop).unwrap_err());
+    shown(lock.available().unwrap_err());
     debug((&guard, lock.holder().unwrap()));
     debug(lock.try_acquire().map(drop));
     debug(accounts.fenced_by(&guard));

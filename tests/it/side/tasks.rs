@@ -470,13 +470,18 @@ impl LockAll {
     }
 }
 
-#[derive(Debug)]
 #[must_use = "dropped, the locks are released"]
 pub(crate) struct LockAllGuard {
     guard: Option<aio::LockAllGuard>,
     /// A second guard of each lock, which the drop of this one does not outlive.
     each: Vec<(String, LockGuard)>,
     sessions: aio::SessionManager,
+}
+
+impl fmt::Debug for LockAllGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.guard.fmt(f)
+    }
 }
 
 impl Drop for LockAllGuard {
