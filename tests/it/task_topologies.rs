@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use rediscope::TransactionOptions;
 use rediscope::aio::SessionManager;
+use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::redis::AsyncCommands as _;
+use rediscope::status::Status;
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::sentinel::{Group, clients};
@@ -137,6 +139,115 @@ fn blocks_that_share_lanes_follow_their_slots_and_each_is_applied_once() {
     let sum: i64 = keys.iter().map(|key| cluster.read::<i64>(&["GET", key])).sum();
     assert_eq!(sum as usize, CALLERS * rounds);
     assert!(sessions.status().transactional.redirections > 0);
+    drop(sessions);
+    no_task_is_left(&runtime);
+}
+
+/// A group whose blocks have their keys on the source of the slot, on its target, and on both.
+#[test]
+fn blocks_of_a_group_are_sent_on_alone_while_their_slot_moves_and_each_is_applied_once() {
+    let (runtime, cluster) = (runtime(), Cluster::start(3, 0));
+    let plain = TransactionOptions::new();
+    for (options, is_once) in [(plain.clone(), false), (plain.exactly_once(), true)] {
+        let builder = rediscope::SessionManager::builder(cluster.url()).max_size(MAX_SIZE).lanes(1);
+        let sessions = builder.checkout_timeout(SOON).build_async().unwrap();
+        let accounts = sessions.transactional().with(options);
+        let slot = cluster.slots_of(0)[0];
+        let tag = cluster.key_in(slot, "n");
+        let [old, new] = ["old", "new"].map(|word| format!("{tag}:{word}"));
+        cluster.read::<()>(&["SET", &old, "0"]);
+        runtime.block_on(accounts.run(|tx| Ok(tx.incr(&old, 0)))).unwrap();
+        let (from, to) = (0, 1);
+        cluster.begin_migration(slot, to);
+        let block = |nth: usize| {
+            let (accounts, old, new) = (accounts.clone(), old.clone(), new.clone());
+            runtime.spawn(async move {
+                let both = accounts.run(|tx| {
+                    // One key is on the source, the other one is made on the target.
+                    let old = (nth % 3 != 1).then(|| tx.incr(&old, 1));
+                    let new = (!nth.is_multiple_of(3)).then(|| tx.incr(&new, 1));
+                    Ok((old, new))
+                });
+                both.await.unwrap()
+            })
+        };
+        let blocks: Vec<_> = (0..CALLERS).map(block).collect();
+        let (both, one): (Vec<_>, Vec<_>) =
+            blocks.into_iter().enumerate().partition(|(nth, _)| nth % 3 == 2);
+        let mut values = (Vec::new(), Vec::new());
+        let mut add = |(old, new): (Option<i64>, Option<i64>)| {
+            values.0.extend(old);
+            values.1.extend(new);
+        };
+        let (now, later): (Vec<_>, Vec<_>) = match is_once {
+            // Each has a register too, which is on the source or will be made on the target.
+            true => (Vec::new(), one.into_iter().chain(both).collect()),
+            false => (one, both),
+        };
+        for (_, block) in now {
+            add(runtime.block_on(block).unwrap());
+        }
+        eventually(SOON, "blocks are sent on", || {
+            sessions.status().transactional.redirections > CALLERS as u64 / 3
+        });
+        assert!(later.iter().any(|(_, block)| !block.is_finished()), "half of it is not there yet");
+        cluster.end_migration(slot, from, to);
+        for (_, block) in later {
+            add(runtime.block_on(block).unwrap());
+        }
+        let third = CALLERS as i64 / 3;
+        values.0.sort_unstable();
+        values.1.sort_unstable();
+        // Each block has its own place in the order.
+        assert_eq!(values.0, (1..=2 * third).collect::<Vec<_>>());
+        assert_eq!(values.1, (1..=2 * third).collect::<Vec<_>>());
+        for key in [&old, &new] {
+            assert_eq!(cluster.read::<i64>(&["GET", key]), 2 * third);
+            cluster.read::<i64>(&["DEL", key]);
+        }
+        cluster.migrate(slot, from);
+        drop((accounts, sessions));
+        no_task_is_left(&runtime);
+    }
+}
+
+#[test]
+fn a_master_that_leaves_the_cluster_leaves_no_lane_and_no_task_behind() {
+    let (runtime, cluster) = (runtime(), Cluster::start(3, 0));
+    let sessions = sessions(cluster.url());
+    let mut keys = keys(&cluster);
+    // An odd number of them: each key meets each kind of call.
+    keys.pop();
+    runtime.block_on(load(&sessions, &keys, 8));
+    let joined = cluster.add_master();
+    let moved: Vec<_> = keys.iter().step_by(4).map(|key| cluster.slot(key)).collect();
+    let owners: Vec<_> = moved.iter().map(|slot| cluster.owner(*slot).unwrap()).collect();
+    moved.iter().for_each(|slot| cluster.migrate(*slot, joined));
+    runtime.block_on(load(&sessions, &keys, 8));
+    let connected = || clients(&cluster.nodes()[joined].server);
+    assert!(connected() >= LANES as usize, "{} connections", connected());
+    assert_eq!(sessions.status().transactional.nodes.len(), 4);
+    // A scope that is open there ends where its slot has gone.
+    let mut scope = runtime.block_on(sessions.transactional().begin_at(&keys[0])).unwrap();
+    scope.incr(&keys[0], 1);
+    for (slot, owner) in moved.iter().zip(owners) {
+        cluster.migrate(*slot, owner);
+    }
+    runtime.block_on(load(&sessions, &keys, 8));
+    let ended = runtime.block_on(scope.commit()).unwrap_err();
+    assert_eq!((ended.applied(), ended.is_retryable()), (Applied::No, true), "{ended}");
+    cluster.remove(joined);
+    // Without slots it was not asked for any more: that it has left is learned with the next move.
+    let slot = cluster.slot(&keys[1]);
+    cluster.migrate(slot, (cluster.owner(slot).unwrap() + 1) % 3);
+    runtime.block_on(load(&sessions, &keys, 12));
+    let nodes = |status: &Status| [status.transactional.nodes.len(), status.pooled.nodes.len()];
+    assert_eq!(nodes(&sessions.status()), [3, 3], "{}", sessions.status());
+    // None that connects to it again and again.
+    eventually(SOON, "each task has a connection", || {
+        let open = cluster.sum(|server| clients(server) as u64);
+        runtime.metrics().num_alive_tasks() as u64 <= open
+    });
     drop(sessions);
     no_task_is_left(&runtime);
 }

@@ -43,7 +43,7 @@ fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_a
             .collect();
         let ledger = Ledger::default();
         // It runs on while a failover is waited for.
-        let patient = RetryPolicy::default().deadline(FAILOVER);
+        let patient = RetryPolicy::default().attempts(1_000).deadline(FAILOVER);
         let quick = TransactionOptions::new().retry(patient);
         let waits = quick.clone().wait_replicas(1, Duration::from_secs(2));
         let handle = |options| sessions.transactional().with(options);
