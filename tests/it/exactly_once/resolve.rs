@@ -146,35 +146,33 @@ fn a_doubt_waits_for_an_absent_server_and_no_longer_than_its_timeout() {
     });
 }
 
-crate::side::threads_only! {
-    #[test]
-    fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
-        let fixture = start();
-        let token = fixture.doubted(&fixture.armed(), Fate::Applied).token().unwrap().clone();
-        for (kind, deaf) in [("deaf", true), ("mute", false)] {
-            let port = UnresponsivePort::open();
-            let mute = TcpListener::bind("127.0.0.1:0").unwrap();
-            let silent = match deaf {
-                true => port.url(),
-                false => format!("redis://{}/", mute.local_addr().unwrap()),
-            };
-            for count in [1, 3] {
-                let sentinels = vec![silent.as_str(); count];
-                let sessions = SessionManager::sentinel("mymaster", sentinels)
-                    .connect_timeout(Duration::from_millis(1600))
-                    .checkout_timeout(Duration::from_secs(20))
-                    .build_side()
-                    .unwrap();
-                let begun = Instant::now();
-                let resolution = sessions.resolve(&token, Duration::from_millis(10));
-                let took = begun.elapsed();
-                assert!(took < Duration::from_millis(400), "{count} {kind} sentinels: {took:?}");
-                let unreachable = matches!(
-                    resolution,
-                    Resolution::StillUnknown { why: UnresolvedReason::Unreachable(_) }
-                );
-                assert!(unreachable, "{count} {kind} sentinels: {resolution:?}");
-            }
+#[test]
+fn a_silent_sentinel_keeps_no_resolution_past_its_limit() {
+    let fixture = start();
+    let token = fixture.doubted(&fixture.armed(), Fate::Applied).token().unwrap().clone();
+    for (kind, deaf) in [("deaf", true), ("mute", false)] {
+        let port = UnresponsivePort::open();
+        let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = match deaf {
+            true => port.url(),
+            false => format!("redis://{}/", mute.local_addr().unwrap()),
+        };
+        for count in [1, 3] {
+            let sentinels = vec![silent.as_str(); count];
+            let sessions = SessionManager::sentinel("mymaster", sentinels)
+                .connect_timeout(Duration::from_secs(16))
+                .checkout_timeout(Duration::from_secs(20))
+                .build_side()
+                .unwrap();
+            let begun = Instant::now();
+            let resolution = sessions.resolve(&token, Duration::from_millis(10));
+            let took = begun.elapsed();
+            assert!(took < Duration::from_secs(4), "{count} {kind} sentinels: {took:?}");
+            let unreachable = matches!(
+                resolution,
+                Resolution::StillUnknown { why: UnresolvedReason::Unreachable(_) }
+            );
+            assert!(unreachable, "{count} {kind} sentinels: {resolution:?}");
         }
     }
 }

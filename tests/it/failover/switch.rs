@@ -135,6 +135,7 @@ fn locks_and_their_wakeups_follow_the_master() {
     waiter.join().unwrap().unwrap();
 }
 
+// On tasks the watch for failovers ends with `close()`.
 crate::side::threads_only! {
 #[test]
 fn a_lock_of_a_closed_manager_is_released_on_the_successor() {

@@ -173,10 +173,8 @@ fn connections_that_were_killed_a_moment_ago_put_no_call_in_doubt_over_a_unix_so
     killed(Way::Unix);
 }
 
-crate::side::threads_only! {
-    #[cfg(feature = "tls-rustls")]
-    #[test]
-    fn connections_that_were_killed_a_moment_ago_put_no_call_in_doubt_over_tls() {
-        killed(Way::Tls);
-    }
+#[cfg(feature = "tls-rustls")]
+#[test]
+fn connections_that_were_killed_a_moment_ago_put_no_call_in_doubt_over_tls() {
+    killed(Way::Tls);
 }

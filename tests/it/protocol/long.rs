@@ -128,13 +128,11 @@ fn a_long_request_over_a_unix_socket_ends_too() {
     long_requests("unix", SessionManager::builder(front.url()));
 }
 
-crate::side::threads_only! {
-    #[test]
-    #[cfg(feature = "tls-rustls")]
-    fn a_long_request_over_tls_ends_too() {
-        let authority = rediscope_testing::tls::Authority::new();
-        let front = Front::tls(stubborn_peer(), &authority.server(&["localhost"]));
-        let trusted = rediscope::Tls::new().root_certificates(authority.pem());
-        long_requests("TLS", SessionManager::builder(front.url()).tls(trusted));
-    }
+#[test]
+#[cfg(feature = "tls-rustls")]
+fn a_long_request_over_tls_ends_too() {
+    let authority = rediscope_testing::tls::Authority::new();
+    let front = Front::tls(stubborn_peer(), &authority.server(&["localhost"]));
+    let trusted = rediscope::Tls::new().root_certificates(authority.pem());
+    long_requests("TLS", SessionManager::builder(front.url()).tls(trusted));
 }

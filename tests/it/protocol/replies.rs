@@ -195,12 +195,10 @@ fn every_legal_reply_is_read_over_a_unix_socket() {
     every_legal_reply(&Way::of("unix"));
 }
 
-crate::side::threads_only! {
-    #[test]
-    #[cfg(feature = "tls-rustls")]
-    fn every_legal_reply_is_read_over_tls() {
-        every_legal_reply(&Way::of("TLS"));
-    }
+#[test]
+#[cfg(feature = "tls-rustls")]
+fn every_legal_reply_is_read_over_tls() {
+    every_legal_reply(&Way::of("TLS"));
 }
 
 fn every_legal_reply(way: &Way) {
