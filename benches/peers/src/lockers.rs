@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use redis::Connection;
-use rediscope::SessionManager;
 use rediscope::lock::Lock;
+use rediscope::{SessionManager, aio};
 use rslock::LockManager;
 use tokio::runtime::Runtime;
 
@@ -34,17 +34,22 @@ const LOOK: Duration = Duration::from_micros(200);
 pub enum Locker {
     Ours,
     Fair,
+    Tasks,
+    TasksFair,
     Rslock,
     RslockQuick,
 }
 
 impl Locker {
-    pub const ALL: [Self; 4] = [Self::Ours, Self::Fair, Self::Rslock, Self::RslockQuick];
+    pub const ALL: [Self; 6] =
+        [Self::Ours, Self::Fair, Self::Tasks, Self::TasksFair, Self::Rslock, Self::RslockQuick];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Ours => "rediscope",
             Self::Fair => "rediscope, fair",
+            Self::Tasks => "rediscope aio",
+            Self::TasksFair => "rediscope aio, fair",
             Self::Rslock => "rslock",
             Self::RslockQuick => "rslock, 10 ms",
         }
@@ -54,6 +59,11 @@ impl Locker {
         match self {
             Self::Ours => "default settings, lease 30 s; threads, `acquire` and `release`",
             Self::Fair => "the same with `fair()`",
+            Self::Tasks => {
+                "default settings, lease 30 s; tasks on a tokio runtime with as many threads as there \
+                 are cores, `acquire` and `release`"
+            }
+            Self::TasksFair => "the same with `fair()`",
             Self::Rslock => {
                 "0.10, one server, `LockManager` with its defaults (3 tries, up to 200 ms between \
                  them), ttl 30 s; tasks on a tokio runtime with as many threads as there are \
@@ -63,22 +73,69 @@ impl Locker {
         }
     }
 
+    fn is_fair(self) -> bool {
+        matches!(self, Self::Fair | Self::TasksFair)
+    }
+
+    fn on_threads(self) -> bool {
+        matches!(self, Self::Ours | Self::Fair)
+    }
+
+    fn is_ours(self) -> bool {
+        !matches!(self, Self::Rslock | Self::RslockQuick)
+    }
+
     fn lock(self, server: &Server, via: Via) -> Lock {
         let sessions = SessionManager::builder(server.info(via)).build().expect("settings");
         let lock = sessions.lock(NAME).lease(LEASE);
-        if self == Self::Fair { lock.fair() } else { lock }
+        if self.is_fair() { lock.fair() } else { lock }
     }
 
-    fn manager(self, server: &Server, via: Via) -> LockManager {
+    fn task_lock(self, server: &Server, via: Via) -> TaskLock {
+        if self.is_ours() {
+            let builder = SessionManager::builder(server.info(via));
+            let lock = builder.build_async().expect("settings").lock(NAME).lease(LEASE);
+            return TaskLock::Ours(if self.is_fair() { lock.fair() } else { lock });
+        }
         let mut manager = LockManager::from_clients(vec![server.client(via)]);
         if self == Self::RslockQuick {
             manager.set_retry(3, Duration::from_millis(10));
         }
-        manager
+        TaskLock::Rslock(manager)
     }
+}
 
-    fn is_ours(self) -> bool {
-        matches!(self, Self::Ours | Self::Fair)
+/// A lock of a client for tasks.
+#[derive(Clone)]
+enum TaskLock {
+    Ours(aio::Lock),
+    Rslock(LockManager),
+}
+
+enum TaskGuard {
+    Ours(aio::LockGuard),
+    Rslock(rslock::LockGuard),
+}
+
+impl TaskLock {
+    async fn acquire(&self) -> TaskGuard {
+        match self {
+            Self::Ours(lock) => {
+                TaskGuard::Ours(lock.acquire(PATIENCE).await.expect("its turn comes"))
+            }
+            Self::Rslock(manager) => {
+                TaskGuard::Rslock(manager.acquire(NAME, LEASE).await.expect("its turn comes"))
+            }
+        }
+    }
+}
+
+impl TaskGuard {
+    async fn release(self) {
+        match self {
+            Self::Ours(guard) => guard.release().await.expect("released"),
+            Self::Rslock(guard) => guard.release().await,
+        }
     }
 }
 
@@ -108,7 +165,7 @@ pub fn alone(locker: Locker, server: &Server, runtime: &Runtime, via: Via, plan:
     let start = Instant::now() + plan.warm_up;
     let end = start + plan.slice;
     let count = |began: Instant| u64::from(began >= start);
-    let done: u64 = if locker.is_ours() {
+    let done: u64 = if locker.on_threads() {
         let lock = locker.lock(server, via);
         let mut done = 0;
         while Instant::now() < end {
@@ -119,13 +176,12 @@ pub fn alone(locker: Locker, server: &Server, runtime: &Runtime, via: Via, plan:
         }
         done
     } else {
-        let manager = locker.manager(server, via);
+        let lock = locker.task_lock(server, via);
         let task = async move {
             let mut done = 0;
             while Instant::now() < end {
                 let began = Instant::now();
-                let guard = manager.acquire(NAME, LEASE).await.expect("a free lock");
-                guard.release().await;
+                lock.acquire().await.release().await;
                 done += u64::from(began >= start);
             }
             done
@@ -164,7 +220,7 @@ pub fn handed_over(
     };
     // One has it, so many wait.
     let workers = 0..=waiters;
-    let (mut latencies, spent) = if locker.is_ours() {
+    let (mut latencies, spent) = if locker.on_threads() {
         let lock = locker.lock(server, via);
         thread::scope(|scope| {
             for _ in workers {
@@ -174,8 +230,8 @@ pub fn handed_over(
             measure(&baton)
         })
     } else {
-        let manager = locker.manager(server, via);
-        let run = |_| runtime.spawn(Baton::run_task(Arc::clone(&baton), manager.clone()));
+        let lock = locker.task_lock(server, via);
+        let run = |_| runtime.spawn(Baton::run_task(Arc::clone(&baton), lock.clone()));
         let tasks: Vec<_> = workers.map(run).collect();
         let measured = measure(&baton);
         tasks.iter().for_each(|task| task.abort());
@@ -278,9 +334,9 @@ impl Baton {
         }
     }
 
-    async fn run_task(baton: Arc<Self>, manager: LockManager) {
+    async fn run_task(baton: Arc<Self>, lock: TaskLock) {
         while baton.goes_on() {
-            let guard = manager.acquire(NAME, LEASE).await.expect("its turn comes");
+            let guard = lock.acquire().await;
             let turn = baton.taken();
             tokio::time::sleep(HOLD).await;
             baton.releases();

@@ -1,4 +1,4 @@
-//! Locks beside rslock: one interleaved run on a private server, in a new order each round.
+//! Locks of threads and of tasks beside rslock: one interleaved run on a private server, in a new order each round.
 //! `scripts/bench locks` runs it.
 //!
 //! `locks [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]`: the section of the page in
@@ -66,7 +66,7 @@ impl Row {
     fn lockers(self) -> &'static [Locker] {
         match self {
             // Neither fairness nor pauses make a difference if no client waits.
-            Self::Alone(_) => &[Locker::Ours, Locker::Rslock],
+            Self::Alone(_) => &[Locker::Ours, Locker::Tasks, Locker::Rslock],
             Self::HandedOver(..) => &Locker::ALL,
         }
     }
@@ -165,14 +165,9 @@ fn usage() -> ! {
 }
 
 /// Round by round, so that what slows the machine slows both.
-fn ratio(
-    measured: &Measured,
-    row: Row,
-    peer: Locker,
-    of: impl Fn(&Shown, &Shown) -> f64,
-) -> Option<Spread> {
+fn ratio(measured: &Measured, row: Row, (ours, peer): (Locker, Locker), of: Of) -> Option<Spread> {
     let rounds = |locker| measured.get(&(row, locker)).map_or(&[][..], Vec::as_slice);
-    let both = rounds(Locker::Ours).iter().zip(rounds(peer));
+    let both = rounds(ours).iter().zip(rounds(peer));
     Spread::of(both.map(|(ours, theirs)| of(ours, theirs)).collect())
 }
 
@@ -181,42 +176,46 @@ fn median(shown: &[Shown], of: impl Fn(&Shown) -> f64) -> f64 {
 }
 
 fn targets(measured: &Measured) -> String {
-    let mut text = format!("| what | measured | target | {SPREAD} | |\n|---|---|---|---|---|\n");
-    let mut line = |row: Row, what: &str, target: Option<f64>, spread: Option<Spread>| {
-        let Some(Spread { median, lower, upper, .. }) = spread else { return };
-        let Some(target) = target else {
-            let _ = writeln!(
-                text,
-                "| {} | {what} | | {median:.2} ({lower:.2} to {upper:.2}) | |",
-                row.name()
-            );
-            return;
+    let mut text =
+        format!("| what | ours | measured | target | {SPREAD} | |\n|---|---|---|---|---|---|\n");
+    let mut line = |(row, ours, peer), what: &str, target: Option<f64>, of: Of| {
+        let row: Row = row;
+        let Some(spread) = ratio(measured, row, (ours, peer), of) else { return };
+        let Spread { median, lower, upper, .. } = spread;
+        let bound = target.map_or(String::new(), |target| format!("≥ {target}"));
+        let (bold, verdict) = match target {
+            None => ("", ""),
+            Some(target) if median >= target => ("", "met"),
+            Some(_) => ("**", "**not met**"),
         };
-        let met = median >= target;
-        let bold = if met { "" } else { "**" };
         let _ = writeln!(
             text,
-            "| {} | {what} | ≥ {target} | {bold}{median:.2}{bold} ({lower:.2} to {upper:.2}) | {} |",
+            "| {} | {} | {} | {bound} | {bold}{median:.2}{bold} ({lower:.2} to {upper:.2}) | {verdict} |",
             row.name(),
-            if met { "met" } else { "**not met**" },
+            ours.name(),
+            what.replace("{}", peer.name()),
         );
     };
     for row in ROWS {
-        match row {
-            Row::Alone(_) => {
-                let spread = ratio(measured, row, Locker::Rslock, |a, b| a.rate / b.rate);
-                line(row, "rate, of rslock", Some(1.0), spread);
+        for (ours, handed_over) in [(Locker::Ours, 1.5), (Locker::Tasks, 5.0)] {
+            if let Row::Alone(_) = row {
+                line((row, ours, Locker::Rslock), "rate, of {}", Some(1.0), |a, b| a.rate / b.rate);
+                continue;
             }
-            Row::HandedOver(..) => {
-                let spread = ratio(measured, row, Locker::Rslock, |a, b| b.p50 / a.p50);
-                line(row, "rslock's median latency, of ours", Some(1.5), spread);
-                let spread = ratio(measured, row, Locker::Rslock, |a, b| b.requests / a.requests);
-                line(row, "rslock's commands, of ours", None, spread);
+            for (peer, target) in [(Locker::Rslock, Some(handed_over)), (Locker::RslockQuick, None)]
+            {
+                let both = (row, ours, peer);
+                line(both, "{}: median latency, of ours", target, |a, b| b.p50 / a.p50);
+                line(both, "{}: p99 of the latency, of ours", None, |a, b| b.p99 / a.p99);
+                line(both, "{}: commands, of ours", None, |a, b| b.requests / a.requests);
             }
         }
     }
     text
 }
+
+/// A ratio of ours to a peer.
+type Of = fn(&Shown, &Shown) -> f64;
 
 fn table(measured: &Measured) -> String {
     let mut text = "| | | a second | latency p50 | p99 | commands | server time |\n\
