@@ -97,11 +97,16 @@ impl Builder {
     /// As [`build`](Self::build).
     pub fn build_async(self) -> Result<SessionManager, ConfigError> {
         let Checked { address, settings, kinds } = self.checked()?;
+        let threads = Arc::clone(&kinds.pooled.threads);
         let kinds = [kinds.locks(), kinds.transactional, kinds.pooled];
         let [own, transactional, pooled] = routers(address, &settings, kinds)?;
         let resolver = Arc::new(TaskResolver::new(transactional.clone()));
         let limiter = Arc::new(ContentionLimiter::new());
         let locks = Arc::new(TaskLockManager::new(pooled.clone(), own));
+        let reported = Arc::downgrade(&locks);
+        locks
+            .metrics()
+            .report(&threads, move || reported.upgrade().map(|locks| locks.status().levels()));
         let replicas = Arc::default();
         Ok(SessionManager { pooled, transactional, resolver, limiter, replicas, locks })
     }

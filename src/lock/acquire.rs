@@ -94,6 +94,7 @@ pub(crate) async fn acquire<M: LockIo>(
                 if let Some(waiter) = waiter {
                     waiter.acquired(request.mode.is_shared());
                 }
+                manager.counters().metrics.acquired(started);
                 tracing::debug!(waited = ?started.elapsed(), "lock acquired");
                 return Ok(held);
             }

@@ -240,7 +240,7 @@ impl<M: LockIo> LockRelease<M> {
                 Ok(())
             }
             (None, Ok(false)) => {
-                self.manager.counters().lost.add();
+                self.manager.counters().on_lost();
                 let why = LostReason::Gone;
                 tracing::warn!(%why, "lock lost");
                 Err(Error::lock_lost(why))

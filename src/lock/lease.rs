@@ -190,7 +190,7 @@ impl LockLease {
         let watchers = std::mem::take(&mut state.watchers);
         drop(state);
         self.counters.held.decrement();
-        self.counters.lost.add();
+        self.counters.on_lost();
         watchers.into_iter().for_each(|(_, task)| task.wake());
         // The callbacks run first, because a log belongs to the user and may panic.
         run_callbacks(callbacks);

@@ -34,9 +34,10 @@ impl LockManager {
         let settings = Arc::clone(pooled.settings());
         let waiters = Arc::<ThreadWaiters>::default();
         let listener = ReleaseListener::new(pooled.clone(), Arc::clone(&waiters));
+        let counters = LockCounters::named_after(&own.counters().metrics);
         let client = ScriptClient::new(pooled, own);
         let renewer = LeaseRenewer::new(client.clone());
-        Self { client, settings, counters: Arc::default(), renewer, waiters, listener }
+        Self { client, settings, counters, renewer, waiters, listener }
     }
 
     /// Stops all acquisitions. A waiting call is woken and fails at once.

@@ -27,6 +27,7 @@ use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, ScopeLine};
 use crate::process::sockets::OwnSocket;
+use crate::status::metrics::InUse;
 use crate::sync::now::now;
 use crate::sync::{this_thread, thread_name};
 
@@ -38,12 +39,14 @@ pub(crate) struct Permit {
     /// The reaper's thread returns the connection, and must not wait for a log.
     by_reaper: bool,
     needs_asking: bool,
+    in_use: InUse,
 }
 
 impl Permit {
     pub(crate) fn new(core: Arc<PoolCore>, number: usize) -> Self {
         let (number, events) = (number as u32, DeferredEvents::default());
-        Self { core, number, events, by_reaper: false, needs_asking: false }
+        let in_use = InUse::default();
+        Self { core, number, events, by_reaper: false, needs_asking: false, in_use }
     }
 }
 
@@ -52,6 +55,7 @@ impl Drop for Permit {
         if self.core.config.settings.is_forked_child() {
             return;
         }
+        self.core.config.counters.metrics.returned(&mut self.in_use);
         self.core.semaphore.release(self.number as usize);
         self.events.collect();
         let name = self.core.config.name;
@@ -91,6 +95,8 @@ impl Checkout {
     ) -> Result<Self, CheckoutError> {
         let mut checkout = Self { connection: None, permit };
         checkout.take_or_wait(started, deadline)?;
+        let core = &checkout.permit.core;
+        checkout.permit.in_use = core.config.counters.metrics.checked_out(started);
         Ok(checkout)
     }
 

@@ -142,7 +142,7 @@ impl PoolContext {
 
     /// Counts and logs a checkout that failed.
     pub(in crate::pool) fn on_refused(&self, error: &CheckoutError) {
-        self.config.counters.refused.add();
+        self.config.counters.on_refused(error);
         let (name, error) = (self.config.name, format!("{error:#}"));
         match self.config.logging.rate_limits.allow(LimitedEvent::CheckoutRefused) {
             Some(suppressed) => tracing::warn!(pool = name, %error, suppressed, "checkout refused"),

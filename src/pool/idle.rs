@@ -24,6 +24,7 @@ use crate::pool::shared::{CountedConnection, PoolShared};
 use crate::protocol::connection_state::CloseReason;
 use crate::protocol::handshake::Purpose;
 use crate::settings::settings::Settings;
+use crate::status::metrics::Started;
 #[cfg(test)]
 use crate::sync::lock;
 
@@ -157,9 +158,10 @@ impl r2d2::ManageConnection for Opener {
     fn connect(&self) -> Result<Box<Opened>, ConnectionError> {
         let counted = CountedConnection::new(&self.shared);
         self.shared.ensure_open()?;
+        let begun = Started::now();
         let opened = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|_| Err(ConnectionError::panicked()));
-        let opened = self.shared.opened(opened, &self.endpoint, &self.log_thread);
+        let opened = self.shared.opened(opened, &self.endpoint, &self.log_thread, begun);
         let opened = match opened {
             Ok(connection) => {
                 self.shared.register_socket(&connection);

@@ -27,6 +27,7 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlock};
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
+use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
 
 /// Time in addition to its timeout that a closing pool waits for connections that are being opened.
@@ -212,10 +213,16 @@ impl Pool {
         let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let pool = ServerPool::weak(self);
         let mut seen = ReaperState::default();
+        let sizes = [settings.max_size, settings.min_idle];
+        let mut levels = PoolLevels::new(&self.config.counters.metrics, sizes);
         threads.execute_at_dynamic_rate(period, move || {
             let pool = Self::upgrade(&pool)?;
             let log_thread = &pool.config.logging.log_thread;
             pool.scopes.reclaim_unused(&mut seen, limit, warning, log_thread);
+            levels.report(|| {
+                let [size, idle] = [pool.idle.size(), pool.idle.idle()].map(|size| size as usize);
+                [idle, size.saturating_sub(idle), 0, pool.semaphore.waiting()]
+            });
             if pool.shared.is_closed() && !pool.sweep() {
                 return Some(SWEEP_INTERVAL.min(period));
             }

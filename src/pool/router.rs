@@ -111,6 +111,8 @@ pub(crate) struct Pools<P: ServerPool = Pool> {
 impl<P: ServerPool> Router<P> {
     /// The router to one server.
     pub(crate) fn one(config: PoolConfig, endpoint: Endpoint) -> Self {
+        let address = || endpoint.address().into_owned();
+        config.counters.metrics.name(&config.settings.pool_name, address, config.name);
         let pool = P::new(config.clone(), endpoint.clone());
         Self::new(config, endpoint, Servers::One(pool))
     }
@@ -118,6 +120,8 @@ impl<P: ServerPool> Router<P> {
     /// The router to the masters of a cluster.
     pub(crate) fn cluster(config: PoolConfig, slot_map: Arc<SlotMapCache>) -> Self {
         let config = PoolConfig { fail_fast: true, ..config };
+        let address = || slot_map.address();
+        config.counters.metrics.name(&config.settings.pool_name, address, config.name);
         Self::new(config, slot_map.first_endpoint().clone(), Servers::Masters(slot_map))
     }
 

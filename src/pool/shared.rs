@@ -16,6 +16,7 @@ use crate::pool::connect_attempts::ConnectAttempts;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::handshake::Purpose;
 use crate::status::counters::Counters;
+use crate::status::metrics::Started;
 use crate::sync::lock;
 
 /// Minimum number of consecutive connects that end at MULTI, and minimum time between the first and
@@ -146,6 +147,7 @@ impl PoolShared {
         mut opened: Result<Connection<W>, ConnectionError>,
         endpoint: &Endpoint,
         log_thread: &Arc<LogThread>,
+        begun: Started,
     ) -> Result<Connection<W>, ConnectionError> {
         self.ensure_open()?;
         let at_multi = matches!(&opened, Err(error) if error.is_closed_at_multi());
@@ -159,6 +161,7 @@ impl PoolShared {
         match error {
             None => {
                 self.counters.connects.add();
+                self.counters.metrics.created(begun);
                 log_thread.log(Level::DEBUG, move || {
                     tracing::debug!(server.address = &*address, "connected");
                 });

@@ -212,12 +212,17 @@ impl Builder {
             return Err(ConfigError::setting("async_credentials_provider", problem));
         }
         let Checked { address, settings, kinds } = self.checked()?;
-        let own = kinds.locks();
+        let (own, threads) = (kinds.locks(), Arc::clone(&kinds.pooled.threads));
         let kinds = [kinds.transactional, kinds.pooled, own];
         let [transactional, pooled, own] = routers(address, &settings, kinds)?;
         let resolver = Arc::new(CommitResolver::new(transactional.clone()));
         let limiter = Arc::new(ContentionLimiter::new());
         let locks = Arc::new(LockManager::new(pooled.clone(), own));
+        let reported = Arc::downgrade(&locks);
+        locks
+            .counters
+            .metrics
+            .report(&threads, move || reported.upgrade().map(|locks| locks.status().levels()));
         Ok(SessionManager {
             pooled,
             transactional,

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::error::checkout::CheckoutError;
 use crate::protocol::connection_state::CloseReason;
+use crate::status::metrics::PoolMetrics;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident: $label:literal,)+) => {
@@ -14,6 +16,7 @@ macro_rules! counters {
             pub(crate) withdrawn: Counter,
             pub(crate) abandoned: Counter,
             replaced: [Counter; CloseReason::ALL.len()],
+            pub(crate) metrics: PoolMetrics,
         }
 
         /// Counts since the session manager was built.
@@ -104,6 +107,12 @@ impl PoolCounters {
 }
 
 impl Counters {
+    /// Counts a checkout that failed.
+    pub(crate) fn on_refused(&self, error: &CheckoutError) {
+        self.refused.add();
+        self.metrics.refused(error);
+    }
+
     pub(crate) fn replaced(&self, reason: CloseReason) {
         let at = CloseReason::ALL.iter().position(|known| *known == reason);
         if let Some(counter) = at.and_then(|at| self.replaced.get(at)) {

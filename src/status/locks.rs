@@ -1,8 +1,10 @@
 //! The state and the counters of the locks.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::status::counters::{Counter, Gauge};
+use crate::status::metrics::{LockMetrics, PoolMetrics};
 
 /// The locks of a session manager: their current state, and their counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +29,13 @@ pub struct LockStatus {
     pub renewals: u64,
     /// Locks that were lost.
     pub lost: u64,
+}
+
+impl LockStatus {
+    /// Number of locks that are held, and of calls that wait.
+    pub(crate) fn levels(&self) -> [u64; 2] {
+        [self.held, self.waiting as u64]
+    }
 }
 
 impl fmt::Display for LockStatus {
@@ -59,9 +68,23 @@ pub(crate) struct LockCounters {
     pub(crate) timeouts: Counter,
     pub(crate) renewals: Counter,
     pub(crate) lost: Counter,
+    pub(crate) metrics: LockMetrics,
 }
 
 impl LockCounters {
+    /// The counters of locks whose metrics have the name of their pool.
+    pub(crate) fn named_after(pool: &PoolMetrics) -> Arc<Self> {
+        let counters = Self::default();
+        counters.metrics.name_after(pool);
+        Arc::new(counters)
+    }
+
+    /// Counts a lock that was lost.
+    pub(crate) fn on_lost(&self) {
+        self.lost.add();
+        self.metrics.lost();
+    }
+
     /// The numbers that are counted here.
     pub(crate) fn status(&self) -> LockStatus {
         LockStatus {

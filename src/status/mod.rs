@@ -2,6 +2,7 @@
 
 pub(crate) mod counters;
 pub(crate) mod locks;
+pub(crate) mod metrics;
 pub(crate) mod node;
 pub(crate) mod report;
 

@@ -36,6 +36,7 @@ use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
 #[cfg(feature = "tokio")]
 use crate::status::counters::Counters;
+use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
 use crate::transaction::buffer_pool;
 use crate::transaction::pinned::Pinned;
@@ -59,6 +60,7 @@ pub(crate) struct Pending {
     /// What became of the commands on a lane, if they are not applied without a failure.
     #[cfg(feature = "tokio")]
     carried: Option<Box<Carried>>,
+    begun: Started,
 }
 
 /// What became of a block on a lane.
@@ -82,7 +84,13 @@ impl Pending {
             failed: None,
             #[cfg(feature = "tokio")]
             carried: None,
+            begun: Started::now(),
         }
+    }
+
+    /// Has the transaction count from the begin of its first attempt.
+    pub(crate) fn begun_at(&mut self, begun: Started) {
+        self.begun = begun;
     }
 
     /// Whether a lane may carry the commands, with those of other blocks.
@@ -119,6 +127,7 @@ impl Pending {
                 match succeeded(&mut self.queue, values) {
                     Ok(replies) => {
                         counters.commits.add();
+                        counters.metrics.ended(COMMITTED, 1, self.begun);
                         tracing::debug!(outcome = COMMITTED, "commit");
                         return Some(replies);
                     }
@@ -281,7 +290,7 @@ impl Pending {
             // The redirect is not followed here, but a later attempt knows it.
             let _: Option<Redirect> = boxed(pinned.redirect_for(error, deadline)).await;
         }
-        self.record(pinned, &committed);
+        self.record(pinned, &committed, 1);
         committed
     }
 
@@ -389,17 +398,19 @@ impl Pending {
         replies.with_names(self.queue.names())
     }
 
-    /// Records the outcome in the span.
+    /// Records the outcome in the span and the metrics.
     pub(crate) fn record<P: Side>(
         &self,
         pinned: &Pinned<P>,
         committed: &Result<Committed, CommitError>,
+        attempts: u32,
     ) {
         let span = pinned.span();
         if pinned.here().is_err() {
             return;
         }
         let outcome = outcome(committed);
+        pinned.metrics(|metrics| metrics.ended(outcome, attempts, self.begun));
         if let Err(error) = committed {
             raise(pinned, error, outcome);
         }

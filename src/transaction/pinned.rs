@@ -26,6 +26,7 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::PinnedLine;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::settings::Settings;
+use crate::status::metrics::PoolMetrics;
 use crate::transaction::redirects::RedirectCause;
 
 /// The span of a transaction that is about to begin, with OpenTelemetry's names for database clients.
@@ -48,6 +49,12 @@ pub(crate) fn transaction_span<P: Side>(router: &Router<P>, owner: &ScopeOrigin)
     )
 }
 
+/// The word of a transaction that ended without a commit.
+const DISCARDED: &str = "discarded";
+
+/// The word of a transaction whose condition was not met.
+const CONDITION_FAILED: &str = "condition failed";
+
 /// A pinned connection, or none yet, which is returned clean.
 pub(crate) struct Pinned<P: Side = Pool> {
     router: WeakRouter<P>,
@@ -69,7 +76,8 @@ impl<P: Side> Drop for Pinned<P> {
             return;
         }
         let Some(pin) = self.pin.take() else { return };
-        self.span.record("rediscope.outcome", "discarded");
+        self.span.record("rediscope.outcome", DISCARDED);
+        self.metrics(|metrics| metrics.ended_early(DISCARDED));
         let _in = self.span.enter();
         self.count_discard();
         self.log_failed_cleanup(P::return_dropped(pin));
@@ -158,7 +166,10 @@ impl<P: Side> Pinned<P> {
     pub(crate) fn record_failure(&self, error: &Error) {
         let kind = match error {
             Error::Checkout(_) => "checkout",
-            Error::ConditionFailed { .. } => "condition failed",
+            Error::ConditionFailed { .. } => {
+                self.metrics(|metrics| metrics.ended_early(CONDITION_FAILED));
+                CONDITION_FAILED
+            }
             Error::Command { .. } | Error::Commit(_) => "rejected",
             Error::PinExpired(_) => "pin expired",
             _ => "lost",
@@ -272,7 +283,8 @@ impl<P: Side> Pinned<P> {
     pub(crate) async fn discard(&mut self) -> Result<(), Error> {
         self.here()?;
         if self.is_pinned() {
-            self.span.record("rediscope.outcome", "discarded");
+            self.span.record("rediscope.outcome", DISCARDED);
+            self.metrics(|metrics| metrics.ended_early(DISCARDED));
         }
         self.release().await
     }
@@ -281,6 +293,16 @@ impl<P: Side> Pinned<P> {
     pub(crate) async fn discard_or_log(&mut self) {
         let discarded = self.discard().await;
         self.log_failed_cleanup(discarded);
+    }
+
+    /// Reports to the metrics of the transaction's pool.
+    #[inline]
+    pub(crate) fn metrics(&self, report: impl FnOnce(&PoolMetrics)) {
+        if PoolMetrics::ARE_REPORTED
+            && let Some(router) = self.router.get()
+        {
+            report(&router.counters().metrics);
+        }
     }
 
     fn count_discard(&self) {

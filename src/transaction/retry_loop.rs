@@ -20,6 +20,7 @@ use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::replies::Replies;
+use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
 use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore};
 use crate::transaction::pending::Pending;
@@ -47,6 +48,11 @@ impl RunLimits {
 
     fn attempts(&mut self) -> &mut Attempts {
         self.attempts.get_or_insert_with(|| self.policy.begin(Instant::now()))
+    }
+
+    /// Number of attempts so far.
+    fn number(&self) -> u32 {
+        self.attempts.as_ref().map_or(1, Attempts::number)
     }
 
     /// Waits until the next attempt. Returns false if the policy allows none.
@@ -95,7 +101,7 @@ pub(crate) async fn commit_block<P: Side>(
                 continue;
             }
         }
-        pending.record(pinned, &committed);
+        pending.record(pinned, &committed, limits.number());
         return replies(committed, 1);
     }
 }
@@ -125,6 +131,7 @@ pub(crate) struct WatchAttempts<S: TurnSemaphore = ThreadTurns> {
     limits: RunLimits,
     route: Route,
     turn: Option<Turn<S>>,
+    begun: Started,
 }
 
 impl<S: TurnSemaphore> WatchAttempts<S> {
@@ -132,7 +139,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         let span = transaction_span(router, &run.owner);
         let limits = RunLimits::new(router, run.policy);
         let route = Route::to(run.binding.slot());
-        Self { run, span, limits, route, turn: None }
+        Self { run, span, limits, route, turn: None, begun: Started::now() }
     }
 
     /// The span of all attempts.
@@ -291,7 +298,8 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         {
             return Ok(None);
         }
-        pending.record(pinned, &committed);
+        pending.begun_at(self.begun);
+        pending.record(pinned, &committed, attempt);
         // The turn ends with the last attempt, however long this value lives.
         let turn = self.turn.take();
         if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, turn) {

@@ -35,6 +35,8 @@ mod large;
 mod leaks;
 mod lock_fencing;
 mod locks;
+#[cfg(feature = "metrics")]
+mod measured;
 mod not_replicated;
 mod observability;
 mod pooled;

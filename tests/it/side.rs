@@ -120,6 +120,7 @@ const SUITES: &[&str] = &[
     "leaks",
     "lock_fencing",
     "locks",
+    "measured",
     "pooled",
     "protocol",
     "ready",

@@ -23,6 +23,8 @@ mod fixture;
 mod leaks;
 mod lock_fencing;
 mod locks;
+#[cfg(feature = "metrics")]
+mod measured;
 mod pooled;
 mod protocol;
 mod ready;

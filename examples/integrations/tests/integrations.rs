@@ -39,6 +39,40 @@ fn the_configuration_is_read_and_the_environment_overrides_it() {
 }
 
 #[test]
+fn prometheus_finds_the_metrics_of_a_service() {
+    let server = Server::start();
+    let run = run(env!("CARGO_BIN_EXE_metrics"), Some(&server), &["--seconds", "2"]);
+    let run = run.succeeded();
+    for line in [
+        r#"db_client_connection_max{db_client_connection_pool_name="shop/transactional"} 4"#,
+        r#"rediscope_transaction_attempts_bucket{db_client_connection_pool_name="shop/transactional",le="1"}"#,
+        r#"db_client_connection_create_time_count{db_client_connection_pool_name="shop/pooled"}"#,
+        r#"rediscope_outcome="discarded"}"#,
+        r#"rediscope_lock_acquire_time_sum{db_client_connection_pool_name="shop/locks"}"#,
+    ] {
+        assert!(run.stdout.contains(line), "no {line} in:\n{}", run.stdout);
+    }
+    // The library's own keys of exactly once stay for their time.
+    let keys: Vec<String> = server.ask(&["KEYS", "*"]);
+    assert!(keys.iter().all(|key| key.starts_with("rediscope:")), "{keys:?}");
+}
+
+#[test]
+fn each_transaction_is_a_span_of_opentelemetry() {
+    let server = Server::start();
+    let run = run(env!("CARGO_BIN_EXE_traces"), Some(&server), &[]);
+    run.succeeded()
+        .printed("db.system.name = redis")
+        .printed("rediscope.scope = order")
+        .printed("rediscope.outcome = committed")
+        .printed("rediscope.outcome = discarded")
+        .printed("error.type = condition failed");
+    let spans = run.stdout.matches("redis.transaction (Client) took ").count();
+    assert_eq!(spans, 3, "{}", run.stdout);
+    assert_nothing_left_on(&server);
+}
+
+#[test]
 fn the_service_on_axum_loses_no_connection_to_clients_that_hang_up() {
     let server = Server::start();
     let run = run(env!("CARGO_BIN_EXE_axum"), Some(&server), &["--requests", "20000"]);

@@ -17,6 +17,7 @@ use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
+use crate::status::metrics::LockMetrics;
 use crate::sync::lock;
 use crate::sync::places::Places;
 
@@ -45,10 +46,11 @@ impl TaskLockManager {
     /// `own` has one connection to each master, for renewals and releases.
     pub(crate) fn new(pooled: Router<TaskPool>, own: Router<TaskPool>) -> Self {
         let settings = Arc::clone(pooled.settings());
+        let counters = LockCounters::named_after(&own.counters().metrics);
         let client = ScriptClient::new(pooled.clone(), own);
         let renewer = TaskRenewer::new(client.clone());
         let listeners = Mutex::default();
-        Self { client, pooled, settings, counters: Arc::default(), renewer, listeners }
+        Self { client, pooled, settings, counters, renewer, listeners }
     }
 
     /// The listener of the runtime that polls the caller.
@@ -82,6 +84,10 @@ impl TaskLockManager {
     /// See [`TaskRenewer::end_renewals`].
     pub(crate) async fn end_renewals(&self, deadline: Instant) -> usize {
         self.renewer.end_renewals(deadline).await
+    }
+
+    pub(crate) fn metrics(&self) -> &LockMetrics {
+        &self.counters.metrics
     }
 
     pub(crate) fn status(&self) -> LockStatus {

@@ -22,6 +22,7 @@ use crate::pool::tasks::lanes::Lanes;
 use crate::pool::tasks::permits::{Acquired, Permits};
 use crate::pool::tasks::right::{Ended, Right};
 use crate::protocol::connection_state::CloseReason;
+use crate::status::metrics::Started;
 
 /// Time in addition to `cleanup_timeout` after which a connection that is being cleaned is closed:
 /// its runtime is not run.
@@ -105,19 +106,24 @@ impl TaskCore {
     pub(in crate::pool) fn open(self: &Arc<Self>, number: u64, runtime: &Handle) {
         let options = self.shared.open_options(self.config.purpose, &self.endpoint);
         let (endpoint, settings) = (self.endpoint.clone(), Arc::clone(self.settings()));
-        let core = Arc::downgrade(self);
+        let (core, begun) = (Arc::downgrade(self), Started::now());
         let task = spawn_connection(runtime, endpoint, settings, options, move |opened| {
             // Without a pool the connection is closed.
             if let Some(core) = core.upgrade() {
-                core.opened(number, opened);
+                core.opened(number, opened, begun);
             }
         });
         self.idle.begun(number, task);
     }
 
-    fn opened(&self, number: u64, opened: Result<Connection<TaskWire>, ConnectionError>) {
+    fn opened(
+        &self,
+        number: u64,
+        opened: Result<Connection<TaskWire>, ConnectionError>,
+        begun: Started,
+    ) {
         let log_thread = &self.config.logging.log_thread;
-        let opened = self.shared.opened(opened, &self.endpoint, log_thread);
+        let opened = self.shared.opened(opened, &self.endpoint, log_thread, begun);
         drop(self.idle.opened(number, opened.ok().map(Box::new)));
     }
 

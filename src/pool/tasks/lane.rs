@@ -25,6 +25,7 @@ use crate::pool::context::PoolContext;
 use crate::pool::shared::CountedConnection;
 use crate::pool::tasks::job::{Job, JobQueue, Left, Taking};
 use crate::protocol::retry::Backoff;
+use crate::status::metrics::Started;
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
 use crate::sync::timer::DeadlineTimer;
@@ -256,7 +257,8 @@ impl Lane {
         let PoolContext { config, endpoint, shared, .. } = &*self.context;
         let options = shared.open_options(config.purpose, endpoint);
         let (lane, counted) = (Arc::clone(self), CountedConnection::new(shared));
-        let then = move |opened| lane.opened(opened, counted);
+        let begun = Started::now();
+        let then = move |opened| lane.opened(opened, counted, begun);
         let settings = Arc::clone(&config.settings);
         let attempt = spawn_connection(runtime, endpoint.clone(), settings, options, then);
         let mut connection = lock(&self.connection);
@@ -270,9 +272,10 @@ impl Lane {
         self: Arc<Self>,
         opened: Result<Connection<TaskWire>, ConnectionError>,
         counted: CountedConnection,
+        begun: Started,
     ) {
         let PoolContext { config, endpoint, shared, .. } = &*self.context;
-        let opened = match shared.opened(opened, endpoint, &config.logging.log_thread) {
+        let opened = match shared.opened(opened, endpoint, &config.logging.log_thread, begun) {
             Ok(opened) => opened,
             Err(error) => {
                 drop(counted);
@@ -516,8 +519,8 @@ impl LaneCall {
         }
         if let Poll::Ready((response, _)) = &polled {
             self.is_over = true;
-            if response.is_err() {
-                self.lane.context.config.counters.refused.add();
+            if let Err(error) = response {
+                self.lane.context.config.counters.on_refused(error);
             }
         }
         polled

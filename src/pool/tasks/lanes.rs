@@ -83,8 +83,8 @@ impl Lanes {
             Some(free) => free,
             None => {
                 let lane = set.lane()?;
-                let place = lane.place(since, deadline).await.inspect_err(|_| {
-                    counters.refused.add();
+                let place = lane.place(since, deadline).await.inspect_err(|error| {
+                    counters.on_refused(error);
                 })?;
                 (lane, place)
             }
@@ -92,7 +92,7 @@ impl Lanes {
         let request = request();
         let are_calls = matches!(request.kind, RequestKind::Calls { .. });
         let submitted = lane.submit(request, (since, deadline), place, None);
-        let mut call = submitted.inspect_err(|_| counters.refused.add())?;
+        let mut call = submitted.inspect_err(|error| counters.on_refused(error))?;
         if are_calls {
             call.give_up_at(deadline + response_wait);
         }
@@ -122,7 +122,7 @@ impl Lanes {
             // The call sets its timer, or has another connection opened.
             Ok(call) if call.is_alone() => context.waker().wake_by_ref(),
             Ok(_) => {}
-            Err(_) => self.context.config.counters.refused.add(),
+            Err(error) => self.context.config.counters.on_refused(error),
         }
         Some(submitted)
     }
@@ -180,6 +180,13 @@ impl Lanes {
     pub(crate) fn retire(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.each(|lane| lane.retire());
+    }
+
+    /// Number of lanes with a connection.
+    pub(crate) fn open(&self) -> usize {
+        let mut open = 0;
+        self.each(|lane| open += usize::from(lane.is_open()));
+        open
     }
 
     /// Number of requests that wait or were sent.

@@ -29,6 +29,7 @@ use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::idle::{Found, TaskConnection};
 use crate::pool::tasks::right::Right;
 use crate::protocol::connection_state::CloseReason;
+use crate::status::metrics::InUse;
 use crate::sync::boxed::boxed;
 use crate::sync::timer::until;
 
@@ -50,6 +51,7 @@ pub(crate) struct TaskLine {
     logs_elsewhere: bool,
     /// The connection's task cleans the connection, or has cleaned it.
     is_cleaned: bool,
+    in_use: InUse,
 }
 
 impl Drop for TaskLine {
@@ -60,6 +62,7 @@ impl Drop for TaskLine {
             std::mem::forget((self.connection.take(), right, Arc::clone(&self.core)));
             return;
         }
+        self.core.config.counters.metrics.returned(&mut self.in_use);
         let mut kept = self.connection.take();
         if !right.is_held() {
             // The pool has taken permit and connection back.
@@ -91,6 +94,7 @@ impl TaskLine {
             needs_asking: false,
             logs_elsewhere: false,
             is_cleaned: false,
+            in_use: InUse::default(),
         }
     }
 
@@ -98,6 +102,11 @@ impl TaskLine {
     pub(in crate::pool) fn with_ask(mut self, needs_asking: bool) -> Self {
         self.needs_asking = needs_asking;
         self
+    }
+
+    /// Records the end of the wait that began at `started`.
+    pub(in crate::pool) fn begin_use(&mut self, started: Instant) {
+        self.in_use = self.core.config.counters.metrics.checked_out(started);
     }
 
     /// Marks the line as one that a scope has.
@@ -137,6 +146,7 @@ impl TaskLine {
             needs_asking: false,
             logs_elsewhere: true,
             is_cleaned: true,
+            in_use: InUse::default(),
         };
         let cleaning = async move { clean_or_log(&mut line, None).await };
         if let Some(task) = task

@@ -32,6 +32,7 @@ use crate::pool::tasks::lane::LaneCall;
 use crate::pool::tasks::lanes::KnownLanes;
 use crate::pool::tasks::line::{TaskLine, TaskPin};
 use crate::pool::tasks::permits::Acquired;
+use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
 use crate::sync::timer::until;
 
@@ -74,6 +75,7 @@ impl TaskPool {
         let name = self.config.name;
         match &mut checkout {
             Ok(line) => {
+                line.begin_use(started);
                 self.config.counters.checkouts.add();
                 line.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
             }
@@ -167,12 +169,18 @@ impl TaskPool {
         let period = (shortest / 4).clamp(Duration::from_millis(5), Duration::from_secs(1));
         let pool = ServerPool::weak(self);
         let (mut scopes, mut lines) = (ReaperState::default(), LinesSeen::default());
+        let sizes = [settings.max_size, settings.min_idle];
+        let mut levels = PoolLevels::new(&self.config.counters.metrics, sizes);
         threads.execute_at_dynamic_rate(period, move || {
             let pool = Self::upgrade(&pool)?;
             let log_thread = &pool.config.logging.log_thread;
             pool.scopes.reclaim_unused(&mut scopes, limit, warning, log_thread);
             pool.revoke_unused(&mut lines, limit);
             pool.tend_idle();
+            levels.report(|| {
+                let [size, idle] = pool.idle.sizes().map(|size| size as usize);
+                [idle, size - idle, pool.lanes.open(), pool.permits.waiting()]
+            });
             Some(period)
         });
     }
