@@ -58,8 +58,8 @@ impl CommitPlan {
         self.resolver.is_some() || self.lock_check.is_some()
     }
 
-    /// Returns whether the transaction may be sent with others on one connection. Lanes carry also
-    /// exactly-once transactions, and do so unasked.
+    /// Returns whether the transaction may be sent with others on one connection. Lanes carry it
+    /// unasked.
     pub(crate) fn is_batchable<P: ServerPool>(&self) -> bool {
         let own_connection = self.immediate
             || self.watched
@@ -69,7 +69,7 @@ impl CommitPlan {
             || self.exists.is_some();
         match P::HAS_LANES {
             true => !own_connection,
-            false => !own_connection && self.grouped && self.resolver.is_none(),
+            false => !own_connection && self.grouped,
         }
     }
 }

@@ -134,6 +134,10 @@ impl Turn {
 }
 
 impl ResolveCommit for TaskResolver {
+    fn default_wait(&self) -> Duration {
+        self.resolver.router.settings().checkout_timeout
+    }
+
     /// Waits for nothing.
     fn resolve(&self, _: &CommitToken, _: Option<Duration>) -> Resolution {
         Resolution::StillUnknown { why: UnresolvedReason::MustBeAwaited }

@@ -61,6 +61,10 @@ impl CommitResolver {
 }
 
 impl ResolveCommit for CommitResolver {
+    fn default_wait(&self) -> Duration {
+        self.resolver.router.settings().checkout_timeout
+    }
+
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
         now(self.resolver.resolve(token, within, |deadline| ready(self.permit(deadline))))
     }

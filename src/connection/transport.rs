@@ -273,6 +273,14 @@ impl Wire for Transport {
         self.parser.set_max_bytes(bytes);
     }
 
+    fn share_replies(&mut self, arrays: Vec<Vec<u32>>) {
+        self.parser.share(arrays);
+    }
+
+    fn end_shared_replies(&mut self) {
+        self.parser.end_shared();
+    }
+
     fn send(
         &mut self,
         bytes: &[u8],

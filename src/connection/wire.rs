@@ -12,6 +12,13 @@ pub(crate) trait Wire: Send {
     /// Sets the maximum bytes of one reply.
     fn limit_reply_size(&mut self, bytes: usize);
 
+    /// The replies to the next message are for several callers: each reply counts by itself, and of the
+    /// arrays each part, whose lengths these are. See [`Parser::share`](crate::protocol::resp::decode::Parser::share).
+    fn share_replies(&mut self, arrays: Vec<Vec<u32>>);
+
+    /// The replies to later messages are for one caller.
+    fn end_shared_replies(&mut self);
+
     /// Writes the whole message, or has it written: see [`unsent`](Self::unsent). An error has the number of bytes that may have been sent; the last
     /// byte was not sent. During a long message, up to `awaited` replies that arrive are kept.
     /// Dropped before its end, it may have sent any part; see

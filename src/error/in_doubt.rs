@@ -10,8 +10,8 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
@@ -19,6 +19,7 @@ use crate::error::connection::ConnectionError;
 use crate::protocol::cluster::slot::crc16;
 use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
+use crate::sync::lock;
 use crate::text::display;
 
 /// EXEC was sent, and its reply was lost or proves nothing.
@@ -46,6 +47,9 @@ type Resolvable = (Arc<SharedToken>, Arc<dyn ResolveCommit>);
 pub(crate) trait ResolveCommit:
     fmt::Debug + Send + Sync + UnwindSafe + RefUnwindSafe
 {
+    /// Maximum duration of a query without a time of its own.
+    fn default_wait(&self) -> Duration;
+
     /// Asks the server; `None`: within the default timeout.
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution;
 
@@ -67,6 +71,16 @@ pub(crate) struct SharedToken {
     /// The result, once it is final. One caller at a time asks.
     #[cfg(feature = "tokio")]
     resolved: AssertUnwindSafe<tokio::sync::Mutex<Option<Resolution>>>,
+    /// The same for callers that are threads.
+    query: Mutex<Query>,
+    changed: Condvar,
+}
+
+/// The query of callers that are threads.
+#[derive(Debug, Default)]
+struct Query {
+    is_under_way: bool,
+    resolved: Option<Resolution>,
 }
 
 impl From<CommitToken> for Arc<SharedToken> {
@@ -75,6 +89,8 @@ impl From<CommitToken> for Arc<SharedToken> {
             token,
             #[cfg(feature = "tokio")]
             resolved: AssertUnwindSafe(tokio::sync::Mutex::default()),
+            query: Mutex::default(),
+            changed: Condvar::new(),
         })
     }
 }
@@ -85,11 +101,40 @@ impl PartialEq for SharedToken {
     }
 }
 
-#[cfg(feature = "tokio")]
 impl SharedToken {
-    /// Asks the server, unless another block's caller has. Dropped before its end, the future may have
-    /// asked.
-    async fn resolve(&self, resolver: &dyn ResolveCommit) -> Resolution {
+    /// Asks the server, unless another block's caller has.
+    fn resolve(&self, resolver: &dyn ResolveCommit) -> Resolution {
+        let deadline = Instant::now() + resolver.default_wait();
+        let mut query = lock(&self.query);
+        while query.is_under_way && query.resolved.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            query =
+                self.changed.wait_timeout(query, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if let Some(resolution) = &query.resolved {
+            return resolution.clone();
+        }
+        query.is_under_way = true;
+        drop(query);
+        // Another caller asks if this one panics.
+        let ends = scopeguard::guard((), |()| {
+            lock(&self.query).is_under_way = false;
+            self.changed.notify_all();
+        });
+        let resolution = resolver.resolve(&self.token, None);
+        if !matches!(resolution, Resolution::StillUnknown { .. }) {
+            lock(&self.query).resolved = Some(resolution.clone());
+        }
+        drop(ends);
+        resolution
+    }
+
+    /// The same for a caller that is a task. Dropped before its end, the future may have asked.
+    #[cfg(feature = "tokio")]
+    async fn resolve_async(&self, resolver: &dyn ResolveCommit) -> Resolution {
         let mut resolved = self.resolved.lock().await;
         if let Some(resolution) = &*resolved {
             return resolution.clone();
@@ -167,7 +212,7 @@ impl InDoubt {
     /// ```
     pub fn resolve(&self) -> Resolution {
         match self.resolvable.as_deref() {
-            Some((shared, resolver)) => resolver.resolve(&shared.token, None),
+            Some((shared, resolver)) => shared.resolve(&**resolver),
             None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
     }
@@ -189,7 +234,7 @@ impl InDoubt {
     #[cfg(feature = "tokio")]
     pub async fn resolve_async(&self) -> Resolution {
         match self.resolvable.as_deref() {
-            Some((shared, resolver)) => shared.resolve(&**resolver).await,
+            Some((shared, resolver)) => shared.resolve_async(&**resolver).await,
             None => Resolution::StillUnknown { why: UnresolvedReason::NotExactlyOnce },
         }
     }

@@ -385,9 +385,9 @@ impl<P: ServerPool> ScriptClient<P> {
                 at = Instant::now();
                 send(&mut line, request, deadline()).await
             }
-            BatchCheckout::Lead(line, own) => {
+            BatchCheckout::Lead(line, group) => {
                 at = Instant::now();
-                calls_of(P::send_batch(line, &own, deadline()).await)
+                calls_of(P::send_batch(line, group, deadline()).await?)
             }
             // The bytes were sent at some time after this caller began to wait.
             BatchCheckout::Response(response) => calls_of(response),

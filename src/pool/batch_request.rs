@@ -11,13 +11,11 @@ pub(crate) struct BatchRequest {
     /// Number of bytes before the request's own, which are not sent.
     pub(crate) skipped: usize,
     pub(crate) kind: RequestKind,
-    /// Whether a block is to be committed exactly once. Only lanes do so.
+    /// Whether a block is to be committed exactly once.
     pub(crate) exactly_once: bool,
     /// The slot of a block's keys, in a cluster. One EXEC has the blocks of one slot.
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only lanes read it"))]
     pub(crate) slot: Option<u16>,
     /// Set when the number of an exactly-once block is drawn.
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only lanes read it"))]
     pub(crate) token: Option<TokenCell>,
 }
 

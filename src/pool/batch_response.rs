@@ -17,7 +17,6 @@ pub(crate) enum BatchResponse {
     /// Some replies did not arrive, and those that did prove nothing.
     Interrupted(Interrupted),
     /// An exactly-once block was sent, and the replies prove nothing.
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "only lanes carry such blocks"))]
     InDoubt(Box<BatchDoubt>),
 }
 

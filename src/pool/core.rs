@@ -6,19 +6,33 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::connection::endpoint::Endpoint;
-use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::BatchResponse;
 use crate::pool::blocking::BlockingCommands;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
+use crate::pool::group_request::{GroupAnswer, GroupJob, GroupRequest};
 use crate::pool::idle::IdleConnections;
-use crate::pool::semaphore::{BatchMember, FairSemaphore};
+use crate::pool::rejected_shapes::RejectedShapes;
+use crate::pool::semaphore::{Batchable, FairSemaphore, Membership};
+use crate::pool::waiting_group::GroupLimits;
 use crate::protocol::connection_state::CloseReason;
+use crate::protocol::handshake::Purpose;
+
+/// A request of a thread.
+pub(crate) type ThreadRequest = GroupRequest<()>;
+pub(crate) type ThreadJob = GroupJob<()>;
+pub(crate) type ThreadMembership = Membership<ThreadRequest, GroupAnswer>;
+
+impl Batchable for ThreadRequest {
+    fn bytes(&self) -> usize {
+        self.batch.sent_bytes().len()
+    }
+}
 
 /// What the checkouts of one pool share.
 pub(crate) struct PoolCore {
     context: PoolContext,
-    pub(in crate::pool) semaphore: FairSemaphore<BatchRequest, BatchResponse>,
+    pub(in crate::pool) semaphore: FairSemaphore<ThreadRequest, GroupAnswer>,
+    pub(in crate::pool) shapes: RejectedShapes,
     pub(in crate::pool) blocking: Arc<BlockingCommands>,
     pub(in crate::pool) idle: IdleConnections,
 }
@@ -37,24 +51,11 @@ impl PoolCore {
         let (config, endpoint) = (&context.config, context.endpoint.clone());
         Self {
             idle: IdleConnections::new(config, endpoint, &context.shared),
-            semaphore: FairSemaphore::new(config.settings.max_size as usize),
+            semaphore: semaphore(config),
+            shapes: RejectedShapes::default(),
             blocking: Arc::default(),
             context,
         }
-    }
-
-    /// Returns the requests at the head of the queue, as many as fit into a write that has `bytes`
-    /// already.
-    pub(crate) fn take_batch(
-        &self,
-        mut bytes: usize,
-    ) -> Vec<BatchMember<BatchRequest, BatchResponse>> {
-        let (mut members, most) = (1, self.config.settings.max_group);
-        self.semaphore.take_batch(|request| {
-            members += 1;
-            bytes += request.bytes.len();
-            members <= most && bytes <= self.config.settings.flush_bytes
-        })
     }
 
     /// Number of permits that callers hold.
@@ -72,6 +73,20 @@ impl PoolCore {
         // A caller has at most one connection, and returns it before its permit.
         self.shared.alive() <= self.in_use()
     }
+}
+
+fn semaphore(config: &PoolConfig) -> FairSemaphore<ThreadRequest, GroupAnswer> {
+    let settings = &config.settings;
+    let (permits, requests) = (settings.max_size as usize, settings.max_group as usize);
+    let leading = match config.purpose {
+        Purpose::Transactional => settings.max_leaders as usize,
+        _ => permits,
+    };
+    FairSemaphore::with_groups(
+        permits,
+        leading,
+        GroupLimits { requests, bytes: settings.flush_bytes },
+    )
 }
 
 /// In a forked child the connections and the threads belong to the parent.

@@ -12,7 +12,11 @@ pub(crate) mod connect_attempts;
 pub(crate) mod context;
 pub(crate) mod core;
 pub(crate) mod entry;
+pub(crate) mod group;
+pub(crate) mod group_prepare;
+pub(crate) mod group_request;
 pub(crate) mod idle;
+pub(crate) mod job;
 pub(crate) mod line;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
@@ -24,6 +28,7 @@ mod pending;
 pub(crate) mod pool;
 pub(crate) mod reauthentication;
 pub(crate) mod redirect_pause;
+pub(crate) mod rejected_shapes;
 pub(crate) mod retry_budget;
 pub(crate) mod router;
 pub(crate) mod scope_origin;
@@ -31,10 +36,10 @@ pub(crate) mod scopes;
 pub(crate) mod semaphore;
 pub(crate) mod server_pool;
 pub(crate) mod shared;
-pub(crate) mod spin;
 #[cfg(feature = "tokio")]
 pub(crate) mod tasks;
 #[cfg(test)]
 #[path = "../../tests/unit/pool.rs"]
 pub(in crate::pool) mod tests;
 pub(crate) mod threads;
+pub(crate) mod waiting_group;

@@ -12,21 +12,24 @@ use tracing::Level;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::threads::Threads;
+use crate::error::any::Error;
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
+use crate::error::connection::ConnectionError;
 use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::DeferredEvents;
-use crate::pool::batch::send_batch;
+use crate::pool::batch::{LedGroup, ensure_multi, send_batch};
 use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::BatchResponse;
+use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::checkout::{Checkout, Permit};
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
-use crate::pool::core::PoolCore;
-use crate::pool::line::Line;
+use crate::pool::core::{PoolCore, ThreadRequest};
+use crate::pool::line::{Line, ensure_alive};
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlock};
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
+use crate::protocol::batch::RequestKind;
 use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
 
@@ -84,29 +87,41 @@ impl Pool {
         deadline: Instant,
         response_wait: Duration,
         request: &impl Fn() -> BatchRequest,
-    ) -> Result<BatchCheckout<Checkout>, CheckoutError> {
+    ) -> Result<BatchCheckout<Self>, CheckoutError> {
         let started = Instant::now();
-        if let Some(permit) = self.try_permit() {
-            return self.connect(Ok(permit), started, deadline).map(BatchCheckout::Alone);
+        if let Some(number) = self.semaphore.try_lead() {
+            let permit = Ok(self.permit_of(number));
+            return self.connect(permit, started, deadline).map(BatchCheckout::Alone);
         }
+        let mut kind = RequestKind::Read;
         let acquired = self.wait(started, |may_wait| {
-            self.semaphore.acquire_batched(request(), deadline, response_wait, may_wait)
+            let request = ThreadRequest::new(request(), ());
+            kind = request.batch.kind;
+            self.semaphore.acquire_batched(request, deadline, response_wait, may_wait)
         });
-        let (permit, request) = match acquired {
-            Ok(Acquired::Permit(number, request)) => (Ok(self.permit_of(number)), Some(request)),
-            Ok(Acquired::Response(response)) => {
-                // Another caller's connection was used.
-                self.config.counters.checkouts.add();
-                tracing::trace!(pool = self.config.name, "checkout");
-                return Ok(BatchCheckout::Response(response));
+        let response = match acquired {
+            Ok(Acquired::Leads(number, place)) => {
+                let permit = Ok(self.permit_of(number));
+                // If there is no connection, its drop has the next member lead.
+                let group = LedGroup::new(self, place, kind);
+                let checkout = self.connect(permit, started, deadline)?;
+                return Ok(BatchCheckout::Lead(checkout, group));
             }
-            Err(error) => (Err(error), None),
+            Ok(Acquired::Response((response, _))) => response,
+            Ok(Acquired::Unknown) => {
+                let text = "the caller that sent the batch returned no result";
+                let cause = ConnectionError::timed_out(text);
+                Ok(BatchResponse::Interrupted(Interrupted { left: true, cause }))
+            }
+            Err(error) => {
+                self.on_refused(&error);
+                return Err(error);
+            }
         };
-        let checkout = self.connect(permit, started, deadline)?;
-        Ok(match request {
-            Some(request) => BatchCheckout::Lead(checkout, request),
-            None => BatchCheckout::Alone(checkout),
-        })
+        // Another caller's connection was used.
+        self.config.counters.checkouts.add();
+        tracing::trace!(pool = self.config.name, "checkout");
+        response.map(BatchCheckout::Response)
     }
 
     fn permit_of(&self, number: usize) -> Permit {
@@ -235,6 +250,7 @@ impl ServerPool for Pool {
     type Io = Threads;
     type Line = Checkout;
     type Pin = PinnedConnection<Checkout>;
+    type Group = LedGroup;
     /// A forgotten scope does not keep the pool alive. (The checkout in the scope's entry does, until
     /// the scope ends or is reclaimed.)
     type Weak = Weak<OpenScopes<Checkout>>;
@@ -279,16 +295,27 @@ impl ServerPool for Pool {
         deadline: Instant,
         response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
-    ) -> impl Future<Output = Result<BatchCheckout<Checkout>, CheckoutError>> + Send {
+    ) -> impl Future<Output = Result<BatchCheckout<Self>, CheckoutError>> + Send {
         ready(self.batched(deadline, response_wait, request))
+    }
+
+    async fn prepare_batch(
+        line: &mut Checkout,
+        group: &mut LedGroup,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        match group.kind().is_block() {
+            true => ensure_multi(line, group, deadline),
+            false => ensure_alive(line, deadline).await,
+        }
     }
 
     fn send_batch(
         line: Checkout,
-        own: &BatchRequest,
+        group: LedGroup,
         deadline: Deadline,
-    ) -> impl Future<Output = BatchResponse> + Send {
-        ready(send_batch(line, own, deadline))
+    ) -> impl Future<Output = Result<BatchResponse, CheckoutError>> + Send {
+        ready(send_batch(line, group, deadline))
     }
 
     fn pin(

@@ -27,7 +27,7 @@ use crate::logging::rate_limit::RateLimits;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
-use crate::pool::line::{Line, ensure_alive};
+use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
@@ -308,7 +308,7 @@ impl<P: ServerPool> Pools<P> {
         deadline: Instant,
         response_wait: Duration,
         request: impl Fn() -> BatchRequest + Send + Sync,
-    ) -> Result<BatchCheckout<P::Line>, CheckoutError> {
+    ) -> Result<BatchCheckout<P>, CheckoutError> {
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {
             let pool = self.pool_of(route, deadline, &mut search, failed).await?;
@@ -334,10 +334,10 @@ impl<P: ServerPool> Pools<P> {
         let response_wait = 4 * self.settings().response_timeout;
         Ok(match self.checkout_batched(route, deadline, response_wait, request).await? {
             BatchCheckout::Alone(line) => Joined::Alone(line),
-            BatchCheckout::Lead(mut line, own) => {
-                ensure_alive(&mut line, deadline).await?;
+            BatchCheckout::Lead(mut line, mut group) => {
+                P::prepare_batch(&mut line, &mut group, deadline).await?;
                 let within = line.response_deadline();
-                Joined::Response(P::send_batch(line, &own, within).await)
+                Joined::Response(P::send_batch(line, group, within).await?)
             }
             BatchCheckout::Response(response) => Joined::Response(response),
         })

@@ -4,9 +4,10 @@
 //! take it before. A permit is the number of an entry in the [open scopes](crate::pool::scopes). No
 //! two callers hold one permit.
 //!
-//! A caller may wait with a request that another caller can send. A caller with a permit takes the
-//! requests at the head of the queue into its batch. The batch ends before the first caller that
-//! needs a permit of its own. Each of the callers gets a response.
+//! A caller may wait with a request that another caller can send. Such requests gather in
+//! [groups](crate::pool::waiting_group). A group has one place in the queue and gets one permit, for
+//! its leader, so no later caller is passed over. A limited number of permits leads groups at once: with
+//! fewer leaders there are more requests in each write.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/batch.rs"]
@@ -24,56 +25,67 @@ use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
 
-use crate::pool::spin::SpinPolicy;
+use crate::pool::job::Job;
+use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::sync::this_thread;
 
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
-pub(crate) struct FairSemaphore<J, R> {
-    state: Mutex<SemaphoreState<J, R>>,
-    spin: SpinPolicy,
+pub(crate) struct FairSemaphore<T, R> {
+    state: Mutex<SemaphoreState<T, R>>,
+    limits: GroupLimits,
+    /// Maximum number of permits that lead groups.
+    most_leading: usize,
 }
 
 #[derive(Debug)]
-struct SemaphoreState<J, R> {
-    /// The free permits; empty whenever a caller waits.
+struct SemaphoreState<T, R> {
+    /// The free permits. If a caller waits, it is a group, and no more groups may be led.
     free: Vec<usize>,
-    queue: VecDeque<QueueEntry<J, R>>,
+    queue: VecDeque<QueueEntry<T, R>>,
+    /// The group that later requests join: nothing waits behind it, and its leader has not taken its
+    /// requests.
+    open: Option<Arc<WaitingGroup<T, R>>>,
+    /// The permits that lead groups.
+    leading: Vec<usize>,
     closed: bool,
 }
 
 #[derive(Debug)]
-struct QueueEntry<J, R> {
-    /// The thread, stored here so that a search for a thread need not visit every waiter.
-    thread: ThreadId,
-    waiter: Arc<Waiter<J, R>>,
+enum QueueEntry<T, R> {
+    Caller {
+        /// The thread, stored here so that a search for a thread need not visit every waiter.
+        thread: ThreadId,
+        waiter: Arc<Waiter>,
+    },
+    Group(Arc<WaitingGroup<T, R>>),
 }
 
 #[derive(Debug)]
-struct Waiter<J, R> {
-    /// The batched request, if any. The leader borrows it, so it is freed on the thread
-    /// that allocated it.
-    request: Mutex<Option<J>>,
-    state: Mutex<WaitState<R>>,
+struct Waiter {
+    state: Mutex<WaitState>,
     ready: Condvar,
 }
 
 #[derive(Debug)]
-struct WaitState<R> {
-    grant: Grant<R>,
+struct WaitState {
+    grant: Grant,
     /// The waiter sleeps and has to be woken.
     asleep: bool,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-enum Grant<R> {
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Grant {
     Waiting,
     Permit(usize),
-    /// A leader is about to send its request.
-    Taken,
-    Response(R),
     Closed,
+}
+
+/// A caller that was granted a permit, and sleeps.
+enum Asleep<T, R> {
+    Caller(Arc<Waiter>),
+    Leader(Arc<WaitingGroup<T, R>>),
 }
 
 /// The reason why no permit was granted.
@@ -91,34 +103,53 @@ pub(crate) enum AcquireError<E> {
 pub(crate) type IsWaiting<'w> = dyn Fn(ThreadId) -> bool + 'w;
 
 /// The result of a wait with a request.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Acquired<J, R> {
-    /// A permit, and the caller's own request.
-    Permit(usize, J),
+#[derive(Debug)]
+pub(crate) enum Acquired<T, R> {
+    /// A permit, and the group whose requests the caller sends.
+    Leads(usize, Membership<T, R>),
     /// A leader has sent the request.
     Response(R),
+    /// A leader has taken the request, and has not returned a response in time.
+    Unknown,
+}
+
+/// A request's place in a group.
+#[derive(Debug)]
+pub(crate) struct Membership<T, R> {
+    pub(super) group: Arc<WaitingGroup<T, R>>,
+    /// Number of the member.
+    number: usize,
+    pub(super) job: Arc<Job<T, R>>,
 }
 
 /// A request that another caller may send.
 pub(crate) trait Batchable {
-    /// Returns whether the request takes so long that its caller should yield before it sleeps.
-    fn yields_before_wait(&self) -> bool;
+    /// Number of bytes of the request.
+    fn bytes(&self) -> usize;
 }
 
-/// The response to a request that was taken and never settled.
-pub(crate) trait OutcomeUnknown {
-    fn outcome_unknown() -> Self;
-}
+/// A group of one request.
+const NO_GROUPS: GroupLimits = GroupLimits { requests: 1, bytes: 0 };
 
-impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
+impl<T: Batchable, R> FairSemaphore<T, R> {
+    /// A semaphore for callers without requests.
     pub(crate) fn new(permits: usize) -> Self {
+        Self::with_groups(permits, permits, NO_GROUPS)
+    }
+
+    /// A semaphore whose groups have at most that size. `most_leading`: maximum number of permits that
+    /// lead groups.
+    pub(crate) fn with_groups(permits: usize, most_leading: usize, limits: GroupLimits) -> Self {
         Self {
             state: Mutex::new(SemaphoreState {
                 free: (0..permits).rev().collect(),
                 queue: VecDeque::new(),
+                open: None,
+                leading: Vec::new(),
                 closed: false,
             }),
-            spin: SpinPolicy::new(),
+            limits,
+            most_leading,
         }
     }
 
@@ -126,6 +157,12 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     pub(crate) fn try_acquire(&self) -> Option<usize> {
         let mut state = lock(&self.state);
         if state.closed { None } else { state.free.pop() }
+    }
+
+    /// Takes a free permit for a request, unless as many lead groups as may.
+    pub(crate) fn try_lead(&self) -> Option<usize> {
+        let mut state = lock(&self.state);
+        if state.closed { None } else { state.lead(self.most_leading) }
     }
 
     /// Takes a permit, and waits for it until `deadline`. Before the wait it calls `may_wait`,
@@ -136,61 +173,22 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
         deadline: Instant,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<usize, AcquireError<E>> {
-        match self.wait(None, deadline, Duration::ZERO, may_wait)? {
-            Acquired::Permit(permit, _) => Ok(permit),
-            // Without a request there is no response.
-            Acquired::Response(_) => Err(AcquireError::Closed),
-        }
-    }
-
-    /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request first.
-    /// The response to a request that was taken by `deadline` is awaited until `response_wait` later;
-    /// then its outcome is unknown. A caller with a long request yields to other threads before it
-    /// sleeps. It counts as late if it does not run again in time.
-    pub(crate) fn acquire_batched<E>(
-        &self,
-        request: J,
-        deadline: Instant,
-        response_wait: Duration,
-        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
-    ) -> Result<Acquired<J, R>, AcquireError<E>> {
-        match self.wait(Some(request), deadline, response_wait, may_wait)? {
-            Acquired::Permit(permit, Some(request)) => Ok(Acquired::Permit(permit, request)),
-            Acquired::Response(response) => Ok(Acquired::Response(response)),
-            // A leader always keeps its own request.
-            Acquired::Permit(permit, None) => {
-                self.release(permit);
-                Ok(Acquired::Response(R::outcome_unknown()))
-            }
-        }
-    }
-
-    fn wait<E>(
-        &self,
-        request: Option<J>,
-        deadline: Instant,
-        response_wait: Duration,
-        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
-    ) -> Result<Acquired<Option<J>, R>, AcquireError<E>> {
-        let yields_before_wait = request.as_ref().is_some_and(Batchable::yields_before_wait);
         let waiter = {
             let mut state = lock(&self.state);
             if state.closed {
                 return Err(AcquireError::Closed);
             }
             if let Some(permit) = state.free.pop() {
-                return Ok(Acquired::Permit(permit, request));
+                return Ok(permit);
             }
-            let waits = |thread| state.queue.iter().any(|queued| queued.thread == thread);
-            may_wait(&waits).map_err(AcquireError::Rejected)?;
-            let waiter = Arc::new(Waiter::new(request));
+            may_wait(&|thread| state.has(thread)).map_err(AcquireError::Rejected)?;
+            let waiter = Arc::new(Waiter::new());
+            // Later requests must not pass this caller.
+            state.open = None;
             state.queue.push_back(QueueEntry::here(&waiter));
             waiter
         };
         let registration = guard(waiter, |waiter| self.cancel(&waiter));
-        if yields_before_wait {
-            self.spin.yield_once(deadline);
-        }
         let mut grant = registration.wait(deadline);
         let waiter = ScopeGuard::into_inner(registration);
         if let Grant::Waiting = grant {
@@ -201,81 +199,155 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
             }
         }
         match grant {
-            Grant::Permit(permit) => Ok(Acquired::Permit(permit, lock(&waiter.request).take())),
-            Grant::Response(response) => Ok(Acquired::Response(response)),
-            Grant::Taken | Grant::Waiting => {
-                Ok(Acquired::Response(waiter.response(Instant::now() + response_wait)))
-            }
-            Grant::Closed => Err(AcquireError::Closed),
+            Grant::Permit(permit) => Ok(permit),
+            Grant::Closed | Grant::Waiting => Err(AcquireError::Closed),
         }
     }
 
+    /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request first.
+    /// The response to a request that was taken by `deadline` is awaited until `response_wait` later;
+    /// then its outcome is unknown.
+    pub(crate) fn acquire_batched<E>(
+        &self,
+        request: T,
+        deadline: Instant,
+        response_wait: Duration,
+        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
+    ) -> Result<Acquired<T, R>, AcquireError<E>> {
+        let bytes = request.bytes();
+        let place = {
+            let mut state = lock(&self.state);
+            if state.closed {
+                return Err(AcquireError::Closed);
+            }
+            if let Some(permit) = state.lead(self.most_leading) {
+                return Ok(Acquired::Leads(permit, Membership::first(request, bytes)));
+            }
+            if state.free.is_empty() {
+                may_wait(&|thread| state.has(thread)).map_err(AcquireError::Rejected)?;
+            }
+            state.join(request, bytes, self.limits)
+        };
+        self.wait_in_group(place, deadline, response_wait)
+    }
+
+    fn wait_in_group<E>(
+        &self,
+        place: Membership<T, R>,
+        deadline: Instant,
+        response_wait: Duration,
+    ) -> Result<Acquired<T, R>, AcquireError<E>> {
+        let (mut until, mut is_late) = (deadline, false);
+        loop {
+            match place.group.wait(place.number, &place.job, until) {
+                Woken::Leads(permit) => return Ok(Acquired::Leads(permit, place)),
+                Woken::Response(response) => return Ok(Acquired::Response(response)),
+                Woken::Closed => return Err(AcquireError::Closed),
+                Woken::TimedOut => {}
+            }
+            let (gave_up, waiters) = self.give_up(&place);
+            match gave_up {
+                GaveUp::Leads(permit) => return Ok(Acquired::Leads(permit, place)),
+                GaveUp::Withdrawn | GaveUp::Dissolved => {
+                    return Err(AcquireError::TimedOut { waiters });
+                }
+                GaveUp::Taken if is_late => {
+                    // The leader is delayed, or has just settled it.
+                    return Ok(place.job.response().map_or(Acquired::Unknown, Acquired::Response));
+                }
+                GaveUp::Taken => (until, is_late) = (Instant::now() + response_wait, true),
+            }
+        }
+    }
+
+    /// Withdraws a request after its deadline, and returns the former number of waiting callers. A
+    /// permit that arrived meanwhile stays valid, because it would otherwise be lost.
+    fn give_up(&self, place: &Membership<T, R>) -> (GaveUp, usize) {
+        let mut state = lock(&self.state);
+        let waiters = state.waiting();
+        let gave_up = place.group.give_up(place.number, &place.job);
+        if gave_up == GaveUp::Dissolved {
+            state.forget(&place.group);
+        }
+        (gave_up, waiters)
+    }
+
+    /// Takes the requests of the group that a caller leads, its own and those that have joined.
+    pub(crate) fn take_group(&self, place: &Membership<T, R>) -> VecDeque<Arc<Job<T, R>>> {
+        let mut state = lock(&self.state);
+        if state.open.as_ref().is_some_and(|open| Arc::ptr_eq(open, &place.group)) {
+            state.open = None;
+        }
+        place.group.jobs()
+    }
+
+    /// Ends the lead of a caller that cannot send: the next member leads. The permit is returned
+    /// separately.
+    pub(crate) fn abandon_group(&self, place: &Membership<T, R>) {
+        let mut state = lock(&self.state);
+        if place.group.abandon(&place.job) == GaveUp::Dissolved {
+            return state.forget(&place.group);
+        }
+        if state.closed {
+            return place.group.close();
+        }
+        state.queue.push_front(QueueEntry::Group(Arc::clone(&place.group)));
+        let granted = state.grant(self.most_leading);
+        drop(state);
+        granted.into_iter().for_each(Asleep::wake);
+    }
+
     /// Cleans up after a panic during the wait: leaves the queue, or frees the granted permit.
-    fn cancel(&self, waiter: &Arc<Waiter<J, R>>) {
+    fn cancel(&self, waiter: &Arc<Waiter>) {
         self.leave_queue(waiter);
         if let Grant::Permit(permit) = waiter.take() {
             self.release(permit);
         }
     }
 
-    /// Leaves the queue after the deadline, and returns its former length. A grant that arrived
-    /// meanwhile stays valid, because it would otherwise be lost.
-    fn leave_queue(&self, waiter: &Arc<Waiter<J, R>>) -> usize {
+    /// Leaves the queue after the deadline, and returns the former number of waiting callers. A grant
+    /// that arrived meanwhile stays valid, because it would otherwise be lost.
+    fn leave_queue(&self, waiter: &Arc<Waiter>) -> usize {
         let mut state = lock(&self.state);
-        let waiters = state.queue.len();
-        let at = state.queue.iter().position(|queued| Arc::ptr_eq(&queued.waiter, waiter));
-        if let Some(at) = at {
+        let waiters = state.waiting();
+        let is_this = |entry: &QueueEntry<T, R>| match entry {
+            QueueEntry::Caller { waiter: queued, .. } => Arc::ptr_eq(queued, waiter),
+            QueueEntry::Group(_) => false,
+        };
+        if let Some(at) = state.queue.iter().position(is_this) {
             state.queue.remove(at);
         }
         waiters
     }
 
-    /// Takes the requests at the head of the queue, as long as they `fit`. It stops at the first
-    /// caller that needs a permit of its own.
-    pub(crate) fn take_batch(&self, mut fits: impl FnMut(&J) -> bool) -> Vec<BatchMember<J, R>> {
-        let mut state = lock(&self.state);
-        let mut members = Vec::new();
-        while let Some(first) = state.queue.front() {
-            if !lock(&first.waiter.request).as_ref().is_some_and(&mut fits) {
-                break;
-            }
-            // Granted under the semaphore's mutex, so that a caller that gives up finds itself
-            // either queued or taken.
-            first.waiter.grant(Grant::Taken);
-            members.extend(
-                state.queue.pop_front().map(|QueueEntry { waiter, .. }| BatchMember { waiter }),
-            );
-        }
-        members
-    }
-
     /// Returns a permit: to the first caller in the queue, or to the free permits.
     pub(crate) fn release(&self, permit: usize) {
         let mut state = lock(&self.state);
-        let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() else {
-            return state.free.push(permit);
-        };
+        state.leading.retain(|leading| *leading != permit);
+        state.free.push(permit);
         // Under the semaphore's mutex, so that a caller that gives up finds itself either queued or
         // granted.
-        let asleep = waiter.grant(Grant::Permit(permit));
+        let granted = state.grant(self.most_leading);
         drop(state);
         // Waking a thread takes longer than all the rest, so the mutex is released first.
-        if asleep {
-            waiter.ready.notify_one();
-        }
+        granted.into_iter().for_each(Asleep::wake);
     }
 
     /// Closes the semaphore: waiting and later callers fail. Permits can still be returned.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);
         state.closed = true;
-        for QueueEntry { waiter, .. } in state.queue.drain(..) {
-            waiter.settle(Grant::Closed);
+        state.open = None;
+        for entry in state.queue.drain(..) {
+            match entry {
+                QueueEntry::Caller { waiter, .. } => waiter.settle(Grant::Closed),
+                QueueEntry::Group(group) => group.close(),
+            }
         }
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        lock(&self.state).queue.len()
+        lock(&self.state).waiting()
     }
 
     /// Number of free permits.
@@ -284,62 +356,152 @@ impl<J: Batchable, R: OutcomeUnknown> FairSemaphore<J, R> {
     }
 }
 
-impl<J, R> QueueEntry<J, R> {
-    fn here(waiter: &Arc<Waiter<J, R>>) -> Self {
-        Self { thread: this_thread(), waiter: Arc::clone(waiter) }
+impl<T, R> SemaphoreState<T, R> {
+    /// Takes a free permit that leads a group.
+    fn lead(&mut self, most_leading: usize) -> Option<usize> {
+        if self.leading.len() >= most_leading {
+            return None;
+        }
+        let permit = self.free.pop()?;
+        self.leading.push(permit);
+        Some(permit)
+    }
+
+    /// Grants a free permit to the first caller that may have it. Returns the caller if it sleeps.
+    fn grant(&mut self, most_leading: usize) -> Option<Asleep<T, R>> {
+        let may_lead = self.leading.len() < most_leading;
+        let is_next = |entry: &QueueEntry<T, R>| match entry {
+            QueueEntry::Caller { .. } => true,
+            QueueEntry::Group(_) => may_lead,
+        };
+        let permit = *self.free.last()?;
+        let at = self.queue.iter().position(is_next)?;
+        self.free.pop();
+        match self.queue.remove(at)? {
+            QueueEntry::Caller { waiter, .. } => {
+                waiter.grant(Grant::Permit(permit)).then_some(Asleep::Caller(waiter))
+            }
+            QueueEntry::Group(group) => {
+                self.leading.push(permit);
+                group.grant(permit).then_some(Asleep::Leader(group))
+            }
+        }
+    }
+
+    /// Adds a request to the open group, or to a new one.
+    fn join(&mut self, request: T, bytes: usize, limits: GroupLimits) -> Membership<T, R> {
+        let job = Job::new(request, None);
+        if let Some(open) = &self.open
+            && let Some(number) = open.join(&job, bytes, limits)
+        {
+            return Membership { group: Arc::clone(open), number, job };
+        }
+        let group = WaitingGroup::new(Arc::clone(&job), bytes);
+        self.open = Some(Arc::clone(&group));
+        self.queue.push_back(QueueEntry::Group(Arc::clone(&group)));
+        Membership { group, number: 0, job }
+    }
+
+    /// Removes a group without members.
+    fn forget(&mut self, group: &Arc<WaitingGroup<T, R>>) {
+        self.open.take_if(|open| Arc::ptr_eq(open, group));
+        self.queue.retain(|entry| match entry {
+            QueueEntry::Group(queued) => !Arc::ptr_eq(queued, group),
+            QueueEntry::Caller { .. } => true,
+        });
+    }
+
+    /// The groups whose requests were not taken.
+    fn groups(&self) -> impl Iterator<Item = &Arc<WaitingGroup<T, R>>> {
+        let queued = self.queue.iter().filter_map(|entry| match entry {
+            QueueEntry::Group(group) => Some(group),
+            QueueEntry::Caller { .. } => None,
+        });
+        let is_queued = |open: &&Arc<WaitingGroup<T, R>>| {
+            self.queue.iter().any(|entry| match entry {
+                QueueEntry::Group(group) => Arc::ptr_eq(group, open),
+                QueueEntry::Caller { .. } => false,
+            })
+        };
+        queued.chain(self.open.iter().filter(move |open| !is_queued(open)))
+    }
+
+    /// Whether a thread waits.
+    fn has(&self, thread: ThreadId) -> bool {
+        let is_caller = |entry: &QueueEntry<T, R>| match entry {
+            QueueEntry::Caller { thread: queued, .. } => *queued == thread,
+            QueueEntry::Group(_) => false,
+        };
+        self.queue.iter().any(is_caller) || self.groups().any(|group| group.has(thread))
+    }
+
+    /// Number of waiting callers.
+    fn waiting(&self) -> usize {
+        let is_caller = |entry: &&QueueEntry<T, R>| matches!(entry, QueueEntry::Caller { .. });
+        let callers = self.queue.iter().filter(is_caller).count();
+        callers + self.groups().map(|group| group.waiting()).sum::<usize>()
     }
 }
 
-impl<J, R: OutcomeUnknown> Waiter<J, R> {
-    fn new(request: Option<J>) -> Self {
+impl<T, R> Membership<T, R> {
+    /// The only place in a new group.
+    fn first(request: T, bytes: usize) -> Self {
+        let job = Job::new(request, None);
+        Self { group: WaitingGroup::new(Arc::clone(&job), bytes), number: 0, job }
+    }
+}
+
+impl<T, R> Asleep<T, R> {
+    fn wake(self) {
+        match self {
+            Self::Caller(waiter) => waiter.ready.notify_one(),
+            Self::Leader(group) => group.wake_leader(),
+        }
+    }
+}
+
+impl<T, R> QueueEntry<T, R> {
+    fn here(waiter: &Arc<Waiter>) -> Self {
+        Self::Caller { thread: this_thread(), waiter: Arc::clone(waiter) }
+    }
+}
+
+impl Waiter {
+    fn new() -> Self {
         let state = WaitState { grant: Grant::Waiting, asleep: false };
-        Self { request: Mutex::new(request), state: Mutex::new(state), ready: Condvar::new() }
+        Self { state: Mutex::new(state), ready: Condvar::new() }
     }
 
     /// Returns whether the waiter is to be woken.
-    fn grant(&self, grant: Grant<R>) -> bool {
+    fn grant(&self, grant: Grant) -> bool {
         let mut state = lock(&self.state);
         state.grant = grant;
         state.asleep
     }
 
-    fn settle(&self, grant: Grant<R>) {
+    fn settle(&self, grant: Grant) {
         if self.grant(grant) {
             self.ready.notify_one();
         }
     }
 
-    /// Takes the grant. A request that was taken stays so until it is settled.
-    fn take(&self) -> Grant<R> {
+    /// Takes the grant.
+    fn take(&self) -> Grant {
         let mut state = lock(&self.state);
         match state.grant {
             Grant::Waiting => Grant::Waiting,
-            Grant::Taken => Grant::Taken,
             _ => std::mem::replace(&mut state.grant, Grant::Closed),
         }
     }
 
-    fn wait(&self, deadline: Instant) -> Grant<R> {
-        drop(self.sleep_while(|grant| matches!(grant, Grant::Waiting), deadline));
+    fn wait(&self, deadline: Instant) -> Grant {
+        drop(self.sleep(deadline));
         self.take()
     }
 
-    /// Waits for the leader that has taken the request.
-    fn response(&self, until: Instant) -> R {
-        let mut state = self.sleep_while(|grant| matches!(grant, Grant::Taken), until);
-        match std::mem::replace(&mut state.grant, Grant::Closed) {
-            Grant::Response(response) => response,
-            _ => R::outcome_unknown(),
-        }
-    }
-
-    fn sleep_while(
-        &self,
-        waits: impl Fn(&Grant<R>) -> bool,
-        until: Instant,
-    ) -> MutexGuard<'_, WaitState<R>> {
+    fn sleep(&self, until: Instant) -> MutexGuard<'_, WaitState> {
         let mut state = lock(&self.state);
-        while waits(&state.grant) {
+        while matches!(state.grant, Grant::Waiting) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -353,40 +515,8 @@ impl<J, R: OutcomeUnknown> Waiter<J, R> {
     }
 }
 
-/// A caller whose request was taken, until it is settled. If this is dropped, the outcome is
-/// unknown.
-#[derive(Debug)]
-pub(crate) struct BatchMember<J, R: OutcomeUnknown> {
-    waiter: Arc<Waiter<J, R>>,
-}
-
-impl<J, R: OutcomeUnknown> BatchMember<J, R> {
-    /// Passes the request to `read`.
-    pub(crate) fn with_request<T>(&self, read: impl FnOnce(&J) -> T) -> Option<T> {
-        lock(&self.waiter.request).as_ref().map(read)
-    }
-
-    /// Passes the response to the caller.
-    pub(crate) fn settle(self, response: R) {
-        self.waiter.settle(Grant::Response(response));
-    }
-}
-
-impl<J, R: OutcomeUnknown> Drop for BatchMember<J, R> {
-    fn drop(&mut self) {
-        let unsettled = matches!(lock(&self.waiter.state).grant, Grant::Taken);
-        if unsettled {
-            self.waiter.settle(Grant::Response(R::outcome_unknown()));
-        }
-    }
-}
-
 impl Batchable for () {
-    fn yields_before_wait(&self) -> bool {
-        false
+    fn bytes(&self) -> usize {
+        0
     }
-}
-
-impl OutcomeUnknown for () {
-    fn outcome_unknown() -> Self {}
 }

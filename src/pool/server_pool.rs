@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::io::Io;
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::error::open_scope::OpenScope;
 use crate::error::pin_expired::PinExpired;
@@ -24,6 +25,8 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     type Io: Io;
     type Line: Line<Wire = <Self::Io as Io>::Wire>;
     type Pin: PinnedLine<Line = Self::Line>;
+    /// The requests that a caller with a connection sends with its own.
+    type Group: Send;
     /// A reference that does not keep the pool alive.
     type Weak: Send + Sync + 'static;
 
@@ -64,16 +67,27 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
         deadline: Instant,
         response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
-    ) -> impl Future<Output = Result<BatchCheckout<Self::Line>, CheckoutError>> + Send;
+    ) -> impl Future<Output = Result<BatchCheckout<Self>, CheckoutError>> + Send;
+
+    /// Makes sure that the connection is alive before the requests are sent on it. Dropped before its
+    /// end, the future has sent none of them.
+    ///
+    /// # Errors
+    /// There is no live connection by `deadline`. Another caller then leads the group.
+    fn prepare_batch(
+        line: &mut Self::Line,
+        group: &mut Self::Group,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Sends the leader's request with those of waiting callers, and returns the connection. After
     /// the deadline the connection is lost for all of them. Dropped before its end, the future leaves
     /// the outcome unknown to all of them, and the connection is closed.
     fn send_batch(
         line: Self::Line,
-        own: &BatchRequest,
+        group: Self::Group,
         deadline: Deadline,
-    ) -> impl Future<Output = BatchResponse> + Send;
+    ) -> impl Future<Output = Result<BatchResponse, CheckoutError>> + Send;
 
     /// Takes a connection for a scope, which keeps `router` alive. Dropped before its end, the future
     /// has opened no scope.
@@ -130,11 +144,11 @@ pub(crate) trait PinnedLine: Sized + Send + Sync {
 }
 
 /// The result of a checkout whose request another caller's write may carry.
-pub(crate) enum BatchCheckout<L> {
+pub(crate) enum BatchCheckout<P: ServerPool> {
     /// A connection that was free, while no caller waited.
-    Alone(L),
-    /// A connection and the caller's request, to be sent together with those of waiting callers.
-    Lead(L, BatchRequest),
+    Alone(P::Line),
+    /// A connection, and the group with the caller's request and those of other waiting callers.
+    Lead(P::Line, P::Group),
     /// Another caller has sent the request.
     Response(BatchResponse),
 }

@@ -1,8 +1,7 @@
-//! Requests that are sent with others in one write: blocks, each its own MULTI…EXEC, and reads.
-//!
-//! Requests keep the order in which they were queued, so each reply is assigned to its own request.
+//! Requests that are sent with others in one write: blocks, reads, and calls of scripts.
 
 use crate::protocol::command::table;
+#[cfg(test)]
 use crate::protocol::connection_state::Expect;
 
 /// The kind of a batched request.
@@ -16,24 +15,13 @@ pub(crate) enum RequestKind {
     Calls { count: u32 },
 }
 
-/// Minimum number of commands at which yielding before a wait pays. With fewer, callers gain
-/// little, and the longest waits grow by up to half (decision 86).
-const MIN_TO_YIELD: u32 = 6;
-
 impl RequestKind {
-    /// Whether the caller should let other threads run before it sleeps.
-    pub(crate) fn yields_before_wait(self) -> bool {
-        matches!(self, Self::Block { commands } if commands >= MIN_TO_YIELD)
-    }
-
     /// Whether it is a block.
-    #[cfg(feature = "tokio")]
     pub(crate) fn is_block(self) -> bool {
         matches!(self, Self::Block { .. })
     }
 
     /// Number of commands, without MULTI and EXEC.
-    #[cfg(feature = "tokio")]
     pub(crate) fn commands(self) -> u32 {
         match self {
             Self::Block { commands } => commands,
@@ -43,6 +31,7 @@ impl RequestKind {
     }
 
     /// The expected replies.
+    #[cfg(test)]
     pub(crate) fn expected(self) -> [(Expect, u32); 3] {
         match self {
             Self::Block { commands } => {

@@ -176,7 +176,6 @@ impl Collector {
 impl WithoutMulti {
     /// Cuts the replies into those of blocks with this many commands each. Every block has also the
     /// `internal` last replies, which are to this crate's own commands.
-    #[cfg(any(feature = "tokio", test))]
     pub(crate) fn cut(mut self, blocks: &[u32], internal: usize) -> Vec<Self> {
         let own = self.values.split_off(self.values.len().saturating_sub(internal));
         let mut values = self.values.into_iter();

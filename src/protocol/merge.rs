@@ -89,7 +89,6 @@ pub(crate) struct MergedOutcome {
 
 impl Piece {
     /// Whether the request is to be sent again. `unsent`: nothing of the write was sent.
-    #[cfg(feature = "tokio")]
     pub(crate) fn is_sent_again(&self, unsent: bool) -> bool {
         match self {
             Self::Again { .. } => true,
@@ -107,13 +106,11 @@ impl MergedWrite {
     }
 
     /// Prepares for this many requests.
-    #[cfg(feature = "tokio")]
     pub(crate) fn reserve(&mut self, requests: usize) {
         self.parts.reserve(requests);
     }
 
     /// The server has accepted the MULTI of the first group.
-    #[cfg(feature = "tokio")]
     pub(crate) fn follow_multi(&mut self) {
         self.in_multi = true;
     }
@@ -127,7 +124,6 @@ impl MergedWrite {
     }
 
     /// The parts of each group's replies that are for one block, by their lengths.
-    #[cfg(feature = "tokio")]
     pub(crate) fn shared_replies(&self) -> Vec<Vec<u32>> {
         let mut commands = self.blocks.iter().copied();
         let groups = self.parts.iter().filter_map(|part| match part.kind {
@@ -140,7 +136,6 @@ impl MergedWrite {
     }
 
     /// Returns the buffer.
-    #[cfg(feature = "tokio")]
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }

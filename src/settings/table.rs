@@ -79,9 +79,14 @@ macro_rules! settings {
             /// crate's own commands may be too large.
             max_reply_bytes: usize = 1024 * 1024 * 1024;
             /// Maximum number of blocks of [`grouped`](crate::TransactionOptions::grouped) handles
-            /// in one write. One dead connection puts that many blocks in doubt at once. Default
+            /// in one group. One dead connection puts that many blocks in doubt at once. Default
             /// 16, at least 1, which groups none.
             max_group: u32 = 16;
+            /// Maximum number of connections of the transactional pool that carry groups of
+            /// [`grouped`](crate::TransactionOptions::grouped) blocks at once, in a cluster of each
+            /// master's. With fewer of them, more blocks wait for each and share its writes. Other
+            /// transactions use the rest of the pool meanwhile. Default 4, at least 1.
+            max_leaders: u32 = 4;
             /// Number of lanes of each pool, on tokio. A lane is a connection that carries the small
             /// blocks and commands of many tasks, each as isolated as alone. Lanes are opened when
             /// first used, in addition to `max_size`. More lanes make smaller writes. 0: each block

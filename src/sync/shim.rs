@@ -2,16 +2,10 @@
 //! model checker's in its place (`--cfg rediscope_shuttle`).
 
 #[cfg(not(rediscope_shuttle))]
-pub(crate) use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::yield_now,
-};
+pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 #[cfg(rediscope_shuttle)]
 pub(crate) use {
-    shuttle::{
-        sync::{Arc, Condvar, Mutex, MutexGuard},
-        thread::yield_now,
-    },
+    shuttle::sync::{Arc, Condvar, Mutex, MutexGuard},
     std::sync::PoisonError,
 };
 

@@ -202,16 +202,24 @@ impl TransactionOptions {
         self
     }
 
-    /// Lets blocks of `run` that find no free connection share the next one. One block takes the
-    /// connection and sends the waiting blocks with its own in one write. Each block has its own
-    /// MULTI…EXEC and is as isolated as alone. This pays if many threads share few connections.
+    /// Lets blocks of `run` that have to wait share a connection. One caller takes the connection and
+    /// sends the waiting blocks with its own, as one MULTI…EXEC. Each block is as isolated as alone and
+    /// has its own replies. A command that fails at run time concerns its own block. If the server
+    /// rejects a command while it is queued, nothing is applied: its own block gets the rejection, and
+    /// the others are sent again. This pays if many threads share few connections.
     ///
-    /// This is not the default: one dead connection then puts all blocks of a batch in doubt, up to
-    /// [`max_group`](crate::Builder::max_group), instead of one.
+    /// At most [`max_leaders`](crate::Builder::max_leaders) connections carry groups at once, and
+    /// blocks wait although another connection is free: fuller groups are faster.
+    ///
+    /// This is not the default: one dead connection then puts all blocks of a group in doubt, up to
+    /// [`max_group`](crate::Builder::max_group), instead of one. Blocks that are
+    /// [`exactly_once`](Self::exactly_once) share one write of the register, and their doubt is resolved
+    /// once for all of them.
     ///
     /// Blocks of small commands with small replies join. A block goes alone if it has a script, a
     /// range or a command given to `queue`. So does a block of more than 64 commands or more than 8
-    /// KiB, and every block that is exactly once, waits for replicas or begins at once.
+    /// KiB, and every block that is fenced, exactly once by a key, waits for replicas or begins at
+    /// once. In a cluster a group has the blocks of one slot.
     pub fn grouped(mut self) -> Self {
         self.grouped = Some(true);
         self

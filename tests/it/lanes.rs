@@ -1,7 +1,6 @@
 //! Promise: a block that shares a lane with others is as isolated as alone. Each caller gets its own replies and its own
 //! refusal, and a dropped one costs no other anything.
 
-use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,14 +12,15 @@ use fastrand::Rng;
 use rediscope::aio::SessionManager;
 use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
-use rediscope::redis::{AsyncCommands as _, Value};
-use rediscope::{Block, CommitError, Error, Queued, TransactionOptions};
+use rediscope::redis::AsyncCommands as _;
+use rediscope::{Block, Error, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::fixture::{SLACK, SOON};
+use crate::random_blocks::{Step, Sums, check, server_with_user};
 
 /// Groups of callers. The environment variable `REDISCOPE_LANE_GROUPS` overrides it.
 const GROUPS: u64 = 150;
@@ -33,130 +33,6 @@ fn sessions(server: &Server, user: bool, lanes: u32) -> SessionManager {
     let url = if user { server.url_as("caller", "secret") } else { server.url() };
     let builder = rediscope::SessionManager::builder(url).lanes(lanes).checkout_timeout(SOON);
     builder.build_async().unwrap()
-}
-
-fn server_with_user() -> Server {
-    let server = Server::start();
-    // It may use the keys of these tests, but for `closed`.
-    let user = ["ACL", "SETUSER", "caller", "on", ">secret", "~open:*", "~rediscope:*", "+@all"];
-    let _: () = server.ask(&user);
-    server
-}
-
-/// One command of a random block.
-#[derive(Clone, Debug)]
-enum Step {
-    Incr(String),
-    Push(String, u64),
-    /// INCR of a list: it fails at run time.
-    Fails,
-    /// A key that the user may not use: refused while it is queued.
-    Forbidden,
-    /// SADD without a member: refused while it is queued.
-    WrongArity,
-    Read(String),
-}
-
-impl Step {
-    fn random(rng: &mut Rng, caller: u64, allows_refusal: bool) -> Self {
-        let key = format!("open:{}", rng.u8(..4));
-        let own = format!("open:own:{caller}");
-        match rng.u8(..if allows_refusal { 20 } else { 18 }) {
-            0..8 => Self::Incr(key),
-            8..12 => Self::Push(own, rng.u64(..)),
-            12..14 => Self::Fails,
-            14..18 => Self::Read(key),
-            18 => Self::Forbidden,
-            _ => Self::WrongArity,
-        }
-    }
-
-    fn is_refused(&self) -> bool {
-        matches!(self, Self::Forbidden | Self::WrongArity)
-    }
-
-    fn queue(&self, tx: &mut Block) -> Queued<Value> {
-        match self {
-            Self::Incr(key) => tx.incr(key, 1).cast(),
-            Self::Push(key, value) => tx.rpush(key, *value).cast(),
-            Self::Fails => tx.incr("open:list", 1).cast(),
-            Self::Forbidden => tx.incr("closed", 1).cast(),
-            Self::WrongArity => tx.sadd("open:set", &[] as &[&str]).cast(),
-            Self::Read(key) => tx.get(key),
-        }
-    }
-}
-
-/// The sums that the outcomes add up to.
-#[derive(Default)]
-struct Sums {
-    counters: BTreeMap<String, i64>,
-    lists: BTreeMap<String, Vec<u64>>,
-}
-
-impl Sums {
-    fn add(&mut self, steps: &[Step]) {
-        for step in steps {
-            match step {
-                Step::Incr(key) => *self.counters.entry(key.clone()).or_default() += 1,
-                Step::Push(key, value) => self.lists.entry(key.clone()).or_default().push(*value),
-                _ => {}
-            }
-        }
-    }
-
-    #[track_caller]
-    fn assert_held_by(&self, server: &Server) {
-        for (key, sum) in &self.counters {
-            let found: Option<i64> = server.ask(&["GET", key]);
-            assert_eq!(found.unwrap_or_default(), *sum, "{key}");
-        }
-        for (key, values) in &self.lists {
-            let found: Vec<u64> = server.ask(&["LRANGE", key, "0", "-1"]);
-            assert_eq!(&found, values, "{key}");
-        }
-    }
-}
-
-/// Checks the outcome of a block against its commands. Returns whether it was applied.
-fn check(steps: &[Step], outcome: &Result<Vec<Value>, Error>) -> bool {
-    let refused = steps.iter().position(Step::is_refused);
-    let fails = steps.iter().any(|step| matches!(step, Step::Fails));
-    match outcome {
-        Ok(values) => {
-            assert!(refused.is_none() && !fails, "{steps:?}: {values:?}");
-            check_replies(steps, values);
-            true
-        }
-        Err(Error::Commit(CommitError::Rejected { index, code, .. })) => {
-            assert_eq!(*index, refused, "{steps:?}");
-            let expected = match &steps[refused.unwrap()] {
-                Step::Forbidden => "NOPERM",
-                _ => "ERR",
-            };
-            assert_eq!(code, expected);
-            false
-        }
-        Err(Error::Commit(CommitError::PartlyApplied { replies, .. })) => {
-            assert!(refused.is_none() && fails, "{steps:?}");
-            assert_eq!(replies.len(), steps.len());
-            true
-        }
-        Err(error) => panic!("{steps:?}: {error:#}"),
-    }
-}
-
-/// Each reply has the type of its own command.
-fn check_replies(steps: &[Step], values: &[Value]) {
-    assert_eq!(steps.len(), values.len());
-    for (step, value) in steps.iter().zip(values) {
-        let fits = match step {
-            Step::Incr(_) | Step::Push(..) => matches!(value, Value::Int(n) if *n > 0),
-            Step::Read(_) => matches!(value, Value::BulkString(_) | Value::Nil),
-            Step::Fails | Step::Forbidden | Step::WrongArity => false,
-        };
-        assert!(fits, "{step:?}: {value:?}");
-    }
 }
 
 fn number(name: &str, default: u64) -> u64 {

@@ -43,6 +43,7 @@ mod pooled;
 mod properties;
 mod protocol;
 mod public_api;
+mod random_blocks;
 mod ready;
 mod refusals;
 mod savepoints;

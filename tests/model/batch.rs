@@ -1,7 +1,7 @@
-//! Requests that wait at the semaphore, under a model checker: a leader sends them with its own, and a
-//! caller that gives up cancels its own. `scripts/model` runs this.
+//! Requests that wait in groups, under a model checker: a leader sends them with its own, one wake-up tells all, a
+//! caller that gives up withdraws its own, and a leader that cannot send passes the lead on. `scripts/model` runs this.
 //!
-//! Two planted mistakes show that the checks can fail.
+//! Planted mistakes show that the checks can fail.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,173 +20,185 @@ use shuttle::thread;
 use super::*;
 use crate::pool::model::{assert_found_at_random, check};
 
-/// The caller that did a job, or unknown.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Done {
-    By(usize),
-    Unknown,
-}
-
 impl Batchable for usize {
-    fn yields_before_wait(&self) -> bool {
-        *self == 1
+    fn bytes(&self) -> usize {
+        1
     }
 }
 
-impl OutcomeUnknown for Done {
-    fn outcome_unknown() -> Self {
-        Self::Unknown
-    }
+/// A response is the number of the caller that did the job.
+type FairSemaphore = crate::pool::semaphore::FairSemaphore<usize, usize>;
+type Jobs = VecDeque<Arc<Job<usize, usize>>>;
+
+/// How a leader works.
+#[derive(Clone, Copy)]
+struct Leader {
+    jobs: fn(&FairSemaphore, &Membership<usize, usize>) -> Jobs,
+    take: fn(&Job<usize, usize>) -> Option<usize>,
+    abandon: fn(&FairSemaphore, &Membership<usize, usize>),
+    wakes_first: bool,
 }
 
-type FairSemaphore = crate::pool::semaphore::FairSemaphore<usize, Done>;
-type Members = Vec<BatchMember<usize, Done>>;
-type Take = fn(&FairSemaphore) -> Members;
+/// As the pool does it.
+const RIGHT: Leader = Leader {
+    jobs: FairSemaphore::take_group,
+    take: Job::take,
+    abandon: FairSemaphore::abandon_group,
+    wakes_first: false,
+};
 
-fn as_the_pool_does(gate: &FairSemaphore) -> Members {
-    let mut taken = 0;
-    gate.take_batch(|_| {
-        taken += 1;
-        taken <= 2
-    })
+/// The first mistake: the leader looks at a job, and marks it as taken in another step.
+fn take_in_two_steps(job: &Job<usize, usize>) -> Option<usize> {
+    let copy = job.look(|request| *request)?;
+    thread::yield_now();
+    Some(job.take().unwrap_or(copy))
 }
 
-/// The first mistake: a job is marked as taken when the gate's lock was let go.
-fn take_behind_the_lock(gate: &FairSemaphore) -> Members {
+/// The second: a caller that needs a permit of its own is passed over.
+fn jobs_past_a_scope(gate: &FairSemaphore, place: &Membership<usize, usize>) -> Jobs {
+    let mut jobs = gate.take_group(place);
     let mut state = lock(&gate.state);
-    let Some(QueueEntry { waiter, .. }) = state.queue.front() else { return Vec::new() };
-    let waiter = Arc::clone(waiter);
-    if lock(&waiter.request).is_none() {
-        return Vec::new();
-    }
-    state.queue.pop_front();
-    drop(state);
-    waiter.grant(Grant::Taken);
-    vec![BatchMember { waiter }]
-}
-
-/// The second: a caller that wants a permit for itself is passed over.
-fn take_past_a_scope(gate: &FairSemaphore) -> Members {
-    let mut state = lock(&gate.state);
-    let mut members = Vec::new();
+    state.open = None;
     let queue = std::mem::take(&mut state.queue);
-    for queued in queue {
-        let wants_a_permit = lock(&queued.waiter.request).is_none();
-        if wants_a_permit {
-            state.queue.push_back(queued);
-        } else {
-            queued.waiter.grant(Grant::Taken);
-            members.push(BatchMember { waiter: queued.waiter });
+    for entry in queue {
+        match entry {
+            QueueEntry::Group(group) => jobs.extend(group.jobs()),
+            caller => state.queue.push_back(caller),
         }
     }
-    members
+    jobs
+}
+
+/// The third: no other member leads after a leader that cannot send.
+fn abandon_alone(_: &FairSemaphore, place: &Membership<usize, usize>) {
+    assert!(place.job.take().is_some(), "the leader's own job");
 }
 
 #[derive(Default)]
 struct Ledger {
     /// Jobs in the order in which they were done.
     done: Vec<usize>,
-    /// What each call returned.
-    reported: Vec<(usize, Option<Done>)>,
+    /// The caller that did each call's job, if one did.
+    reported: Vec<(usize, Option<usize>)>,
     queued: Vec<usize>,
 }
 
-const SCOPE: usize = 100;
+/// The caller that takes a permit for itself.
+const SCOPE: usize = 2;
+/// The caller that gives up at whatever point the schedule has come to.
+const HASTY: usize = 4;
+/// The caller that cannot send when it leads.
+const UNABLE: usize = 1;
 
-fn callers_with_jobs(take: Take, panics: bool) {
-    let gate = Plain::new(FairSemaphore::new(1));
+fn callers_with_jobs(permits: usize, leader: Leader) {
+    let limits = GroupLimits { requests: 3, bytes: 100 };
+    let gate = Plain::new(FairSemaphore::with_groups(permits, 1, limits));
     let ledger = Plain::new(Log::new(Ledger::default()));
-    let slot = gate.try_acquire().unwrap();
+    let slots: Vec<_> = (0..permits).map(|_| gate.try_acquire().unwrap()).collect();
     let threads: Vec<_> = (0..5)
         .map(|caller| {
             let (gate, ledger) = (Plain::clone(&gate), Plain::clone(&ledger));
-            thread::spawn(move || call(&gate, &ledger, caller, take, panics))
+            thread::spawn(move || call(&gate, &ledger, caller, leader))
         })
         .collect();
-    gate.release(slot);
+    slots.into_iter().for_each(|slot| gate.release(slot));
     threads.into_iter().for_each(|thread| thread.join().unwrap());
-    assert_eq!((gate.free(), gate.waiting()), (1, 0), "permits were lost or doubled");
+    assert_eq!((gate.free(), gate.waiting()), (permits, 0), "permits were lost or doubled");
+    assert!(lock(&gate.state).leading.is_empty(), "a lead was lost");
     let ledger = ledger.lock().unwrap();
     for (caller, reported) in &ledger.reported {
         let times = ledger.done.iter().filter(|done| *done == caller).count();
-        let allowed = match reported {
-            None => times == 0,
-            Some(Done::By(_)) => times == 1,
-            Some(Done::Unknown) => panics,
-        };
-        assert!(allowed, "{caller} returned {reported:?}, and it was done {times} times");
+        assert_eq!(times, usize::from(reported.is_some()), "{caller} returned {reported:?}");
+    }
+    if permits > 1 {
+        return;
     }
     // A scope is served in its turn: no later caller was served before.
-    if let Some(at) = ledger.queued.iter().position(|caller| *caller == SCOPE + 2) {
-        let turn = ledger.done.iter().position(|done| *done == SCOPE + 2).unwrap();
+    if let Some(at) = ledger.queued.iter().position(|caller| *caller == SCOPE) {
+        let turn = ledger.done.iter().position(|done| *done == SCOPE).unwrap();
         let later = &ledger.queued[at + 1..];
         let passed = ledger.done[..turn].iter().any(|done| later.contains(done));
         assert!(!passed, "passed over: {:?} of {:?}", ledger.done, ledger.queued);
     }
 }
 
-fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, take: Take, panics: bool) {
-    // The last one gives up at whatever point the schedule has come to.
-    let patience = if caller == 4 { Duration::ZERO } else { Duration::from_secs(3600) };
+fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leader) {
+    let hour = Duration::from_secs(3600);
+    let patience = if caller == HASTY { Duration::ZERO } else { hour };
     let deadline = Instant::now() + patience;
-    let queued = |caller| {
-        move |_: &IsWaiting<'_>| {
-            ledger.lock().unwrap().queued.push(caller);
-            Ok::<(), ()>(())
-        }
+    let queued = |_: &IsWaiting<'_>| {
+        ledger.lock().unwrap().queued.push(caller);
+        Ok::<(), ()>(())
     };
-    if caller == 2 {
-        let slot = gate.acquire(deadline, queued(SCOPE + 2)).unwrap();
-        ledger.lock().unwrap().done.push(SCOPE + 2);
+    if caller == SCOPE {
+        let slot = gate.acquire(deadline, queued).unwrap();
+        ledger.lock().unwrap().done.push(caller);
         gate.release(slot);
         return;
     }
-    let reported =
-        match gate.acquire_batched(caller, deadline, Duration::from_secs(3600), queued(caller)) {
-            Ok(Acquired::Response(done)) => Some(done),
-            Ok(Acquired::Permit(slot, own)) => {
-                assert_eq!(own, caller);
-                let members = take(gate);
-                ledger.lock().unwrap().done.push(own);
-                for (nth, member) in members.into_iter().enumerate() {
-                    if panics && nth == 1 {
-                        // A leader that panics lets go of the rest.
-                        drop(member);
-                        continue;
-                    }
-                    let job = member.with_request(|request| *request).unwrap();
-                    ledger.lock().unwrap().done.push(job);
-                    thread::yield_now();
-                    member.settle(Done::By(caller));
-                }
-                gate.release(slot);
-                Some(Done::By(caller))
+    let reported = match gate.acquire_batched(caller, deadline, hour, queued) {
+        Ok(Acquired::Response(by)) => Some(by),
+        Ok(Acquired::Leads(slot, place)) if caller == UNABLE => {
+            // The connection fails before its permit is returned.
+            gate.release(slot);
+            (leader.abandon)(gate, &place);
+            None
+        }
+        Ok(Acquired::Leads(slot, place)) => {
+            let jobs = (leader.jobs)(gate, &place);
+            if leader.wakes_first {
+                place.group.wake_members();
             }
-            Err(AcquireError::TimedOut { .. }) => None,
-            Err(other) => panic!("{other:?}"),
-        };
+            for job in jobs {
+                let Some(request) = (leader.take)(&job) else { continue };
+                ledger.lock().unwrap().done.push(request);
+                thread::yield_now();
+                job.settle(caller);
+            }
+            if !leader.wakes_first {
+                place.group.wake_members();
+            }
+            let own = place.job.response();
+            gate.release(slot);
+            own
+        }
+        Err(AcquireError::TimedOut { .. }) => None,
+        Ok(Acquired::Unknown) => panic!("no leader is late"),
+        Err(other) => panic!("{other:?}"),
+    };
     ledger.lock().unwrap().reported.push((caller, reported));
 }
 
 #[test]
-fn model_of_batched_requests_and_callers_that_give_up() {
-    check(|| callers_with_jobs(as_the_pool_does, false));
+fn model_of_groups_and_callers_that_give_up() {
+    check(|| callers_with_jobs(1, RIGHT));
 }
 
 #[test]
-fn model_of_a_leader_that_drops_requests() {
-    check(|| callers_with_jobs(as_the_pool_does, true));
+fn model_of_groups_that_wait_for_a_leader_although_a_permit_is_free() {
+    check(|| callers_with_jobs(2, RIGHT));
 }
 
 #[test]
 fn model_finds_a_job_that_is_done_although_its_caller_gave_up() {
-    assert_found_at_random(
-        || callers_with_jobs(take_behind_the_lock, false),
-        &["it was done 1 times"],
-    );
+    let leader = Leader { take: take_in_two_steps, ..RIGHT };
+    assert_found_at_random(move || callers_with_jobs(1, leader), &["returned None"]);
 }
 
 #[test]
 fn model_finds_a_scope_that_is_passed_over() {
-    assert_found_at_random(|| callers_with_jobs(take_past_a_scope, false), &["passed over"]);
+    let leader = Leader { jobs: jobs_past_a_scope, ..RIGHT };
+    assert_found_at_random(move || callers_with_jobs(1, leader), &["passed over"]);
+}
+
+#[test]
+fn model_finds_a_group_without_a_leader() {
+    let leader = Leader { abandon: abandon_alone, ..RIGHT };
+    assert_found_at_random(move || callers_with_jobs(1, leader), &["deadlock"]);
+}
+
+#[test]
+fn model_finds_members_that_are_woken_before_their_responses() {
+    let leader = Leader { wakes_first: true, ..RIGHT };
+    assert_found_at_random(move || callers_with_jobs(1, leader), &["deadlock"]);
 }

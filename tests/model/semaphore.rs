@@ -234,7 +234,7 @@ fn release_meets_give_up(release: fn(&FairSemaphore, usize), take: fn(&Watched) 
 /// The first planted mistake: a caller that gives up leaves the queue and does not look whether the
 /// permit came after all.
 fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
-    let waiter = Arc::new(Waiter::new(None));
+    let waiter = Arc::new(Waiter::new());
     let mut state = lock(&watched.gate.state);
     let free = state.free.pop();
     if free.is_none() {
@@ -244,7 +244,9 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
     let slot = match (free, waiter.wait(fail_fast())) {
         (Some(slot), _) | (None, Grant::Permit(slot)) => slot,
         _ => {
-            lock(&watched.gate.state).queue.retain(|queued| !Arc::ptr_eq(&queued.waiter, &waiter));
+            lock(&watched.gate.state).queue.retain(
+                |queued| !matches!(queued, QueueEntry::Caller { waiter: one, .. } if Arc::ptr_eq(one, &waiter)),
+            );
             return None;
         }
     };
@@ -257,11 +259,11 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
 fn release_behind_the_lock(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_front() {
-        Some(QueueEntry { waiter, .. }) => {
+        Some(QueueEntry::Caller { waiter, .. }) => {
             drop(state);
             waiter.settle(Grant::Permit(slot));
         }
-        None => state.free.push(slot),
+        _ => state.free.push(slot),
     }
 }
 
@@ -269,15 +271,15 @@ fn release_behind_the_lock(gate: &FairSemaphore, slot: usize) {
 fn release_to_the_last(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_back() {
-        Some(QueueEntry { waiter, .. }) => waiter.settle(Grant::Permit(slot)),
-        None => state.free.push(slot),
+        Some(QueueEntry::Caller { waiter, .. }) => waiter.settle(Grant::Permit(slot)),
+        _ => state.free.push(slot),
     }
 }
 
 /// The fourth: the permit is handed over and is free for another caller as well.
 fn release_twice(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
-    if let Some(QueueEntry { waiter, .. }) = state.queue.pop_front() {
+    if let Some(QueueEntry::Caller { waiter, .. }) = state.queue.pop_front() {
         waiter.settle(Grant::Permit(slot));
     }
     state.free.push(slot);
@@ -288,14 +290,14 @@ fn release_twice(gate: &FairSemaphore, slot: usize) {
 fn release_with_an_old_look(gate: &FairSemaphore, slot: usize) {
     let mut state = lock(&gate.state);
     match state.queue.pop_front() {
-        Some(QueueEntry { waiter, .. }) => {
+        Some(QueueEntry::Caller { waiter, .. }) => {
             let asleep = lock(&waiter.state).asleep;
             waiter.grant(Grant::Permit(slot));
             if asleep {
                 waiter.ready.notify_one();
             }
         }
-        None => state.free.push(slot),
+        _ => state.free.push(slot),
     }
 }
 

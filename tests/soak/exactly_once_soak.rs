@@ -16,6 +16,7 @@ mod controls;
 mod failover;
 mod faults;
 mod fixture;
+mod groups;
 mod ledger;
 #[cfg(target_os = "linux")]
 mod moving;

@@ -10,9 +10,49 @@ use super::*;
 type FairSemaphore = crate::pool::semaphore::FairSemaphore<u32, ()>;
 
 impl Batchable for u32 {
-    fn yields_before_wait(&self) -> bool {
-        true
+    fn bytes(&self) -> usize {
+        1
     }
+}
+
+/// Groups of at most three requests, of which one is led at a time.
+fn with_groups(permits: usize) -> std::sync::Arc<FairSemaphore> {
+    let limits = GroupLimits { requests: 3, bytes: 100 };
+    std::sync::Arc::new(FairSemaphore::with_groups(permits, 1, limits))
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn wait_with(
+    gate: &FairSemaphore,
+    request: u32,
+    deadline: Instant,
+    response_wait: Duration,
+) -> Result<Acquired<u32, ()>, AcquireError<Infallible>> {
+    gate.acquire_batched(request, deadline, response_wait, |_| Ok(()))
+}
+
+/// Begins a call that waits with a request.
+fn waiting_with(
+    gate: &std::sync::Arc<FairSemaphore>,
+    request: u32,
+) -> std::thread::JoinHandle<Result<Acquired<u32, ()>, AcquireError<Infallible>>> {
+    let before = gate.waiting();
+    let waiting = {
+        let gate = gate.clone();
+        std::thread::spawn(move || wait_with(&gate, request, soon(), Duration::from_secs(20)))
+    };
+    while gate.waiting() == before {
+        std::thread::yield_now();
+    }
+    waiting
+}
+
+/// Takes the requests of a group, and returns them.
+fn taken(gate: &FairSemaphore, place: &Membership<u32, ()>) -> Vec<u32> {
+    gate.take_group(place).iter().filter_map(|job| job.take()).collect()
 }
 
 fn take(gate: &FairSemaphore, wait: Duration) -> Result<usize, AcquireError<Infallible>> {
@@ -50,7 +90,7 @@ fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
     let slot = take(&gate, Duration::ZERO).unwrap();
     assert_eq!(take(&gate, Duration::from_millis(5)), Err(AcquireError::TimedOut { waiters: 1 }));
     assert_eq!(gate.waiting(), 0);
-    let late = Arc::new(Waiter::new(None));
+    let late = Arc::new(Waiter::new());
     lock(&gate.state).queue.push_back(QueueEntry::here(&late));
     gate.release(slot);
     gate.leave_queue(&late);
@@ -59,26 +99,68 @@ fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
 
 #[test]
 fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
-    let gate = std::sync::Arc::new(FairSemaphore::new(1));
+    let gate = with_groups(1);
     let slot = take(&gate, Duration::ZERO).unwrap();
+    let leader = waiting_with(&gate, 6);
     let patience = Duration::from_millis(50);
     let waiting = {
         let gate = gate.clone();
-        // The caller may sleep until then before it sees that its job was taken.
-        let soon = Instant::now() + Duration::from_secs(5);
-        std::thread::spawn(move || gate.acquire_batched(7, soon, patience, |_| Ok::<(), ()>(())))
+        let deadline = Instant::now() + Duration::from_secs(1);
+        std::thread::spawn(move || wait_with(&gate, 7, deadline, patience))
     };
-    while gate.waiting() == 0 {
+    while gate.waiting() < 2 {
         std::thread::yield_now();
     }
-    let taken = gate.take_batch(|_| true);
-    assert_eq!(
-        taken.iter().map(|member| member.with_request(|request| *request)).collect::<Vec<_>>(),
-        [Some(7)]
-    );
-    // It is delayed, and settles the job after its caller has left.
-    assert_eq!(waiting.join().unwrap(), Ok(Acquired::Response(())));
-    drop(taken);
+    gate.release(slot);
+    let Acquired::Leads(slot, place) = leader.join().unwrap().unwrap() else { panic!("no lead") };
+    assert_eq!(taken(&gate, &place), [6, 7]);
+    // It is delayed, and settles no job.
+    assert!(matches!(waiting.join().unwrap(), Ok(Acquired::Unknown)));
+    gate.release(slot);
+    assert_eq!((gate.free(), gate.waiting()), (1, 0));
+}
+
+#[test]
+fn requests_gather_in_groups_of_a_limited_size_and_wait_for_a_leader_although_a_permit_is_free() {
+    let gate = with_groups(2);
+    let Ok(Acquired::Leads(slot, place)) = wait_with(&gate, 0, soon(), Duration::ZERO) else {
+        panic!("no lead")
+    };
+    let waiting: Vec<_> = (1..6).map(|request| waiting_with(&gate, request)).collect();
+    assert_eq!((gate.free(), gate.waiting()), (1, 5), "one group is led at a time");
+    // A caller for itself passes them: they wait for no connection.
+    gate.release(take(&gate, Duration::ZERO).unwrap());
+    assert_eq!(taken(&gate, &place), [0]);
+    gate.release(slot);
+    let mut waiting = waiting.into_iter();
+    for expected in [vec![1, 2, 3], vec![4, 5]] {
+        let leader = waiting.next().unwrap().join().unwrap();
+        let Ok(Acquired::Leads(slot, place)) = leader else { panic!("{leader:?}") };
+        let jobs = gate.take_group(&place);
+        let requests: Vec<_> = jobs.iter().filter_map(|job| job.take()).collect();
+        assert_eq!(requests, expected);
+        jobs.iter().for_each(|job| job.settle(()));
+        place.group.wake_members();
+        for _ in 1..expected.len() {
+            let member = waiting.next().unwrap().join().unwrap();
+            assert!(matches!(member, Ok(Acquired::Response(()))), "{member:?}");
+        }
+        gate.release(slot);
+    }
+    assert_eq!((gate.free(), gate.waiting()), (2, 0));
+}
+
+#[test]
+fn a_leader_that_cannot_send_passes_the_lead_on() {
+    let gate = with_groups(1);
+    let slot = take(&gate, Duration::ZERO).unwrap();
+    let (first, second) = (waiting_with(&gate, 1), waiting_with(&gate, 2));
+    gate.release(slot);
+    let Acquired::Leads(slot, place) = first.join().unwrap().unwrap() else { panic!("no lead") };
+    gate.abandon_group(&place);
+    gate.release(slot);
+    let Acquired::Leads(slot, place) = second.join().unwrap().unwrap() else { panic!("no lead") };
+    assert_eq!(taken(&gate, &place), [2]);
     gate.release(slot);
     assert_eq!((gate.free(), gate.waiting()), (1, 0));
 }

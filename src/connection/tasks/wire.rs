@@ -52,12 +52,6 @@ impl TaskWire {
         &self.task
     }
 
-    /// The replies to the next message are for several callers, and these are the parts of its arrays. A
-    /// part that is larger than the bound does not end the connection.
-    pub(crate) fn share_replies(&self, arrays: Vec<Vec<u32>>) {
-        self.task.shared.lock().shared_replies = Some(arrays);
-    }
-
     fn start(
         &mut self,
         bytes: &[u8],
@@ -213,6 +207,13 @@ impl Wire for TaskWire {
     fn limit_reply_size(&mut self, bytes: usize) {
         self.task.shared.lock().max_reply_bytes = Some(bytes);
     }
+
+    fn share_replies(&mut self, arrays: Vec<Vec<u32>>) {
+        self.task.shared.lock().shared_replies = Some(arrays);
+    }
+
+    /// The task shares the replies of each later message too: a connection that was a lane stays one.
+    fn end_shared_replies(&mut self) {}
 
     /// Hands the message to the task, and does not wait until it is written.
     async fn send(

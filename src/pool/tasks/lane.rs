@@ -22,8 +22,9 @@ use crate::error::connection::ConnectionError;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
+use crate::pool::group_request::{GroupAnswer, GroupJob, GroupRequest, Stay, settle};
+use crate::pool::job::{Job, JobQueue, Left, Taking};
 use crate::pool::shared::CountedConnection;
-use crate::pool::tasks::job::{Job, JobQueue, Left, Taking};
 use crate::protocol::retry::Backoff;
 use crate::status::metrics::Started;
 use crate::sync::lock;
@@ -34,32 +35,27 @@ use crate::sync::timer::DeadlineTimer;
 const CONNECT_BACKOFF: (Duration, Duration) =
     (Duration::from_millis(10), Duration::from_millis(250));
 
-/// A request in a lane, until it has its response.
+/// The time and the place of a request in a lane.
 #[derive(Debug)]
-pub(crate) struct LaneRequest {
-    pub(crate) batch: BatchRequest,
-    pub(crate) since: Instant,
+pub(crate) struct LaneStay {
+    since: Instant,
     /// When it is not to be sent any more.
-    pub(crate) deadline: Instant,
-    /// Number of times that it was sent in a group of which nothing was applied.
-    pub(crate) rejected_groups: u8,
-    pub(crate) place: LanePlace,
+    deadline: Instant,
+    place: LanePlace,
 }
 
-/// A place in a lane, until it is dropped or given back.
-#[derive(Debug)]
-pub(crate) struct LanePlace(Option<Arc<Places>>);
+pub(crate) type LaneRequest = GroupRequest<LaneStay>;
+pub(crate) type LaneJob = GroupJob<LaneStay>;
 
-impl LanePlace {
-    fn new(places: &Arc<Places>) -> Self {
-        Self(Some(Arc::clone(places)))
+impl Stay for LaneStay {
+    fn is_late(&self, now: Instant) -> bool {
+        self.deadline <= now
     }
 
-    /// Gives back the places of several requests of one lane in one step. Returns their number.
-    pub(crate) fn give_back<'p>(all: impl Iterator<Item = &'p mut Self>) -> usize {
+    fn give_back<'s>(all: impl Iterator<Item = &'s mut Self>) -> usize {
         let (mut count, mut of) = (0, None);
-        for place in all {
-            if let Some(places) = place.0.take() {
+        for stay in all {
+            if let Some(places) = stay.place.0.take() {
                 of = Some(places);
                 count += 1;
             }
@@ -71,25 +67,22 @@ impl LanePlace {
     }
 }
 
+/// A place in a lane, until it is dropped or given back.
+#[derive(Debug)]
+pub(crate) struct LanePlace(Option<Arc<Places>>);
+
+impl LanePlace {
+    fn new(places: &Arc<Places>) -> Self {
+        Self(Some(Arc::clone(places)))
+    }
+}
+
 impl Drop for LanePlace {
     fn drop(&mut self) {
         if let Some(places) = &self.0 {
             places.add();
         }
     }
-}
-
-pub(crate) type LaneResult = Result<BatchResponse, CheckoutError>;
-pub(crate) type LaneJob = Job<LaneRequest, LaneAnswer>;
-
-/// The response to a request, and the request's bytes, which the submitter may need again.
-pub(crate) type LaneAnswer = (LaneResult, Vec<u8>);
-
-/// Ends a request that was taken. Its place is free before the submitter runs.
-pub(crate) fn settle(job: &LaneJob, request: LaneRequest, response: LaneResult) {
-    let LaneRequest { batch, place, .. } = request;
-    drop(place);
-    job.settle((response, batch.bytes));
 }
 
 /// Serves the requests of a lane on a new connection, in the connection's task.
@@ -99,7 +92,7 @@ pub(crate) type Serve =
 /// One lane.
 pub(crate) struct Lane {
     pub(crate) context: Arc<PoolContext>,
-    pub(crate) queue: JobQueue<LaneRequest, LaneAnswer>,
+    pub(crate) queue: JobQueue<LaneRequest, GroupAnswer>,
     /// Whether an exactly-once block waits, so that the register must be armed.
     pub(crate) awaits_register: AtomicBool,
     serve: Serve,
@@ -199,7 +192,7 @@ impl Lane {
         if batch.exactly_once {
             self.awaits_register.store(true, Ordering::Release);
         }
-        let request = LaneRequest { batch, since, deadline, rejected_groups: 0, place };
+        let request = LaneRequest::new(batch, LaneStay { since, deadline, place });
         let job = Job::new(request, submitter);
         if !self.queue.push(&job) {
             return Err(CheckoutError::Closed);
@@ -360,7 +353,7 @@ impl Lane {
         let now = Instant::now();
         let mut jobs = VecDeque::new();
         self.queue.drain_into(&mut jobs);
-        jobs.retain(|job| match job.take_if(|request| request.deadline <= now) {
+        jobs.retain(|job| match job.take_if(|request| request.stay.is_late(now)) {
             Taking::Taken(request) => {
                 self.settle_late(job, request);
                 false
@@ -374,7 +367,7 @@ impl Lane {
     /// Ends a request that was taken, and whose time is over.
     #[cold]
     pub(in crate::pool) fn settle_late(&self, job: &LaneJob, request: LaneRequest) {
-        let late = self.late(request.since);
+        let late = self.late(request.stay.since);
         settle(job, request, Err(late));
     }
 
@@ -398,7 +391,7 @@ impl Lane {
         self.queue.drain_into(&mut jobs);
         for job in jobs {
             if let Some(request) = job.take() {
-                let failed = error(request.since.elapsed());
+                let failed = error(request.stay.since.elapsed());
                 settle(&job, request, Err(failed));
             }
         }
@@ -512,7 +505,7 @@ impl LaneCall {
     }
 
     /// Returns the response and the request's bytes. Wakes the task later if there is none yet.
-    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<LaneAnswer> {
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<GroupAnswer> {
         let mut polled = self.job.poll(context);
         if polled.is_pending() && (self.is_alone() || self.is_foreign()) {
             polled = self.poll_alone(context);
@@ -528,7 +521,7 @@ impl LaneCall {
 
     /// Has a connection opened if there is none, and withdraws the request at its deadline.
     #[cold]
-    fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<LaneAnswer> {
+    fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<GroupAnswer> {
         let is_foreign = self.is_foreign();
         let Self { lane, job, deadline, timer, is_late, gives_up, .. } = self;
         if !*is_late {

@@ -18,20 +18,15 @@ use crate::connection::deadline;
 use crate::connection::tasks::connect;
 use crate::connection::tasks::wire::TaskWire;
 use crate::error::connection::ConnectionError;
-use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::BatchResponse;
+use crate::pool::group::Group;
+use crate::pool::group_prepare;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
+use crate::pool::rejected_shapes::RejectedShapes;
 use crate::pool::shared::CountedConnection;
-use crate::pool::tasks::lane::{Lane, LaneJob, settle};
-use crate::pool::tasks::lane_group::{self, Group, RejectedShapes, next_tag};
+use crate::pool::tasks::lane::{Lane, LaneJob};
 use crate::pool::tasks::lane_line::LaneLine;
-use crate::protocol::connection_state::{CloseReason, Expect};
-use crate::protocol::exec::{RejectedCommand, Verdict};
-use crate::protocol::marker::CommitMarker;
-use crate::protocol::resp::encode::{MULTI, UNWATCH};
-use crate::protocol::resp::reply::Reply;
-use crate::protocol::server_error::ServerError;
+use crate::protocol::connection_state::CloseReason;
 use crate::sync::boxed::boxed;
 use crate::sync::timer::DeadlineTimer;
 
@@ -124,7 +119,8 @@ impl LaneLoop {
         });
         needs_reauth
             || !self.line.is_trusted()
-            || (self.lane.awaits_register.load(Ordering::Acquire) && self.must_arm().is_some())
+            || (self.lane.awaits_register.load(Ordering::Acquire)
+                && group_prepare::must_arm(&mut self.line, &self.waiting).is_some())
     }
 
     /// Waits until there are requests. Returns false if there will be none for long.
@@ -168,7 +164,7 @@ impl LaneLoop {
             return false;
         }
         if self.lane.awaits_register.swap(false, Ordering::AcqRel)
-            && let Some(tag) = self.must_arm()
+            && let Some(tag) = group_prepare::must_arm(&mut self.line, &self.waiting)
             && !self.arm(tag).await
         {
             return false;
@@ -195,139 +191,62 @@ impl LaneLoop {
         }
     }
 
-    /// Sends MULTI alone and reads its reply: the server replies, and it does not refuse MULTI. If it does,
-    /// the commands of a block behind it would run one by one. Returns false if the connection was lost.
+    /// Sends MULTI alone and reads its reply. Returns false if the connection was lost.
     async fn open_multi(&mut self) -> bool {
+        let keeps_watch = group_prepare::awaits_register(&self.waiting);
         let deadline = self.line.response_deadline();
-        let is_exactly_once =
-            |job: &Arc<LaneJob>| job.look(|request| request.batch.exactly_once) == Some(true);
-        let keeps_watch = self.waiting.iter().any(is_exactly_once);
-        let Some(connection) = self.line.current() else { return false };
-        let ends_watch = connection.state().watches_marker() && !keeps_watch;
-        let bytes = [if ends_watch { UNWATCH } else { &[] }, MULTI].concat();
-        let expected = [(Expect::Unwatch, u32::from(ends_watch)), (Expect::Multi, 1)];
-        let mut refused = None;
-        let mut take = |_, reply| {
-            if let Reply::Value(redis::Value::ServerError(error)) = reply {
-                refused = Some(ServerError::from_reply(&error, false));
+        match group_prepare::open_multi(&mut self.line, keeps_watch, deadline).await {
+            Ok(None) => true,
+            Ok(Some(error)) => {
+                self.lane.queue.drain_into(&mut self.waiting);
+                let count = || self.lane.context.config.counters.checkouts.add();
+                group_prepare::reject_blocks(&mut self.waiting, error, count);
+                self.is_untainted()
             }
-        };
-        let opened = connection.exchange(&bytes, &expected, deadline, &mut take).await;
-        if let Err(Interruption { cause, .. }) = opened {
-            self.lost(&cause);
-            return false;
-        }
-        let Some(error) = refused else {
-            connection.mark_alive();
-            return true;
-        };
-        // The next block asks again.
-        self.line.on_server_error(error.code());
-        let rejected = RejectedCommand { index: None, word: "MULTI", error };
-        self.reject(|batch| batch.kind.is_block().then(|| rejected.clone()));
-        self.line.current().is_some_and(|connection| connection.state().tainted().is_none())
-    }
-
-    /// Whether the connection watches its register.
-    fn is_armed(&mut self) -> bool {
-        let age = self.lane.context.settings().register_ttl / 2;
-        self.line.current().is_some_and(|connection| connection.is_armed(age))
-    }
-
-    /// Returns the hash tag of the register that the next exactly-once block needs. `None`: the connection
-    /// watches that register, or no such block waits.
-    fn must_arm(&mut self) -> Option<Option<u32>> {
-        let is_armed = self.is_armed();
-        let armed = self.line.current()?.known_marker().map(CommitMarker::tag);
-        // Without slots there is one register, and no need to look for the block.
-        if is_armed && armed == Some(None) {
-            return None;
-        }
-        next_tag(&self.waiting).filter(|next| !is_armed || armed != Some(*next))
-    }
-
-    /// Writes the connection's register and watches it, and reads both replies: no EXEC of an
-    /// exactly-once block is sent before. Returns false if the connection was lost.
-    async fn arm(&mut self, tag: Option<u32>) -> bool {
-        let settings = Arc::clone(self.lane.context.settings());
-        let deadline = self.line.response_deadline();
-        let Some(connection) = self.line.current() else { return false };
-        let watches = connection.state().watches_marker();
-        let mut bytes = Vec::new();
-        if watches {
-            bytes.extend_from_slice(UNWATCH);
-        }
-        let marker = match connection.marker(&settings.prefix) {
-            Ok(marker) => marker,
             Err(cause) => {
                 self.lost(&cause);
-                return false;
+                false
             }
-        };
-        marker.set_tag(tag);
-        marker.advance();
-        marker.set(&mut bytes, settings.register_ttl);
-        marker.watch(&mut bytes);
-        let expected =
-            [(Expect::Unwatch, u32::from(watches)), (Expect::Plain, 1), (Expect::WatchMarker, 1)];
-        let (asked, mut refused) = (Instant::now(), None);
-        let mut take = |expect, reply| {
-            if let Reply::Value(redis::Value::ServerError(error)) = reply {
-                refused.get_or_insert((expect, ServerError::from_reply(&error, false)));
-            }
-        };
-        let armed = connection.exchange(&bytes, &expected, deadline, &mut take).await;
-        if let Err(Interruption { cause, .. }) = armed {
-            self.lost(&cause);
-            return false;
         }
-        connection.mark_alive();
-        let Some((expect, error)) = refused else {
-            connection.set_marker_written(Some(asked));
-            return true;
-        };
-        connection.set_marker_written(None);
-        self.line.on_server_error(error.code());
-        self.reject_exactly_once(tag, expect, &error);
-        self.line.current().is_some_and(|connection| connection.state().tainted().is_none())
     }
 
-    /// Ends the exactly-once blocks that wait: the server refuses their register. In a cluster, those of
-    /// its slot.
-    fn reject_exactly_once(&mut self, tag: Option<u32>, expect: Expect, error: &ServerError) {
-        let is_set = expect == Expect::Plain;
-        self.reject(|batch| {
-            // SET of the register follows the block's commands.
-            let index = is_set.then_some(batch.kind.commands());
-            let (word, error) = ("WATCH of the register", error.clone());
-            let needs = batch.exactly_once && lane_group::tag(batch.slot) == tag;
-            needs.then_some(RejectedCommand { index, word, error })
-        });
-    }
-
-    /// Ends the waiting requests that the server refuses.
-    fn reject(&mut self, rejection: impl Fn(&BatchRequest) -> Option<RejectedCommand>) {
-        self.lane.queue.drain_into(&mut self.waiting);
-        self.waiting.retain(|job| {
-            let Some(Some(rejected)) = job.look(|request| rejection(&request.batch)) else {
-                return true;
-            };
-            if let Some(request) = job.take() {
-                self.lane.context.config.counters.checkouts.add();
-                let rejected = BatchResponse::Block(Verdict::Rejected(rejected));
-                settle(job, request, Ok(rejected));
+    /// Writes the connection's register and watches it. Returns false if the connection was lost.
+    async fn arm(&mut self, tag: Option<u32>) -> bool {
+        let deadline = self.line.response_deadline();
+        match group_prepare::arm(&mut self.line, tag, deadline).await {
+            Ok(None) => true,
+            Ok(Some(refusal)) => {
+                self.lane.queue.drain_into(&mut self.waiting);
+                let count = || self.lane.context.config.counters.checkouts.add();
+                group_prepare::reject_exactly_once(&mut self.waiting, tag, &refusal, count);
+                self.is_untainted()
             }
-            false
-        });
+            Err(cause) => {
+                self.lost(&cause);
+                false
+            }
+        }
+    }
+
+    fn is_untainted(&mut self) -> bool {
+        self.line.current().is_some_and(|connection| connection.state().tainted().is_none())
     }
 
     /// Sends the requests that fit into one write, and hands out the replies. Returns false if the
     /// connection is to be closed.
     async fn serve(&mut self) -> bool {
-        let is_armed = self.is_armed();
+        let is_armed = group_prepare::is_armed(&mut self.line);
+        let (lane, shapes) = (&self.lane, &self.shapes);
         let Some(connection) = self.line.current() else { return false };
-        let taken =
-            Group::take(&mut self.waiting, connection, &self.lane, is_armed, &mut self.shapes);
+        let settle_late = |job: &LaneJob, request| lane.settle_late(job, request);
+        let taken = Group::take(
+            &mut self.waiting,
+            connection,
+            &lane.context,
+            is_armed,
+            shapes,
+            settle_late,
+        );
         let Some(mut group) = taken else {
             // The register cannot be made.
             return false;
@@ -349,7 +268,7 @@ impl LaneLoop {
         let deadline = self.line.response_deadline();
         let Some(connection) = self.line.current() else { return false };
         let lost = group.exchange(connection, deadline).await;
-        let again = group.settle(&mut self.line, lost.as_ref(), &mut self.shapes);
+        let again = group.settle(&mut self.line, lost.as_ref(), &self.shapes);
         for job in again.into_iter().rev() {
             if job.look(|request| request.batch.exactly_once) == Some(true) {
                 self.lane.awaits_register.store(true, Ordering::Release);

@@ -4,9 +4,7 @@
 pub(crate) mod core;
 pub(crate) mod holder;
 pub(crate) mod idle;
-pub(crate) mod job;
 pub(crate) mod lane;
-pub(crate) mod lane_group;
 pub(crate) mod lane_line;
 pub(crate) mod lane_loop;
 pub(crate) mod lanes;

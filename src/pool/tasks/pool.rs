@@ -1,6 +1,7 @@
 //! The pool of one server, for callers that are tasks.
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
@@ -16,11 +17,11 @@ use crate::connection::endpoint::Endpoint;
 use crate::connection::tasks::io::Tasks;
 use crate::connection::tasks::io::no_runtime;
 use crate::connection::tasks::wire::ConnectionTask;
+use crate::error::any::Error;
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::open_scope::OpenScope;
 use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::{BatchResponse, Interrupted};
+use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::line::Line;
@@ -214,6 +215,8 @@ impl ServerPool for TaskPool {
     type Io = Tasks;
     type Line = TaskLine;
     type Pin = TaskPin;
+    /// Lanes send all batches.
+    type Group = Infallible;
     /// A forgotten scope does not keep the pool alive. (The line in the scope's entry does, until the
     /// scope ends or is reclaimed.)
     type Weak = Weak<OpenScopes<TaskLine>>;
@@ -260,7 +263,7 @@ impl ServerPool for TaskPool {
         deadline: Instant,
         response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
-    ) -> Result<BatchCheckout<TaskLine>, CheckoutError> {
+    ) -> Result<BatchCheckout<Self>, CheckoutError> {
         if self.settings().lanes == 0 {
             return self.take(deadline).await.map(BatchCheckout::Alone);
         }
@@ -268,15 +271,20 @@ impl ServerPool for TaskPool {
         submitted.map(BatchCheckout::Response)
     }
 
-    /// Lanes send all batches.
+    async fn prepare_batch(
+        _line: &mut TaskLine,
+        group: &mut Infallible,
+        _deadline: Instant,
+    ) -> Result<(), Error> {
+        match *group {}
+    }
+
     async fn send_batch(
         _line: TaskLine,
-        _own: &BatchRequest,
+        group: Infallible,
         _deadline: Deadline,
-    ) -> BatchResponse {
-        let text = "no line of tasks leads a batch";
-        let cause = ConnectionError::new(ConnectionErrorKind::Io, text);
-        BatchResponse::Interrupted(Interrupted { left: false, cause })
+    ) -> Result<BatchResponse, CheckoutError> {
+        match group {}
     }
 
     async fn pin(

@@ -162,11 +162,15 @@ impl Parser {
 
     /// The next replies are for several callers: each reply counts by itself, and of the next arrays
     /// each part, whose lengths these are.
-    #[cfg(any(test, feature = "tokio"))]
     pub(crate) fn share(&mut self, mut arrays: Vec<Vec<u32>>) {
         arrays.reverse();
         arrays.iter_mut().for_each(|parts| parts.reverse());
         self.shared.get_or_insert_default().arrays = arrays;
+    }
+
+    /// The next replies are for one caller.
+    pub(crate) fn end_shared(&mut self) {
+        self.shared = None;
     }
 
     /// Sets the maximum bytes of one reply: its strings and lines, and the size of a value for each

@@ -27,8 +27,13 @@ fn refused(config: &Config) -> ConfigError {
 #[test]
 fn a_value_that_does_not_fit_is_refused_by_its_name() {
     let numbers = ["max_size", "min_idle", "flush_bytes", "max_commands", "max_bytes"];
-    let numbers =
-        numbers.into_iter().chain(["max_reply_bytes", "max_group", "lanes", "max_in_flight"]);
+    let numbers = numbers.into_iter().chain([
+        "max_reply_bytes",
+        "max_group",
+        "max_leaders",
+        "lanes",
+        "max_in_flight",
+    ]);
     let times = ["connect_timeout", "checkout_timeout", "response_timeout", "cleanup_timeout"];
     let times = times.into_iter().chain(["trust_window", "max_pin_time", "register_ttl"]);
     let may_be_off = ["idle_timeout", "max_lifetime", "tcp_keepalive", "tcp_user_timeout"];

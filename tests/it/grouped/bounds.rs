@@ -7,6 +7,7 @@ use rediscope::prelude::*;
 use rediscope::{Begin, Error, TransactionOptions};
 
 use super::fixture::{Call, push, start, start_with};
+use crate::fixture::{Fixture, LONG, SOON};
 
 #[test]
 fn no_batch_has_more_blocks_than_the_limit() {
@@ -47,9 +48,9 @@ fn a_scope_that_waits_is_not_passed_over() {
 
 /// One round trip of its own each, however many wait.
 #[track_caller]
-fn alone(what: &str, call: fn() -> Call<'static, i64>) {
+fn alone(what: &str, call: fn(&Fixture) -> Call<'static, i64>) {
     let fixture = start();
-    let calls = vec![push(0), push(1), call(), push(3), push(4)];
+    let calls = vec![push(0), push(1), call(&fixture), push(3), push(4)];
     let mut turns = 0;
     let reported = fixture.at_once(calls, || turns = fixture.proxy.turns());
     assert!(reported.iter().all(Result::is_ok), "{what}: {reported:?}");
@@ -62,19 +63,19 @@ fn alone(what: &str, call: fn() -> Call<'static, i64>) {
 
 #[test]
 fn blocks_that_might_delay_others_are_sent_alone() {
-    alone("a script", || {
+    alone("a script", |_| {
         Box::new(|handle| handle.run(|tx| Ok(tx.eval("return 1", &[] as &[&str], &[] as &[&str]))))
     });
-    alone("a command of the caller's own", || {
+    alone("a command of the caller's own", |_| {
         Box::new(|handle| handle.run(|tx| Ok(tx.queue(redis::cmd("INCR").arg("n").take()))))
     });
-    alone("a range", || {
+    alone("a range", |_| {
         Box::new(|handle| {
             handle.run(|tx| Ok(tx.lrange::<_, Vec<String>>("list", 0, -1)))?;
             Ok(0)
         })
     });
-    alone("many commands", || {
+    alone("many commands", |_| {
         Box::new(|handle| {
             handle.run(|tx| {
                 for _ in 0..70 {
@@ -84,16 +85,30 @@ fn blocks_that_might_delay_others_are_sent_alone() {
             })
         })
     });
-    alone("many bytes", || {
+    alone("many bytes", |_| {
         Box::new(|handle| handle.run(|tx| Ok(tx.append("big", "x".repeat(9_000)))))
     });
-    alone("exactly once", || {
+    alone("exactly once by key", |_| {
         Box::new(|handle| {
-            let once = handle.with(TransactionOptions::new().exactly_once());
-            once.run(|tx| Ok(tx.incr("n", 1)))
+            let once = TransactionOptions::new().exactly_once_as("key", Duration::from_secs(60));
+            handle.with(once).run(|tx| Ok(tx.incr("n", 1)))
         })
     });
-    alone("at once", || {
+    alone("replicas", |_| {
+        Box::new(|handle| {
+            let replicated = TransactionOptions::new().wait_replicas(0, Duration::from_millis(10));
+            handle.with(replicated).run(|tx| Ok(tx.incr("n", 1)))
+        })
+    });
+    alone("fenced", |fixture| {
+        let guard = fixture.sessions.lock("l").lease(LONG).acquire(SOON).unwrap();
+        Box::new(move |handle| {
+            let fenced = handle.fenced_by(&guard);
+            fenced.run(|tx| Ok(tx.incr("n", 1)))
+        })
+    });
+    alone("watched", |_| Box::new(|handle| handle.watch(["n"]).run(|_, tx| Ok(tx.incr("n", 1)))));
+    alone("at once", |_| {
         Box::new(|handle| {
             let immediate = handle.with(TransactionOptions::new().begin(Begin::Immediate));
             immediate.run(|tx| Ok(tx.incr("n", 1)))

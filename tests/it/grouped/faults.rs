@@ -1,4 +1,4 @@
-//! A connection that dies under a batch: only blocks that are proven applied return that.
+//! A connection that dies under a group: only blocks that are proven applied return that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -46,14 +46,13 @@ fn four(trigger: Trigger, fault: Fault) -> ([&'static str; 4], usize) {
 }
 
 #[test]
-fn a_batch_whose_connection_dies_between_two_replies_is_reported_block_by_block() {
-    // Three replies a block: MULTI's, QUEUED, EXEC's.
-    let reported = ["applied", "in doubt", "in doubt", "in doubt"];
-    assert_eq!(four(Trigger::BeforeReply(4), Fault::Cut), (reported, 4));
-    let reported = ["applied", "applied", "in doubt", "in doubt"];
-    assert_eq!(four(Trigger::BeforeReply(9), Fault::Cut), (reported, 4));
-    let reported = ["applied", "applied", "applied", "in doubt"];
-    assert_eq!(four(Trigger::InsideReply(12, 2), Fault::Cut), (reported, 4));
+fn a_group_whose_connection_dies_before_the_end_of_execs_reply_is_in_doubt() {
+    // MULTI's reply, four QUEUED, EXEC's.
+    for trigger in [Trigger::BeforeReply(1), Trigger::BeforeReply(4), Trigger::BeforeReply(6)] {
+        assert_eq!(four(trigger, Fault::Cut), (["in doubt"; 4], 4), "{trigger:?}");
+    }
+    assert_eq!(four(Trigger::InsideReply(6, 9), Fault::Cut), (["in doubt"; 4], 4));
+    assert_eq!(four(Trigger::AfterReply(6), Fault::Cut), (["applied"; 4], 4));
 }
 
 /// The leader's log: an event about a connection delays it until three others have their outcomes.
@@ -89,19 +88,19 @@ fn a_leader_that_is_delayed_by_its_log_has_served_the_others() {
         })
     };
     let all = fixture.at_once(vec![leads, follows(1), follows(2), follows(3)], || {
-        fixture.proxy.arm(Script::from((Trigger::BeforeReply(9), Fault::Cut)).once());
+        fixture.proxy.arm(Script::from((Trigger::BeforeReply(4), Fault::Cut)).once());
     });
     let words: Vec<_> = all.iter().map(word).collect();
-    assert_eq!(words, ["applied", "applied", "in doubt", "in doubt"]);
+    assert_eq!(words, ["in doubt"; 4]);
     assert_eq!(found.load(Ordering::SeqCst), 3, "returned while the leader was held up");
 }
 
 #[test]
-fn a_batch_that_is_cut_on_its_way_is_reported_block_by_block() {
-    // The first block arrived whole, and its reply was never read.
-    assert_eq!(four(Trigger::BeforeCommand(6), Fault::CutServerSide), (["in doubt"; 4], 1));
-    let reported = ["applied", "applied", "in doubt", "in doubt"];
-    assert_eq!(four(Trigger::InsideCommand(8, 9), Fault::DropRequestTail), (reported, 2));
+fn a_group_that_is_cut_on_its_way_is_in_doubt_and_applied_as_a_whole_or_not_at_all() {
+    // EXEC never arrives, or not the whole of it.
+    assert_eq!(four(Trigger::BeforeCommand(6), Fault::CutServerSide), (["in doubt"; 4], 0));
+    assert_eq!(four(Trigger::InsideCommand(6, 9), Fault::DropRequestTail), (["in doubt"; 4], 0));
+    assert_eq!(four(Trigger::AfterCommand(6), Fault::CutServerSide), (["in doubt"; 4], 4));
 }
 
 #[test]
@@ -117,7 +116,7 @@ fn one_deadline_ends_a_whole_group() {
 }
 
 #[test]
-fn a_batch_whose_connection_is_dead_before_the_write_is_sent_on_another_one() {
+fn a_group_whose_connection_is_dead_before_the_write_is_sent_on_another_one() {
     let fixture = start_with(|builder| builder.trust_window(Duration::ZERO));
     let reported = fixture.at_once((0..4).map(push).collect(), || fixture.proxy.cut_all());
     assert!(reported.iter().all(Result::is_ok), "{reported:?}");
@@ -140,7 +139,6 @@ fn under_kills_every_block_is_applied_once_or_reported_otherwise() {
         let callers: Vec<_> = (0..32)
             .map(|caller| {
                 let (grouped, applied, doubts) = (&grouped, &applied, &doubts);
-                // A caller that waits with a long block lets others run before it sleeps.
                 let others = [0, 7][caller % 2];
                 scope.spawn(move || {
                     for _ in 0..150 {

@@ -4,7 +4,7 @@ use crate::fixture::{Fixture, SOON};
 use std::thread;
 use std::time::Duration;
 
-use rediscope::{Builder, Error, TransactionOptions, Transactional, prelude::*};
+use rediscope::{Builder, Error, Transaction, TransactionOptions, Transactional, prelude::*};
 
 use rediscope_testing::eventually;
 
@@ -41,10 +41,20 @@ impl Fixture {
         calls: Vec<Call<'_, T>>,
         before: impl FnOnce(),
     ) -> Vec<Result<T, Error>> {
-        let grouped = self.grouped();
         // The connection is open, and has just replied.
         self.sessions.transactional().run(|tx| Ok(tx.exists("nothing"))).unwrap();
-        let held = self.sessions.transactional().begin().unwrap();
+        self.at_once_held(|| self.sessions.transactional().begin().unwrap(), calls, before)
+    }
+
+    /// The same behind this guard.
+    pub(crate) fn at_once_held<T: Send>(
+        &self,
+        hold: impl FnOnce() -> Transaction,
+        calls: Vec<Call<'_, T>>,
+        before: impl FnOnce(),
+    ) -> Vec<Result<T, Error>> {
+        let grouped = self.grouped();
+        let held = hold();
         self.proxy.take_journal();
         thread::scope(|scope| {
             let calling: Vec<_> = calls

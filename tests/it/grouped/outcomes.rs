@@ -1,9 +1,11 @@
-//! Each block of a batch has its own outcome.
+//! Each block of a group has its own outcome.
+
+use std::time::Duration;
 
 use crate::fixture::{Fixture, SOON};
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
-use rediscope::{CommitError, Error, SessionManager};
+use rediscope::{Builder, CommitError, Error, SessionManager};
 
 use super::fixture::{Call, push, start, timeouts};
 use rediscope_testing::eventually;
@@ -11,12 +13,15 @@ use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 
 #[test]
-fn blocks_that_wait_travel_in_one_write_in_the_order_of_the_queue() {
+fn blocks_that_wait_travel_as_one_transaction_in_the_order_of_the_queue() {
     let fixture = start();
     let mut turns = 0;
     let reported = fixture.at_once((0..6).map(push).collect(), || turns = fixture.proxy.turns());
     assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
-    assert_eq!(fixture.sent(), ["MULTI", "RPUSH", "EXEC"].repeat(6));
+    assert_eq!(
+        fixture.sent(),
+        ["MULTI", "RPUSH", "RPUSH", "RPUSH", "RPUSH", "RPUSH", "RPUSH", "EXEC"]
+    );
     let lengths: Vec<_> = reported.into_iter().map(Result::unwrap).collect();
     assert_eq!(lengths, [1, 2, 3, 4, 5, 6], "each its own reply");
     assert_eq!(fixture.list("list"), ["0", "1", "2", "3", "4", "5"]);
@@ -45,52 +50,65 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
     assert_eq!(fixture.server.ask::<i64>(&["GET", "beside"]), 1);
 }
 
-/// If a proxy replies to the EXEC of a block with an error, the outcome of this block is unknown; the
-/// others have their own replies.
+/// If a proxy replies to EXEC with an error, the outcome of all its blocks is unknown. What travels behind it in the
+/// same write keeps its own.
 #[test]
-fn a_reply_that_proves_nothing_affects_one_block_only() {
+fn a_reply_that_proves_nothing_is_a_doubt_for_all_blocks_of_its_group_and_for_no_other() {
     for words in ["-upstream failure\r\n", "-ERR Connection timed out\r\n", "-READONLY no\r\n"] {
-        for (trigger, fault, ran) in [
-            // The third reply of each block is EXEC's. Whichever is lost, its block ran.
-            (Trigger::BeforeReply(3), Fault::Answer(words), true),
-            (Trigger::BeforeReply(6), Fault::Answer(words), true),
-            (Trigger::BeforeReply(18), Fault::Answer(words), true),
-            // The server never received this RPUSH, and replies with an empty array.
-            (Trigger::BeforeCommand(5), Fault::Refuse(words), false),
+        for (trigger, fault, applied) in [
+            // MULTI's reply, five QUEUED, EXEC's. The group ran.
+            (Trigger::BeforeReply(7), Fault::Answer(words), 6),
+            // The server never received this RPUSH, and runs the other ones.
+            (Trigger::BeforeCommand(3), Fault::Refuse(words), 5),
         ] {
-            let fixture = start();
+            let fixture = as_user();
+            refuse_incr(&fixture);
+            fixture.server.acl(&["SETUSER", "app", "~forbidden"]);
             let before = fixture.sessions.status().transactional.counts;
-            let reported = fixture.at_once((0..6).map(push).collect(), || {
+            let calls = vec![push(0), push(1), incr("forbidden"), push(2), push(3), push(4)];
+            let reported = fixture.at_once(calls, || {
                 fixture.proxy.arm(Script::from((trigger, fault)).once());
             });
-            let at = match trigger {
-                Trigger::BeforeReply(nth) => nth as usize / 3 - 1,
-                _ => 1,
-            };
             for (nth, reported) in reported.into_iter().enumerate() {
                 match reported {
-                    Err(Error::Commit(error)) if nth == at => {
+                    Err(Error::Commit(error)) if nth != 2 => {
                         assert!(matches!(error, CommitError::InDoubt(_)), "{error:?}");
                     }
-                    Ok(length) if nth != at => {
-                        let missing = usize::from(!ran && nth > at);
-                        assert_eq!(length as usize, nth + 1 - missing);
-                    }
+                    Ok(1) if nth == 2 => {}
                     reported => panic!("{nth}: {reported:?}"),
                 }
             }
-            assert_eq!(fixture.list("list").len(), if ran { 6 } else { 5 });
+            let pushed = fixture.list("list").len() as i64;
+            assert_eq!(pushed + fixture.number("forbidden"), applied);
             let counts = fixture.sessions.status().transactional.counts;
-            assert_eq!(counts.in_doubt - before.in_doubt, 1);
+            assert_eq!(counts.in_doubt - before.in_doubt, 5);
             assert_eq!(counts.all_replaced() - before.all_replaced(), 1, "{counts:?}");
         }
     }
 }
 
+/// A block that increments a key.
+fn incr<'c>(key: &'static str) -> Call<'c, i64> {
+    Box::new(move |handle| handle.run(|tx| Ok(tx.incr(key, 1))))
+}
+
+/// Has the server refuse an INCR of a group.
+#[track_caller]
+fn refuse_incr(fixture: &Fixture) {
+    let refused = fixture.at_once(vec![incr("forbidden"), incr("forbidden")], || {});
+    for refused in refused {
+        assert!(matches!(refused, Err(Error::Commit(CommitError::Rejected { .. }))), "{refused:?}");
+    }
+}
+
 fn as_user() -> Fixture {
+    as_user_with(timeouts)
+}
+
+fn as_user_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
     let server = Server::start();
     server.acl(&["SETUSER", "app", "on", ">secret", "~list", "~nothing", "+@all"]);
-    Fixture::as_user(server, "secret", timeouts)
+    Fixture::as_user(server, "secret", change)
 }
 
 #[test]
@@ -115,29 +133,89 @@ fn a_command_that_is_refused_is_one_blocks_own() {
     assert_eq!(fixture.list("list"), ["0", "2"]);
 }
 
+/// The words of the two refused transactions, and of the one without a refused member.
 #[test]
-fn if_multi_is_refused_from_one_block_on_the_others_keep_their_outcomes() {
+fn after_a_refusal_the_others_go_again_as_one_group() {
     let fixture = as_user();
-    // The second block's MULTI waits on its way until the right to it is gone.
-    let held = Script::from((Trigger::BeforeCommand(4), Fault::HoldRequests)).once();
+    let reported = fixture.at_once(
+        vec![push(0), incr("forbidden"), push(2), incr("forbidden"), push(3), push(4)],
+        || {},
+    );
+    for (nth, reported) in reported.iter().enumerate() {
+        match reported {
+            Ok(_) if nth != 1 && nth != 3 => {}
+            Err(Error::Commit(CommitError::Rejected { index: Some(0), code, .. }))
+                if (nth == 1 || nth == 3) && code == "NOPERM" => {}
+            other => panic!("{nth}: {other:?}"),
+        }
+    }
+    let all = ["MULTI", "RPUSH", "INCRBY", "RPUSH", "INCRBY", "RPUSH", "RPUSH", "EXEC"];
+    let others = ["MULTI", "RPUSH", "RPUSH", "RPUSH", "RPUSH", "EXEC"];
+    assert_eq!(fixture.sent(), [&all[..], &others[..]].concat());
+    assert_eq!(fixture.list("list"), ["0", "2", "3", "4"]);
+}
+
+#[test]
+fn blocks_like_one_that_was_refused_go_alone_for_a_second() {
+    let fixture = as_user();
+    refuse_incr(&fixture);
+    fixture.server.acl(&["SETUSER", "app", "~forbidden"]);
+    let calls = || vec![push(0), incr("forbidden"), push(1), incr("forbidden")];
+    let mut turns = 0;
+    let reported = fixture.at_once(calls(), || turns = fixture.proxy.turns());
+    assert!(reported.iter().all(Result::is_ok), "{reported:?}");
+    assert_eq!(fixture.proxy.turns() - turns, 1, "one round trip");
+    let alone = ["MULTI", "INCRBY", "EXEC"];
+    let expected = [&["MULTI", "RPUSH", "RPUSH", "EXEC"][..], &alone, &alone].concat();
+    assert_eq!(fixture.sent(), expected);
+    eventually(SOON, "they are merged again", || {
+        let reported = fixture.at_once(calls(), || {});
+        assert!(reported.iter().all(Result::is_ok), "{reported:?}");
+        fixture.sent() == ["MULTI", "RPUSH", "INCRBY", "RPUSH", "INCRBY", "EXEC"]
+    });
+}
+
+#[test]
+fn if_multi_is_refused_no_block_of_the_group_was_isolated() {
+    let fixture = as_user();
+    // The group's MULTI waits on its way until the right to it is gone.
+    let held = Script::from((Trigger::BeforeCommand(1), Fault::HoldRequests)).once();
     let reported = std::thread::scope(|scope| {
+        let fired = fixture.proxy.fired();
         let calling =
             scope.spawn(|| fixture.at_once((0..4).map(push).collect(), || fixture.proxy.arm(held)));
-        eventually(SOON, "the first block is applied", || !fixture.list("list").is_empty());
+        eventually(SOON, "the group is on its way", || fixture.proxy.fired() > fired);
         fixture.server.acl(&["SETUSER", "app", "-multi"]);
         fixture.proxy.release();
         calling.join().unwrap()
     });
-    assert_eq!(reported[0].as_ref().unwrap(), &1);
-    for reported in &reported[1..] {
+    for (nth, reported) in reported.iter().enumerate() {
         match reported {
-            Err(Error::Commit(error)) => {
-                assert!(matches!(error, CommitError::NotIsolated { .. }), "{error:?}");
+            Err(Error::Commit(CommitError::NotIsolated { replies, .. })) => {
+                assert_eq!(replies.at::<i64>(0).unwrap() as usize, nth + 1, "its own reply");
             }
             other => panic!("{other:?}"),
         }
     }
     assert_eq!(fixture.list("list"), ["0", "1", "2", "3"], "they ran, one by one");
+}
+
+/// On a connection that has not replied lately MULTI is sent alone.
+#[test]
+fn if_multi_is_refused_on_an_old_connection_no_command_is_sent() {
+    let fixture = as_user_with(|builder| timeouts(builder).trust_window(Duration::ZERO));
+    let reported = fixture.at_once((0..4).map(push).collect(), || {
+        fixture.server.acl(&["SETUSER", "app", "-multi"]);
+    });
+    for reported in &reported {
+        match reported {
+            Err(Error::Commit(error @ CommitError::Rejected { code, .. })) => {
+                assert!(code == "NOPERM" && error.to_string().contains("MULTI"), "{error:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(fixture.list("list"), [""; 0]);
 }
 
 #[test]

@@ -53,6 +53,10 @@ pub(super) type Found = Vec<String>;
 struct NoResolver;
 
 impl ResolveCommit for NoResolver {
+    fn default_wait(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn resolve(&self, _: &CommitToken, _: Option<Duration>) -> Resolution {
         unreachable!("no doubt is resolved here")
     }

@@ -28,7 +28,7 @@ use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
-use crate::pool::line::Line;
+use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pending::pending_once;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::{BatchCheckout, PinnedLine, ServerPool};
@@ -100,6 +100,10 @@ impl StubWire {
 }
 
 impl Wire for StubWire {
+    fn share_replies(&mut self, _arrays: Vec<Vec<u32>>) {}
+
+    fn end_shared_replies(&mut self) {}
+
     fn limit_reply_size(&mut self, bytes: usize) {
         self.transport.limit_reply_size(bytes);
     }
@@ -207,6 +211,7 @@ impl ServerPool for StubPool {
     type Io = StubIo;
     type Line = StubLine;
     type Pin = StubPin;
+    type Group = BatchRequest;
     type Weak = Weak<StubShared>;
 
     fn new(config: PoolConfig, endpoint: Endpoint) -> Self {
@@ -248,7 +253,7 @@ impl ServerPool for StubPool {
         deadline: Instant,
         _response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
-    ) -> Result<BatchCheckout<StubLine>, CheckoutError> {
+    ) -> Result<BatchCheckout<Self>, CheckoutError> {
         let line = self.checkout(deadline).await?;
         Ok(match self.leads.load(Ordering::Relaxed) {
             true => BatchCheckout::Lead(line, request()),
@@ -256,11 +261,19 @@ impl ServerPool for StubPool {
         })
     }
 
+    async fn prepare_batch(
+        line: &mut StubLine,
+        _group: &mut BatchRequest,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        ensure_alive(line, deadline).await
+    }
+
     async fn send_batch(
         mut line: StubLine,
-        own: &BatchRequest,
+        own: BatchRequest,
         deadline: Deadline,
-    ) -> BatchResponse {
+    ) -> Result<BatchResponse, CheckoutError> {
         let connection = line.current().unwrap();
         let commands = match own.kind {
             RequestKind::Block { commands } => commands,
@@ -275,7 +288,7 @@ impl ServerPool for StubPool {
                 RequestKind::Read | RequestKind::Calls { .. } => values.push(reply.into_value()),
             })
             .await;
-        match exchanged {
+        Ok(match exchanged {
             Err(Interruption { left, cause }) => {
                 BatchResponse::Interrupted(Interrupted { left: left.is_none(), cause })
             }
@@ -284,7 +297,7 @@ impl ServerPool for StubPool {
                 RequestKind::Read => BatchResponse::Read(values.remove(0)),
                 RequestKind::Calls { .. } => BatchResponse::Calls(values),
             },
-        }
+        })
     }
 
     async fn pin(

@@ -1,4 +1,4 @@
-//! The requests of one write of a lane, and what became of each.
+//! The requests of one write, of a lane or of a leading thread, and what became of each.
 //!
 //! Exactly-once blocks are one group with one write of the register, so no two such groups are under
 //! way on a connection. The other blocks are a group of their own behind it. WATCH of the register
@@ -8,31 +8,28 @@
 //! the register of the next exactly-once block is written and watched.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis::Value;
 
 use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
-use crate::connection::tasks::wire::TaskWire;
 use crate::connection::transport::unreadable;
+use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, SharedToken};
 use crate::error::token_cell::TokenCell;
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
+use crate::pool::group_request::{GroupJob, GroupRequest, Stay, settle};
+use crate::pool::job::Taking;
 use crate::pool::line::Line;
-use crate::pool::tasks::job::Taking;
-use crate::pool::tasks::lane::{Lane, LaneJob, LanePlace, LaneRequest, settle};
-use crate::pool::tasks::lane_line::LaneLine;
+use crate::pool::rejected_shapes::RejectedShapes;
 use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::slot;
-use crate::protocol::command::reader::CommandReader;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::marker::CommitMarker;
@@ -45,10 +42,10 @@ use crate::protocol::resp::reply::is_too_large;
 const ALONE_AFTER: u8 = 2;
 
 /// The requests of one write.
-pub(crate) struct Group {
+pub(crate) struct Group<S: Stay> {
     write: MergedWrite,
     /// In the order of the write: exactly-once blocks, other blocks, single requests.
-    members: Vec<Member>,
+    members: Vec<Member<S>>,
     /// Number of exactly-once blocks.
     exactly_once: usize,
     /// The token of the exactly-once blocks.
@@ -63,9 +60,9 @@ pub(crate) struct Group {
 }
 
 /// A request that was taken.
-struct Member {
-    job: Arc<LaneJob>,
-    request: LaneRequest,
+struct Member<S> {
+    job: Arc<GroupJob<S>>,
+    request: GroupRequest<S>,
 }
 
 /// What a waiting job needs.
@@ -80,29 +77,30 @@ struct Needs {
 }
 
 /// The members of a group by the way in which they are sent.
-#[derive(Default)]
-struct Chosen {
-    exactly_once: Vec<Member>,
+struct Chosen<S> {
+    exactly_once: Vec<Member<S>>,
     /// The only exactly-once block is not to be merged with others.
     exactly_once_alone: bool,
-    merged: Vec<Member>,
-    alone: Vec<Member>,
-    singles: Vec<Member>,
+    merged: Vec<Member<S>>,
+    alone: Vec<Member<S>>,
+    singles: Vec<Member<S>>,
 }
 
-impl Group {
+impl<S: Stay> Group<S> {
     /// Takes the requests that fit into one write, and encodes the write. Exactly-once blocks are
-    /// taken only if the connection `is_armed`. `None`: the register cannot be made.
+    /// taken only if the connection `is_armed`. A request that is too late goes to `settle_late`.
+    /// `None`: the register cannot be made.
     pub(crate) fn take(
-        waiting: &mut VecDeque<Arc<LaneJob>>,
-        connection: &mut Connection<TaskWire>,
-        lane: &Lane,
+        waiting: &mut VecDeque<Arc<GroupJob<S>>>,
+        connection: &mut Connection<impl Wire>,
+        context: &PoolContext,
         is_armed: bool,
-        shapes: &mut RejectedShapes,
+        shapes: &RejectedShapes,
+        settle_late: impl Fn(&GroupJob<S>, GroupRequest<S>),
     ) -> Option<Self> {
-        let (context, now) = (&*lane.context, Instant::now());
+        let now = Instant::now();
         let most = context.settings().flush_bytes;
-        let (mut chosen, mut bytes) = (Chosen::default(), 0);
+        let (mut chosen, mut bytes) = (Chosen::new(), 0);
         let mut left = VecDeque::new();
         let mut left_exactly_once = false;
         let armed = connection.known_marker().map(CommitMarker::tag).filter(|_| is_armed);
@@ -110,7 +108,7 @@ impl Group {
         while let Some(job) = waiting.pop_front() {
             let (mut is_full, mut is_late, mut needs) = (false, false, None);
             let taken = job.take_if(|request| {
-                is_late = request.deadline <= now;
+                is_late = request.stay.is_late(now);
                 let needs = needs.insert(Needs::of(request, shapes));
                 is_full = bytes > 0 && bytes + needs.bytes > most;
                 is_late || (!is_full && !needs.exactly_once)
@@ -119,7 +117,7 @@ impl Group {
             if let Taking::Taken(request) = taken {
                 if is_late {
                     // Its caller is polled no more, or is about to withdraw it.
-                    lane.settle_late(&job, request);
+                    settle_late(&job, request);
                     continue;
                 }
                 bytes += needs.bytes;
@@ -178,8 +176,8 @@ impl Group {
     /// Encodes the write. `None`: the register cannot be made.
     fn encode(
         &mut self,
-        chosen: &Chosen,
-        connection: &mut Connection<TaskWire>,
+        chosen: &Chosen<S>,
+        connection: &mut Connection<impl Wire>,
         context: &PoolContext,
     ) -> Option<()> {
         self.write.reserve(chosen.len());
@@ -212,7 +210,7 @@ impl Group {
             write.push_internal(Expect::Unwatch, |bytes| bytes.extend_from_slice(UNWATCH));
             watches = false;
         }
-        let slot = |member: &Member| member.request.batch.slot;
+        let slot = |member: &Member<S>| member.request.batch.slot;
         for of_slot in chosen.merged.chunk_by(|one, next| slot(one) == slot(next)) {
             write.push_group(of_slot.iter().map(Member::block), None);
         }
@@ -257,7 +255,7 @@ impl Group {
     /// Sends the write and reads its replies. Returns how the connection was lost, if it was.
     pub(crate) async fn exchange(
         &mut self,
-        connection: &mut Connection<TaskWire>,
+        connection: &mut Connection<impl Wire>,
         deadline: Deadline,
     ) -> Option<Interruption> {
         self.sent = Some(Instant::now());
@@ -266,6 +264,7 @@ impl Group {
         let mut take = |expect, reply| replies.take(expect, reply);
         connection.wire_mut().share_replies(self.write.shared_replies());
         let lost = connection.exchange(bytes, expected, deadline, &mut take).await.err();
+        connection.wire_mut().end_shared_replies();
         self.outcome = Some(replies.finish(lost.as_ref().map(|lost| lost.left)));
         lost
     }
@@ -274,10 +273,10 @@ impl Group {
     /// the requests of which nothing was applied and which are to be sent again.
     pub(crate) fn settle(
         mut self,
-        line: &mut LaneLine,
+        line: &mut impl Line,
         lost: Option<&Interruption>,
-        shapes: &mut RejectedShapes,
-    ) -> Vec<Arc<LaneJob>> {
+        shapes: &RejectedShapes,
+    ) -> Vec<Arc<GroupJob<S>>> {
         let Some(outcome) = self.outcome.take() else { return Vec::new() };
         if let Some(connection) = line.current() {
             self.record(connection, &outcome, lost.is_some());
@@ -290,7 +289,7 @@ impl Group {
         // The places are free before the submitters run.
         let members = self.members.iter_mut().zip(&outcome.pieces);
         let settled = members.filter(|(_, piece)| !piece.is_sent_again(unsent));
-        let settled = LanePlace::give_back(settled.map(|(member, _)| &mut member.request.place));
+        let settled = S::give_back(settled.map(|(member, _)| &mut member.request.stay));
         line.context().config.counters.checkouts.add_all(settled);
         let mut again = Vec::new();
         let mut members = mem::take(&mut self.members).into_iter();
@@ -350,7 +349,7 @@ impl Group {
     /// Records on the connection what the replies show of its state.
     fn record(
         &self,
-        connection: &mut Connection<TaskWire>,
+        connection: &mut Connection<impl Wire>,
         outcome: &MergedOutcome,
         is_lost: bool,
     ) {
@@ -386,8 +385,8 @@ impl Group {
     }
 }
 
-/// The connection's task ended before the replies arrived.
-impl Drop for Group {
+/// The task or the thread that sends it ended before the replies arrived.
+impl<S: Stay> Drop for Group<S> {
     fn drop(&mut self) {
         let sent = self.sent.is_some();
         for (nth, Member { job, request }) in mem::take(&mut self.members).into_iter().enumerate() {
@@ -406,7 +405,7 @@ fn is_success(value: &Value) -> bool {
 }
 
 fn ended() -> ConnectionError {
-    let text = "the runtime of the connection has ended";
+    let text = "the caller that sent the request, or its runtime, has ended";
     ConnectionError::new(ConnectionErrorKind::Closed, text)
 }
 
@@ -443,8 +442,8 @@ pub(crate) fn tag(slot: Option<u16>) -> Option<u32> {
 }
 
 /// Hash tag of the register of the first exactly-once block that waits; `None`: none waits.
-pub(crate) fn next_tag(waiting: &VecDeque<Arc<LaneJob>>) -> Option<Option<u32>> {
-    let of_job = |job: &Arc<LaneJob>| {
+pub(crate) fn next_tag<S>(waiting: &VecDeque<Arc<GroupJob<S>>>) -> Option<Option<u32>> {
+    let of_job = |job: &Arc<GroupJob<S>>| {
         job.look(|request| request.batch.exactly_once.then(|| tag(request.batch.slot))).flatten()
     };
     waiting.iter().find_map(of_job)
@@ -452,7 +451,7 @@ pub(crate) fn next_tag(waiting: &VecDeque<Arc<LaneJob>>) -> Option<Option<u32>> 
 
 /// The token of the exactly-once blocks that are sent next on the connection.
 fn next_token(
-    connection: &mut Connection<TaskWire>,
+    connection: &mut Connection<impl Wire>,
     context: &PoolContext,
     slot: Option<u16>,
 ) -> Option<Arc<SharedToken>> {
@@ -464,9 +463,9 @@ fn next_token(
     Some(token.into())
 }
 
-impl Member {
+impl<S> Member<S> {
     /// Takes the job's request. If the caller has its token's cell, the cell is set in the same step.
-    fn take(job: Arc<LaneJob>, named: Option<(&CommitToken, &TokenCell)>) -> Option<Self> {
+    fn take(job: Arc<GroupJob<S>>, named: Option<(&CommitToken, &TokenCell)>) -> Option<Self> {
         let request = match named {
             Some((token, cell)) => {
                 let mut request = None;
@@ -492,7 +491,7 @@ impl Member {
 }
 
 impl Needs {
-    fn of(request: &LaneRequest, shapes: &mut RejectedShapes) -> Self {
+    fn of<S>(request: &GroupRequest<S>, shapes: &RejectedShapes) -> Self {
         let kind = request.batch.kind;
         let is_block = matches!(kind, RequestKind::Block { .. });
         let alone = is_block
@@ -504,7 +503,17 @@ impl Needs {
     }
 }
 
-impl Chosen {
+impl<S> Chosen<S> {
+    fn new() -> Self {
+        Self {
+            exactly_once: Vec::new(),
+            exactly_once_alone: false,
+            merged: Vec::new(),
+            alone: Vec::new(),
+            singles: Vec::new(),
+        }
+    }
+
     fn len(&self) -> usize {
         let all = [&self.exactly_once, &self.merged, &self.alone, &self.singles];
         all.iter().map(|members| members.len()).sum()
@@ -515,7 +524,7 @@ impl Chosen {
     }
 
     /// Adds a member. `waiting`: the number of requests that may follow it.
-    fn push(&mut self, member: Member, needs: &Needs, waiting: usize) {
+    fn push(&mut self, member: Member<S>, needs: &Needs, waiting: usize) {
         let members = match needs.kind {
             RequestKind::Block { .. } if needs.exactly_once => {
                 self.exactly_once_alone = needs.alone;
@@ -530,45 +539,4 @@ impl Chosen {
         }
         members.push(member);
     }
-}
-
-/// Time for which blocks like a rejected one are sent in a group of their own.
-const APART_FOR: Duration = Duration::from_secs(1);
-
-/// Maximum number of shapes that are remembered.
-const MOST_SHAPES: usize = 16;
-
-/// The shapes of the blocks that the server has lately rejected: the names of their commands, and the
-/// number of arguments. A block like them would have the others of its group sent again.
-#[derive(Default)]
-pub(crate) struct RejectedShapes {
-    shapes: Vec<(u64, Instant)>,
-}
-
-impl RejectedShapes {
-    fn add(&mut self, block: &[u8]) {
-        let now = Instant::now();
-        self.shapes.retain(|(_, until)| *until > now);
-        if self.shapes.len() < MOST_SHAPES {
-            self.shapes.push((shape(block), now + APART_FOR));
-        }
-    }
-
-    fn has(&mut self, block: &[u8]) -> bool {
-        if self.shapes.is_empty() {
-            return false;
-        }
-        let now = Instant::now();
-        self.shapes.retain(|(_, until)| *until > now);
-        let of_block = shape(block);
-        self.shapes.iter().any(|(shape, _)| *shape == of_block)
-    }
-}
-
-fn shape(block: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for args in CommandReader::new(block).flatten() {
-        (args.first(), args.len()).hash(&mut hasher);
-    }
-    hasher.finish()
 }

@@ -1,19 +1,22 @@
-//! A job that one task submits and another one does, and the queue between them.
+//! A job that one caller submits and another one does, and the queue between tasks.
 //!
 //! Until the job is taken, its submitter can withdraw it; both is one step of one state. A job that is
 //! taken is done in any case: the response to an abandoned one is dropped.
 
-#[cfg(all(test, rediscope_shuttle))]
-#[path = "../../../tests/model/job.rs"]
+#[cfg(all(test, rediscope_shuttle, feature = "tokio"))]
+#[path = "../../tests/model/job.rs"]
 mod model;
 
+#[cfg(feature = "tokio")]
 use std::collections::VecDeque;
 use std::mem;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
+#[cfg(feature = "tokio")]
+use std::task::{Context, Poll};
 
 use crate::sync::shim::{Arc, Mutex, lock};
 
-/// A job that one task submits and another one does.
+/// A job that one caller submits and another one does.
 #[derive(Debug)]
 pub(crate) struct Job<T, R> {
     state: Mutex<JobState<T, R>>,
@@ -66,7 +69,20 @@ impl<T, R> Job<T, R> {
         Arc::new(Self { state: Mutex::new(state) })
     }
 
+    /// Returns the response, if there is one.
+    pub(crate) fn response(&self) -> Option<R> {
+        let mut state = lock(&self.state);
+        if !matches!(state.stage, Stage::Done(_)) {
+            return None;
+        }
+        match mem::replace(&mut state.stage, Stage::Over) {
+            Stage::Done(response) => Some(response),
+            _ => None,
+        }
+    }
+
     /// Returns the response. Wakes the task later if there is none yet.
+    #[cfg(feature = "tokio")]
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<R> {
         let mut state = lock(&self.state);
         if matches!(state.stage, Stage::Done(_))
@@ -143,6 +159,7 @@ impl<T, R> Job<T, R> {
     }
 
     /// Has the submitter polled again.
+    #[cfg(feature = "tokio")]
     pub(crate) fn wake(&self) {
         let submitter = lock(&self.state).submitter.take();
         if let Some(submitter) = submitter {
@@ -171,11 +188,13 @@ impl<T, R> Job<T, R> {
 }
 
 /// The jobs that wait, first come first served, and the task that takes them.
+#[cfg(feature = "tokio")]
 #[derive(Debug)]
 pub(crate) struct JobQueue<T, R> {
     state: Mutex<QueueState<T, R>>,
 }
 
+#[cfg(feature = "tokio")]
 #[derive(Debug)]
 struct QueueState<T, R> {
     jobs: VecDeque<Arc<Job<T, R>>>,
@@ -184,6 +203,7 @@ struct QueueState<T, R> {
     closed: bool,
 }
 
+#[cfg(feature = "tokio")]
 impl<T, R> JobQueue<T, R> {
     pub(crate) fn new() -> Self {
         let state = QueueState { jobs: VecDeque::new(), taker: None, closed: false };

@@ -1,0 +1,238 @@
+//! Requests that wait together for a connection: one of their callers leads them, and one wake-up tells
+//! all others.
+//!
+//! The first caller leads. If it gives up, the next one does.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::thread::ThreadId;
+use std::time::Instant;
+
+use crate::pool::job::Job;
+use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
+use crate::sync::this_thread;
+
+/// Requests that wait together for a connection.
+#[derive(Debug)]
+pub(crate) struct WaitingGroup<T, R> {
+    state: Mutex<GroupState<T, R>>,
+    /// Wakes the leader.
+    granted: Condvar,
+    /// Wakes all other members at once.
+    settled: Condvar,
+}
+
+#[derive(Debug)]
+struct GroupState<T, R> {
+    members: Vec<Member<T, R>>,
+    /// Number of the member that leads.
+    leader: usize,
+    stage: Stage,
+    bytes: usize,
+    leader_sleeps: bool,
+    /// Number of other members that sleep.
+    asleep: usize,
+}
+
+#[derive(Debug)]
+struct Member<T, R> {
+    /// The thread, for a search without a visit of every caller.
+    thread: ThreadId,
+    job: Arc<Job<T, R>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    /// The leader has not seen its permit yet.
+    Granted(usize),
+    /// The leader has a permit.
+    Led,
+    /// No permit will be granted.
+    Closed,
+}
+
+/// What has ended a member's sleep.
+#[derive(Debug)]
+pub(crate) enum Woken<R> {
+    /// It leads, with this permit.
+    Leads(usize),
+    Response(R),
+    /// No permit will be granted. The request is withdrawn.
+    Closed,
+    TimedOut,
+}
+
+/// What became of a member that has given up.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum GaveUp {
+    /// It leads after all: the permit was granted before.
+    Leads(usize),
+    /// Its request is withdrawn.
+    Withdrawn,
+    /// The same, and no other member is left.
+    Dissolved,
+    /// A leader has taken its request.
+    Taken,
+}
+
+/// The largest size of a group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupLimits {
+    pub(crate) requests: usize,
+    pub(crate) bytes: usize,
+}
+
+impl<T, R> WaitingGroup<T, R> {
+    /// A group with one member, which leads.
+    pub(super) fn new(job: Arc<Job<T, R>>, bytes: usize) -> Arc<Self> {
+        let member = Member { thread: this_thread(), job };
+        let state = GroupState {
+            members: vec![member],
+            leader: 0,
+            stage: Stage::Waiting,
+            bytes,
+            leader_sleeps: false,
+            asleep: 0,
+        };
+        let (granted, settled) = (Condvar::new(), Condvar::new());
+        Arc::new(Self { state: Mutex::new(state), granted, settled })
+    }
+
+    /// Adds a member if there is room. Returns its number.
+    pub(super) fn join(
+        &self,
+        job: &Arc<Job<T, R>>,
+        bytes: usize,
+        limits: GroupLimits,
+    ) -> Option<usize> {
+        let mut state = lock(&self.state);
+        let number = state.members.len();
+        if number >= limits.requests || state.bytes + bytes > limits.bytes {
+            return None;
+        }
+        state.bytes += bytes;
+        state.members.push(Member { thread: this_thread(), job: Arc::clone(job) });
+        Some(number)
+    }
+
+    /// Sleeps until the member leads, has its response, or `until`.
+    pub(super) fn wait(&self, number: usize, job: &Job<T, R>, until: Instant) -> Woken<R> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(response) = job.response() {
+                return Woken::Response(response);
+            }
+            match state.stage {
+                Stage::Granted(permit) if state.leader == number => {
+                    state.stage = Stage::Led;
+                    return Woken::Leads(permit);
+                }
+                Stage::Closed if job.take().is_some() => return Woken::Closed,
+                _ => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Woken::TimedOut;
+            }
+            let leads = state.leader == number;
+            state.sleeps(leads, true);
+            let condvar = if leads { &self.granted } else { &self.settled };
+            let woken = condvar.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            state.sleeps(leads, false);
+        }
+    }
+
+    /// Grants the leader a permit. Returns whether it is to be woken.
+    pub(super) fn grant(&self, permit: usize) -> bool {
+        let mut state = lock(&self.state);
+        state.stage = Stage::Granted(permit);
+        state.leader_sleeps
+    }
+
+    pub(super) fn wake_leader(&self) {
+        self.granted.notify_one();
+    }
+
+    /// Wakes all members, to see their responses.
+    pub(super) fn wake_members(&self) {
+        let state = lock(&self.state);
+        let asleep = state.asleep > 0;
+        drop(state);
+        if asleep {
+            self.settled.notify_all();
+        }
+    }
+
+    /// Ends the wait of a member. Called under the semaphore's mutex, so that the member finds itself
+    /// either waiting or granted.
+    pub(super) fn give_up(&self, number: usize, job: &Job<T, R>) -> GaveUp {
+        let mut state = lock(&self.state);
+        if state.leader == number
+            && let Stage::Granted(permit) = state.stage
+        {
+            state.stage = Stage::Led;
+            return GaveUp::Leads(permit);
+        }
+        match job.take() {
+            Some(_) if state.leader == number => self.pass_lead(state),
+            Some(_) => GaveUp::Withdrawn,
+            None => GaveUp::Taken,
+        }
+    }
+
+    /// Ends the lead of a member that cannot send. Called under the semaphore's mutex.
+    pub(super) fn abandon(&self, job: &Job<T, R>) -> GaveUp {
+        let mut state = lock(&self.state);
+        let own = job.take();
+        debug_assert!(own.is_some(), "a leader that has taken no request has its own");
+        state.stage = Stage::Waiting;
+        self.pass_lead(state)
+    }
+
+    /// Has the next member lead.
+    fn pass_lead(&self, mut state: MutexGuard<'_, GroupState<T, R>>) -> GaveUp {
+        let waits = |member: &Member<T, R>| member.job.look(|_| ()).is_some();
+        let Some(next) = state.members.iter().position(waits) else { return GaveUp::Dissolved };
+        state.leader = next;
+        drop(state);
+        // The new leader sleeps among the others.
+        self.settled.notify_all();
+        GaveUp::Withdrawn
+    }
+
+    /// Refuses a permit to all members.
+    pub(super) fn close(&self) {
+        lock(&self.state).stage = Stage::Closed;
+        self.granted.notify_all();
+        self.settled.notify_all();
+    }
+
+    /// Takes out the members' requests, in the order of their arrival.
+    pub(super) fn jobs(&self) -> VecDeque<Arc<Job<T, R>>> {
+        let members = mem::take(&mut lock(&self.state).members);
+        members.into_iter().map(|member| member.job).collect()
+    }
+
+    /// Whether a thread waits here.
+    pub(super) fn has(&self, thread: ThreadId) -> bool {
+        lock(&self.state).members.iter().any(|member| member.thread == thread)
+    }
+
+    /// Number of members that wait.
+    pub(super) fn waiting(&self) -> usize {
+        let waits = |member: &&Member<T, R>| member.job.look(|_| ()).is_some();
+        lock(&self.state).members.iter().filter(waits).count()
+    }
+}
+
+impl<T, R> GroupState<T, R> {
+    fn sleeps(&mut self, leads: bool, sleeps: bool) {
+        match (leads, sleeps) {
+            (true, _) => self.leader_sleeps = sleeps,
+            (false, true) => self.asleep += 1,
+            (false, false) => self.asleep -= 1,
+        }
+    }
+}
