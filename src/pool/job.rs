@@ -36,6 +36,7 @@ enum Stage<T, R> {
     /// The request is being sent, or was.
     Taken,
     /// It was taken, and nothing waits for its response.
+    #[cfg(feature = "tokio")]
     Abandoned,
     Done(R),
     /// The response was taken, or the request was withdrawn.
@@ -52,6 +53,7 @@ pub(crate) enum Taking<T> {
 }
 
 /// What became of a job that its submitter has left.
+#[cfg(feature = "tokio")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
     /// It was not taken, and never will be.
@@ -168,6 +170,7 @@ impl<T, R> Job<T, R> {
     }
 
     /// Records that the submitter waits no more.
+    #[cfg(feature = "tokio")]
     pub(crate) fn leave(&self) -> Left {
         let mut state = lock(&self.state);
         let (stage, left) = match mem::replace(&mut state.stage, Stage::Over) {

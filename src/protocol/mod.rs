@@ -14,7 +14,6 @@ pub(crate) mod idempotency_key;
 pub(crate) mod known_errors;
 pub(crate) mod lock;
 pub(crate) mod marker;
-#[cfg(any(feature = "tokio", test))]
 pub(crate) mod merge;
 #[cfg(test)]
 #[path = "../../tests/unit/queue_properties.rs"]

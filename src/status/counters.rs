@@ -130,7 +130,6 @@ impl Counter {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    #[cfg(feature = "tokio")]
     pub(crate) fn add_all(&self, count: usize) {
         self.0.fetch_add(count as u64, Ordering::Relaxed);
     }

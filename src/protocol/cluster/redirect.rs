@@ -33,7 +33,6 @@ impl RedirectReply {
     }
 
     /// Whether errors with this code redirect or postpone a command.
-    #[cfg(feature = "tokio")]
     pub(crate) fn has_code(code: &str) -> bool {
         matches!(code, "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "LOADING")
     }

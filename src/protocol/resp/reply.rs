@@ -46,7 +46,6 @@ pub(crate) fn too_large() -> Value {
 }
 
 /// Whether a value was dropped because it is too large.
-#[cfg(any(test, feature = "tokio"))]
 pub(crate) fn is_too_large(value: &Value) -> bool {
     matches!(value, Value::Push { .. })
 }
