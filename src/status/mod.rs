@@ -5,6 +5,8 @@ pub(crate) mod locks;
 pub(crate) mod metrics;
 pub(crate) mod node;
 pub(crate) mod report;
+#[cfg(feature = "serde")]
+mod serialized;
 
 pub use crate::error::open_scope::OpenScope;
 pub use crate::protocol::connection_state::CloseReason;

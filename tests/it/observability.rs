@@ -5,5 +5,7 @@
 mod listen;
 mod locks;
 mod secrets;
+#[cfg(feature = "serde")]
+mod serialized;
 mod spans;
 mod status;
