@@ -208,6 +208,22 @@ fn a_caller_that_takes_many_keeps_its_turn_before_later_ones_that_take_few() {
 }
 
 #[test]
+fn a_caller_that_takes_many_and_gives_up_lets_the_later_ones_in() {
+    let fixture = start();
+    let other = fixture.other();
+    let held = several(&fixture.sessions, 3, 6).fair().acquire(SOON).unwrap();
+    let large = several(&fixture.sessions, 4, 6).fair();
+    let large = thread::spawn(move || large.acquire(Duration::from_secs(2)).map(drop));
+    eventually(SOON, "it is in line", || fixture.queued() == 1);
+    let few = waiters(&fixture, &other, &[2, 1], true);
+    timed_out(large.join().unwrap());
+    let guards: Vec<_> = (0..2).map(|_| few.recv_timeout(SOON).unwrap()).collect();
+    assert_eq!((fixture.free(6), fixture.queued()), (0, 0));
+    drop((guards, held));
+    assert!(fixture.held_keys().is_empty(), "{:?}", fixture.held_keys());
+}
+
+#[test]
 fn callers_that_take_several_neither_block_each_other_nor_get_more_than_there_are() {
     const PERMITS: u32 = 4;
     let fixture = start();
