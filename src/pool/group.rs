@@ -54,6 +54,7 @@ pub(crate) struct Group<S: Stay> {
     ends_register: bool,
     /// Hash tag of the next register, if that is another one.
     next_tag: Option<Option<u32>>,
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "a lane looks at it"))]
     left_exactly_once: bool,
     sent: Option<Instant>,
     outcome: Option<MergedOutcome>,
@@ -243,11 +244,13 @@ impl<S: Stay> Group<S> {
         self.members.is_empty()
     }
 
+    #[cfg(feature = "tokio")]
     pub(crate) fn len(&self) -> usize {
         self.members.len()
     }
 
     /// Whether exactly-once blocks wait for the next write.
+    #[cfg(feature = "tokio")]
     pub(crate) fn has_left_exactly_once(&self) -> bool {
         self.left_exactly_once
     }
