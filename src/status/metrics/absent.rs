@@ -25,7 +25,7 @@ impl Started {
 
 /// Since when a connection is lent.
 #[derive(Debug, Default)]
-pub(crate) struct InUse;
+pub(crate) struct InUse(());
 
 /// The metrics of the pools of one purpose, and of their transactions.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ impl PoolMetrics {
 
     #[inline]
     pub(crate) fn checked_out(&self, _: Instant) -> InUse {
-        InUse
+        InUse(())
     }
 
     #[inline]
