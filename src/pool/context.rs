@@ -14,7 +14,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::config::PoolConfig;
-use crate::pool::shared::PoolShared;
+use crate::pool::shared::{ConnectFailure, PoolShared};
 use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
 use crate::text::brief;
@@ -110,6 +110,9 @@ impl PoolContext {
     /// Decides whether a caller that began to wait at `started` waits on for a connection that is
     /// being opened.
     ///
+    /// An attempt that began before the caller does not end its wait: what the server refuses for good
+    /// may have been granted since.
+    ///
     /// # Errors
     /// The server refuses for good, or the time is over.
     pub(in crate::pool) fn check_connect(
@@ -118,13 +121,13 @@ impl PoolContext {
         now: Instant,
         deadline: Instant,
     ) -> Result<(), CheckoutError> {
-        let failure = self.shared.connect_error().filter(|(at, _)| *at >= started);
+        let failure = self.shared.connect_failure().filter(|failure| failure.ended >= started);
+        let ends_wait = |failure: &ConnectFailure| match failure.error.is_transient_failure() {
+            true => self.config.fail_fast,
+            false => failure.begun >= started,
+        };
         let source = match failure {
-            Some((_, source))
-                if !source.is_transient_failure() || now >= deadline || self.config.fail_fast =>
-            {
-                source
-            }
+            Some(failure) if now >= deadline || ends_wait(&failure) => failure.error,
             None if now >= deadline => {
                 // A connect is still in progress.
                 match self.endpoint.provider_is_silent_for() {

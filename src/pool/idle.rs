@@ -161,7 +161,8 @@ impl r2d2::ManageConnection for Opener {
         let begun = Started::now();
         let opened = catch_unwind(AssertUnwindSafe(|| self.open()))
             .unwrap_or_else(|_| Err(ConnectionError::panicked()));
-        let opened = self.shared.opened(opened, &self.endpoint, &self.log_thread, begun);
+        let since = counted.begun;
+        let opened = self.shared.opened(opened, since, &self.endpoint, &self.log_thread, begun);
         let opened = match opened {
             Ok(connection) => {
                 self.shared.register_socket(&connection);

@@ -185,7 +185,7 @@ impl Pool {
                     idle,
                     waiters,
                     holders: ServerPool::open_scopes(self),
-                    last_connect_error: self.shared.connect_error().map(|(_, error)| error),
+                    last_connect_error: self.shared.connect_error(),
                 })))
             }
         }

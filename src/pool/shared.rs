@@ -41,7 +41,7 @@ pub(crate) struct PoolShared {
     /// not count yet.
     alive: AtomicUsize,
     sockets: Mutex<Vec<Weak<OwnSocket>>>,
-    last_connect_error: Mutex<Option<(Instant, ConnectionError)>>,
+    last_connect_failure: Mutex<Option<ConnectFailure>>,
     /// When the first of the consecutive connects that ended at MULTI did so, and their number.
     closed_at_multi: Mutex<Option<(Instant, u32)>>,
     /// Runs after a connection was opened and before the idle store lists it.
@@ -49,9 +49,20 @@ pub(crate) struct PoolShared {
     pub(crate) before_listing: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
+/// A connect that failed.
+#[derive(Clone)]
+pub(crate) struct ConnectFailure {
+    /// When the attempt began, and when it ended.
+    pub(crate) begun: Instant,
+    pub(crate) ended: Instant,
+    pub(crate) error: ConnectionError,
+}
+
 /// Counts one connection, from before its first byte to after its last.
 pub(crate) struct CountedConnection {
     shared: Arc<PoolShared>,
+    /// When the attempt to open it began.
+    pub(crate) begun: Instant,
 }
 
 impl CountedConnection {
@@ -59,7 +70,7 @@ impl CountedConnection {
         // Counted before `closed` is read: a pool that has set it sees either this count or the
         // refusal.
         shared.alive.fetch_add(1, Ordering::SeqCst);
-        Self { shared: Arc::clone(shared) }
+        Self { shared: Arc::clone(shared), begun: Instant::now() }
     }
 }
 
@@ -133,18 +144,18 @@ impl PoolShared {
         // After a connect that the peer closed, MULTI is sent alone, so that the next error shows
         // whether MULTI is the reason.
         let last = self.connect_error();
-        let multi_apart =
-            last.is_some_and(|(_, error)| error.kind() == ConnectionErrorKind::Closed);
+        let multi_apart = last.is_some_and(|error| error.kind() == ConnectionErrorKind::Closed);
         OpenOptions { purpose, multi_apart, generation, deadline: None }
     }
 
-    /// Records the outcome of a connect, and returns it.
+    /// Records the outcome of a connect that began at `since`, and returns it.
     ///
     /// # Errors
     /// The connect failed, or the pool was closed meanwhile.
     pub(crate) fn opened<W: Wire>(
         &self,
         mut opened: Result<Connection<W>, ConnectionError>,
+        since: Instant,
         endpoint: &Endpoint,
         log_thread: &Arc<LogThread>,
         begun: Started,
@@ -155,7 +166,7 @@ impl PoolShared {
             opened = opened.map_err(ConnectionError::permanent);
         }
         let error = opened.as_ref().err().cloned();
-        self.set_connect_error(error.clone());
+        self.set_connect_failure(since, error.clone());
         // Logged later: the connection is passed on when this returns.
         let address = endpoint.address().into_owned();
         match error {
@@ -190,12 +201,24 @@ impl PoolShared {
     }
 
     /// The last connect error, unless a connect has succeeded since.
-    pub(crate) fn connect_error(&self) -> Option<(Instant, ConnectionError)> {
-        lock(&self.last_connect_error).clone()
+    pub(crate) fn connect_error(&self) -> Option<ConnectionError> {
+        self.connect_failure().map(|failure| failure.error)
     }
 
-    /// Records the outcome of a connect.
-    pub(crate) fn set_connect_error(&self, error: Option<ConnectionError>) {
-        *lock(&self.last_connect_error) = error.map(|error| (Instant::now(), error));
+    /// The last connect that failed, unless one has succeeded since.
+    pub(crate) fn connect_failure(&self) -> Option<ConnectFailure> {
+        lock(&self.last_connect_failure).clone()
+    }
+
+    /// Records the outcome of a connect. Of several failures, the one of the latest attempt is kept.
+    fn set_connect_failure(&self, begun: Instant, error: Option<ConnectionError>) {
+        let mut last = lock(&self.last_connect_failure);
+        let Some(error) = error else {
+            *last = None;
+            return;
+        };
+        if last.as_ref().is_none_or(|last| last.begun <= begun) {
+            *last = Some(ConnectFailure { begun, ended: Instant::now(), error });
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! lost command.
 
 use crate::fixture::{LONG, SOON};
-use crate::side::{BuildSide, PROVIDER_PANICS_PASS, ResolveDoubt, SessionManager};
+use crate::side::{BuildSide, PROVIDER_PANICS_PASS, ResolveDoubt, SessionManager, threads_only};
 use std::error::Error as StdError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -372,4 +372,70 @@ fn the_password_of_the_default_user_may_change_too_and_is_never_shown() {
     let sessions = builder.build_side().unwrap();
     let n: i64 = sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).unwrap();
     assert_eq!((n, sessions.pooled().get::<_, i64>("n").unwrap()), (1, 1));
+}
+
+/// A user whose password the server does not know yet, and a proxy that holds the refusals of the next
+/// attempts to connect.
+fn refused_late(server: &Server) -> (Proxy, Builder) {
+    user(server, "app", "other");
+    let proxy = Proxy::to(server);
+    proxy.script(Which::All, (Trigger::BeforeReplyTo("AUTH"), Fault::HoldReplies));
+    let url = proxy.url().replace("redis://", "redis://app:secret@");
+    let builder = SessionManager::builder(url)
+        .max_size(1)
+        .connect_timeout(SOON)
+        .response_timeout(SOON)
+        .checkout_timeout(4 * SOON);
+    (proxy, builder)
+}
+
+// Tasks open connections for `min_idle` once a runtime is known, which is at the first call.
+threads_only! {
+    #[test]
+    fn a_refusal_of_an_attempt_for_min_idle_ends_no_later_call() {
+        let server = Server::start();
+        let (proxy, builder) = refused_late(&server);
+        let sessions = builder.min_idle(1).build_side().unwrap();
+        // One for each pool.
+        eventually(SOON, "they were refused", || server.calls("auth") == 2);
+        user(&server, "app", "secret");
+        proxy.disarm();
+        thread::scope(|scope| {
+            let begun = scope.spawn(|| {
+                let mut tx = sessions.transactional().begin()?;
+                tx.incr("n", 1);
+                tx.commit()
+            });
+            eventually(SOON, "it waits", || sessions.status().transactional.in_use == 1);
+            proxy.release();
+            begun.join().unwrap().unwrap();
+        });
+        assert_eq!(server.ask::<u64>(&["GET", "n"]), 1);
+        assert_eq!(sessions.status().transactional.counts.connect_failures, 1);
+    }
+}
+
+#[test]
+fn a_refusal_of_an_attempt_for_one_call_ends_no_later_call() {
+    let server = Server::start();
+    let (proxy, builder) = refused_late(&server);
+    let sessions = builder.build_side().unwrap();
+    let accounts = sessions.transactional();
+    let incr = || accounts.run(|tx| Ok(tx.incr("n", 1)));
+    thread::scope(|scope| {
+        let first = scope.spawn(incr);
+        eventually(SOON, "it was refused", || server.calls("auth") == 1);
+        user(&server, "app", "secret");
+        proxy.disarm();
+        let second = scope.spawn(incr);
+        eventually(SOON, "it waits", || sessions.status().transactional.waiting == 1);
+        proxy.release();
+        match first.join().unwrap() {
+            Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
+                assert_eq!(source.server_error().unwrap().code(), "WRONGPASS");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(second.join().unwrap().unwrap(), 1);
+    });
 }

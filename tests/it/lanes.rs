@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rediscope::aio::SessionManager;
-use rediscope::error::{Applied, ReplyError};
+use rediscope::error::{Applied, CheckoutError, ReplyError};
 use rediscope::prelude::*;
 use rediscope::redis::AsyncCommands as _;
 use rediscope::{Block, Error, TransactionOptions};
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
 use tokio::runtime::{Builder, Runtime};
 
@@ -554,4 +554,40 @@ fn a_call_that_moves_to_another_runtime_ends_in_time() {
         // The other runtime's connections are not this one's.
         assert!(tx.run(|tx| Ok(tx.incr("m", 1))).await.is_ok());
     });
+}
+
+#[test]
+fn a_refusal_of_an_older_attempt_to_connect_ends_no_later_block() {
+    let server = Server::start();
+    let may_log_in = |password| {
+        server.acl(&["SETUSER", "app", "on", "resetpass", &format!(">{password}"), "~*", "+@all"]);
+    };
+    may_log_in("other");
+    let proxy = Proxy::to(&server);
+    proxy.script(Which::All, (Trigger::BeforeReplyTo("AUTH"), Fault::HoldReplies));
+    let url = proxy.url().replace("redis://", "redis://app:secret@");
+    let builder = rediscope::SessionManager::builder(url).lanes(1).checkout_timeout(4 * SOON);
+    let builder = builder.connect_timeout(SOON).response_timeout(SOON);
+    let (sessions, runtime) = (builder.build_async().unwrap(), runtime());
+    let accounts = sessions.transactional();
+    let incr = || {
+        let accounts = accounts.clone();
+        async move { accounts.run(|tx| Ok(tx.incr("n", 1))).await }
+    };
+    let first = runtime.spawn(incr());
+    eventually(SOON, "it was refused", || server.calls("auth") == 1);
+    may_log_in("secret");
+    proxy.disarm();
+    let (refused, applied) = runtime.block_on(async {
+        let mut second = pin!(incr());
+        let polled = poll_fn(|context| Poll::Ready(second.as_mut().poll(context))).await;
+        assert!(polled.is_pending(), "{polled:?}");
+        proxy.release();
+        (first.await.unwrap(), second.await)
+    });
+    let Err(Error::Checkout(CheckoutError::Connect { source, .. })) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(source.server_error().unwrap().code(), "WRONGPASS");
+    assert_eq!(applied.unwrap(), 1);
 }

@@ -106,11 +106,12 @@ impl TaskCore {
     pub(in crate::pool) fn open(self: &Arc<Self>, number: u64, runtime: &Handle) {
         let options = self.shared.open_options(self.config.purpose, &self.endpoint);
         let (endpoint, settings) = (self.endpoint.clone(), Arc::clone(self.settings()));
-        let (core, begun) = (Arc::downgrade(self), Started::now());
+        let core = Arc::downgrade(self);
+        let (since, begun) = (Instant::now(), Started::now());
         let task = spawn_connection(runtime, endpoint, settings, options, move |opened| {
             // Without a pool the connection is closed.
             if let Some(core) = core.upgrade() {
-                core.opened(number, opened, begun);
+                core.opened(number, opened, since, begun);
             }
         });
         self.idle.begun(number, task);
@@ -120,10 +121,11 @@ impl TaskCore {
         &self,
         number: u64,
         opened: Result<Connection<TaskWire>, ConnectionError>,
+        since: Instant,
         begun: Started,
     ) {
         let log_thread = &self.config.logging.log_thread;
-        let opened = self.shared.opened(opened, &self.endpoint, log_thread, begun);
+        let opened = self.shared.opened(opened, since, &self.endpoint, log_thread, begun);
         drop(self.idle.opened(number, opened.ok().map(Box::new)));
     }
 

@@ -268,11 +268,12 @@ impl Lane {
         begun: Started,
     ) {
         let PoolContext { config, endpoint, shared, .. } = &*self.context;
-        let opened = match shared.opened(opened, endpoint, &config.logging.log_thread, begun) {
+        let (since, log_thread) = (counted.begun, &config.logging.log_thread);
+        let opened = match shared.opened(opened, since, endpoint, log_thread, begun) {
             Ok(opened) => opened,
             Err(error) => {
                 drop(counted);
-                return self.not_opened(error);
+                return self.not_opened(since, error);
             }
         };
         let task = opened.wire().task().clone();
@@ -292,9 +293,11 @@ impl Lane {
     }
 
     /// Ends an attempt that failed. If another one may succeed, it begins later, unless no request waits.
-    fn not_opened(self: &Arc<Self>, source: ConnectionError) {
-        let fails = !source.is_transient_failure() || self.context.config.fail_fast;
-        let runtime = Handle::try_current().ok().filter(|_| !fails);
+    fn not_opened(self: &Arc<Self>, begun: Instant, source: ConnectionError) {
+        if !source.is_transient_failure() || self.context.config.fail_fast {
+            return self.refused(begun, &source);
+        }
+        let runtime = Handle::try_current().ok();
         let mut connection = lock(&self.connection);
         let pause = connection.backoff.wait();
         connection.state = match &runtime {
@@ -302,15 +305,27 @@ impl Lane {
             _ => LaneState::None,
         };
         drop(connection);
-        if fails {
-            return self.fail(|waited| CheckoutError::Connect { waited, source: source.clone() });
-        }
         let Some(runtime) = runtime else { return };
         self.pass_on();
         let lane = Arc::clone(self);
         let again = runtime.spawn(lane.open_again(Instant::now() + pause, runtime.clone()));
         if let LaneState::Failed(none) = &mut lock(&self.connection).state {
             *none = Some(again.abort_handle());
+        }
+    }
+
+    /// Ends an attempt that the server refused for good. Requests that are younger than the attempt have
+    /// another one, because the refusal may be out of date.
+    fn refused(self: &Arc<Self>, begun: Instant, source: &ConnectionError) {
+        let fails_all = lock(&self.connection).closed || source.is_transient_failure();
+        // Before another attempt can begin, which would find the queue empty meanwhile.
+        self.fail_if(
+            |request| fails_all || request.stay.since <= begun,
+            |since| CheckoutError::Connect { waited: since.elapsed(), source: source.clone() },
+        );
+        lock(&self.connection).state = LaneState::None;
+        if !self.queue.is_empty() {
+            self.open_here();
         }
     }
 
@@ -348,14 +363,24 @@ impl Lane {
         }
     }
 
-    /// Ends the waiting requests whose time is over.
+    /// Fails the waiting requests whose time is over.
     fn fail_late(&self) {
         let now = Instant::now();
+        self.fail_if(|request| request.stay.is_late(now), |since| self.late(since));
+    }
+
+    /// Fails the waiting requests for which `fails` returns true. `error`: of a request of that time.
+    fn fail_if(
+        &self,
+        fails: impl Fn(&LaneRequest) -> bool,
+        error: impl Fn(Instant) -> CheckoutError,
+    ) {
         let mut jobs = VecDeque::new();
         self.queue.drain_into(&mut jobs);
-        jobs.retain(|job| match job.take_if(|request| request.stay.is_late(now)) {
+        jobs.retain(|job| match job.take_if(|request| fails(request)) {
             Taking::Taken(request) => {
-                self.settle_late(job, request);
+                let failed = error(request.stay.since);
+                settle(job, request, Err(failed));
                 false
             }
             Taking::Left => true,
@@ -379,22 +404,10 @@ impl Lane {
         let retired = connection.retired;
         drop(connection);
         if retired {
-            return self.fail(|_| CheckoutError::Closed);
+            return self.fail_if(|_| true, |_| CheckoutError::Closed);
         }
         // Their tasks set timers, and one of them has another connection opened.
         self.queue.wake_submitters();
-    }
-
-    /// Fails all waiting requests.
-    fn fail(&self, error: impl Fn(Duration) -> CheckoutError) {
-        let mut jobs = VecDeque::new();
-        self.queue.drain_into(&mut jobs);
-        for job in jobs {
-            if let Some(request) = job.take() {
-                let failed = error(request.stay.since.elapsed());
-                settle(&job, request, Err(failed));
-            }
-        }
     }
 
     /// The error of a request that was not sent by its deadline.
@@ -403,7 +416,7 @@ impl Lane {
         if self.is_running.load(Ordering::Acquire) {
             return self.timeout(since);
         }
-        let source = self.context.shared.connect_error().map(|(_, error)| error);
+        let source = self.context.shared.connect_error();
         let source = source
             .unwrap_or_else(|| ConnectionError::timed_out("no connection was established in time"));
         CheckoutError::Connect { waited: since.elapsed(), source }
@@ -419,7 +432,7 @@ impl Lane {
             idle: 0,
             waiters: 1,
             holders: Vec::new(),
-            last_connect_error: self.context.shared.connect_error().map(|(_, error)| error),
+            last_connect_error: self.context.shared.connect_error(),
         }))
     }
 
@@ -445,7 +458,7 @@ impl Lane {
     pub(crate) fn retire(&self) {
         lock(&self.connection).retired = true;
         self.close();
-        self.fail(|_| CheckoutError::Closed);
+        self.fail_if(|_| true, |_| CheckoutError::Closed);
     }
 
     /// Closes the connection at once, and returns its task. Waiting requests fail.
@@ -463,7 +476,7 @@ impl Lane {
             }
             LaneState::Connecting(None) | LaneState::Failed(None) | LaneState::None => None,
         };
-        self.fail(|_| CheckoutError::Closed);
+        self.fail_if(|_| true, |_| CheckoutError::Closed);
         task
     }
 }

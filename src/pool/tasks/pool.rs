@@ -135,7 +135,7 @@ impl TaskPool {
             idle,
             waiters,
             holders: ServerPool::open_scopes(self),
-            last_connect_error: self.shared.connect_error().map(|(_, error)| error),
+            last_connect_error: self.shared.connect_error(),
         }))
     }
 
