@@ -38,13 +38,17 @@ impl<P: ServerPool> OwnConnections<P> {
     /// Takes the connection to this server, if there is one that may be used.
     ///
     /// A connection to a former master, with former credentials, or of another runtime is closed.
-    pub(super) fn take(&self, endpoint: &Endpoint) -> Option<OwnConnection<P>> {
+    /// `version`: of the present credentials, if it is known.
+    pub(super) fn take(
+        &self,
+        endpoint: &Endpoint,
+        version: Option<u64>,
+    ) -> Option<OwnConnection<P>> {
         let mut kept = lock(&self.kept);
         let address = endpoint.address();
         let at = kept.connections.iter().position(|(other, _)| *other == address)?;
         let (_, mut connection) = kept.connections.swap_remove(at);
         drop(kept);
-        let version = endpoint.login_version();
         let is_usable = connection.close_reason(Instant::now(), endpoint.generation()).is_none()
             && !version.is_some_and(|version| connection.needs_reauth(version))
             && P::Io::is_usable_here(connection.wire());

@@ -125,7 +125,8 @@ impl<P: ServerPool> DoubtResolver<P> {
         let limit = Deadline::after(settings.response_timeout).capped(deadline);
         let tag = slot.and_then(slot::tag_of);
         let question = marker::probe(&settings.prefix, tag, settings.register_ttl);
-        if let Some(connection) = self.connections.take(endpoint) {
+        let version = P::Io::login_version(endpoint, settings, deadline).await;
+        if let Some(connection) = self.connections.take(endpoint, version) {
             // Its failure proves nothing about the server, so half of the time is for another one.
             let half = deadline.saturating_duration_since(Instant::now()) / 2;
             let limit = Deadline::after(half.min(settings.response_timeout));

@@ -188,7 +188,8 @@ impl<P: ServerPool> DoubtResolver<P> {
         let endpoint = self.router.endpoint(route, deadline).await.map_err(not_connected)?;
         let generation = endpoint.generation();
         // A connection to a former master would read that server's register.
-        let mut connection = match self.connections.take(&endpoint) {
+        let version = P::Io::login_version(&endpoint, settings, deadline).await;
+        let mut connection = match self.connections.take(&endpoint, version) {
             Some(connection) => {
                 *was_kept = true;
                 connection

@@ -1,6 +1,7 @@
 //! What a decision waits for, as threads and tasks do it: a pause, a new connection.
 
-use std::time::Duration;
+use std::future::ready;
+use std::time::{Duration, Instant};
 
 use crate::connection::connection::Connection;
 use crate::connection::endpoint::Endpoint;
@@ -16,6 +17,16 @@ pub(crate) trait Io: Send + Sync + 'static {
     /// Returns whether the caller may use a connection that was kept: it may belong to another runtime.
     fn is_usable_here(_wire: &Self::Wire) -> bool {
         true
+    }
+
+    /// Returns the version of the credentials; `None`: they do not change, or it is not known by
+    /// `deadline`.
+    fn login_version(
+        endpoint: &Endpoint,
+        _settings: &Settings,
+        _deadline: Instant,
+    ) -> impl Future<Output = Option<u64>> + Send {
+        ready(endpoint.login_version())
     }
 
     /// Waits for `time`; returns at once if it is zero.

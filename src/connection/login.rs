@@ -21,12 +21,9 @@ impl Login {
         auth: &RedisConnectionInfo,
         provider: Option<&Provider>,
     ) -> Result<Self, ConnectionError> {
-        let auth = auth.clone();
-        let Some(provider) = provider else { return Ok(Self { auth, version: 0 }) };
-        // The version is read first: if the credentials are newer than it, they are sent once more,
-        // which does no harm.
-        let version = provider.version();
-        Self::with(&auth, version, provider.credentials())
+        let Some(provider) = provider else { return Ok(Self { auth: auth.clone(), version: 0 }) };
+        let (version, credentials) = provider.credentials();
+        Self::with(auth, version, credentials)
     }
 
     /// Puts the provider's credentials in the place of the address's.

@@ -129,8 +129,11 @@ impl Checkout {
                     Some(reason) => connection.taint(reason),
                     None => {
                         self.connection = Some(connection);
-                        if core.endpoint.login_version().is_none() || self.reauthenticate(deadline)
-                        {
+                        let is_usable = match core.endpoint.login_version() {
+                            None => true,
+                            Some(version) => self.reauthenticate(version, deadline),
+                        };
+                        if is_usable {
                             return Ok(());
                         }
                     }
@@ -145,10 +148,10 @@ impl Checkout {
 
     /// Re-authenticates if the credentials changed. Returns false if the connection was lost.
     #[cold]
-    fn reauthenticate(&mut self, deadline: Instant) -> bool {
+    fn reauthenticate(&mut self, version: u64, deadline: Instant) -> bool {
         let core = Arc::clone(&self.permit.core);
         let login = || ready(new_login(&core.endpoint, deadline));
-        now(reauthenticate(self, deadline, login))
+        now(reauthenticate(self, version, deadline, login))
     }
 }
 

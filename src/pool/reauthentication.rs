@@ -9,19 +9,19 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::line::Line;
 use crate::text::brief;
 
-/// Re-authenticates with the credentials that `login` returns, if they have changed. Returns false if
-/// the connection was lost. Dropped before its end, it leaves a connection that awaits a reply.
+/// Re-authenticates with the credentials that `login` returns, if `version` is not the connection's.
+/// Returns false if the connection was lost. Dropped before its end, it leaves a connection that awaits a reply.
 ///
 /// Without new credentials, or if the server refuses them, the connection keeps its identity.
 pub(crate) async fn reauthenticate<L: Line, F>(
     line: &mut L,
+    version: u64,
     checkout_deadline: Instant,
     login: impl FnOnce() -> F + Send,
 ) -> bool
 where
     F: Future<Output = Result<Login, ConnectionError>> + Send,
 {
-    let Some(version) = line.context().endpoint.login_version() else { return true };
     if !line.current().is_some_and(|connection| connection.needs_reauth(version)) {
         return true;
     }

@@ -1,12 +1,18 @@
 //! Credentials that change while the program runs. No password appears in `Debug`, an error or a
 //! log.
 
+use std::any::Any;
 use std::error::Error;
+#[cfg(feature = "tokio")]
+use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+#[cfg(feature = "tokio")]
+use tokio::sync::oneshot;
 
 use crate::offload::Offload;
 use crate::sync::lock;
@@ -50,13 +56,16 @@ opaque_debug!(Credentials);
 /// next attempt follows a second later.
 ///
 /// Both methods are called by the threads that check out or open connections, several at once.
-/// Every checkout calls `version`: it must not block. `credentials` cannot be interrupted, so it
-/// should return a value that another thread has fetched. A checkout that re-authenticates waits
-/// for it beyond its deadline. A checkout whose connection is being opened waits for at most its
-/// `checkout_timeout`. The time in `credentials` does not count against `connect_timeout`.
+/// Every checkout calls `version`, and waits for it: it should not block. `credentials` cannot be
+/// interrupted, so it should return a value that another thread has fetched. A checkout that
+/// re-authenticates waits for it beyond its deadline. A checkout whose connection is being opened waits
+/// for at most its `checkout_timeout`. The time in `credentials` does not count against
+/// `connect_timeout`.
 ///
-/// A session manager of tasks calls `credentials` on up to three threads of its own, and no call waits for
-/// it past its deadline. `aio::AsyncCredentialsProvider` needs no thread.
+/// A session manager of tasks calls both methods on up to three threads of its own, and no call waits for
+/// them past its deadline. Checkouts that come together share one call of `version`. If it has not
+/// returned within `response_timeout`, or panics, a connection keeps its identity until the next checkout.
+/// [`RotatingCredentials`] and `aio::AsyncCredentialsProvider` need no thread.
 ///
 /// [`RotatingCredentials`] is a provider whose credentials the program sets.
 ///
@@ -157,7 +166,7 @@ impl CredentialsProvider for RotatingCredentials {
 /// with its caller. The task that opens a connection drops it after `checkout_timeout`, and the next
 /// attempt calls the method again. Several futures may run at once. A panic is a failed attempt.
 ///
-/// [`version`](Self::version) is called at every checkout: it must not block.
+/// [`version`](Self::version) is called at every checkout, on a thread of the runtime: it must not block.
 ///
 /// ```no_run
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -237,14 +246,27 @@ impl<P: AsyncCredentialsProvider> AnyProvider for P {
 #[derive(Clone)]
 pub(crate) struct Provider {
     source: Source,
-    /// Start of each call to `credentials` that has not returned yet.
+    /// Start of each call that has not returned yet.
     asked: Arc<Mutex<Vec<Instant>>>,
     /// Threads for calls that may block.
     threads: Offload,
+    #[cfg(feature = "tokio")]
+    versions: Arc<Mutex<VersionCalls>>,
+}
+
+/// The tasks that wait for the version of a provider that may block.
+#[cfg(feature = "tokio")]
+#[derive(Default)]
+struct VersionCalls {
+    /// They came after the running call began, so the next one is for them.
+    waiting: Vec<oneshot::Sender<u64>>,
+    is_running: bool,
 }
 
 #[derive(Clone)]
 enum Source {
+    /// The provider of this crate, whose methods return at once.
+    Rotating(Arc<dyn CredentialsProvider>),
     Blocking(Arc<dyn CredentialsProvider>),
     #[cfg(feature = "tokio")]
     Asynchronous(Arc<dyn AnyProvider>),
@@ -252,7 +274,11 @@ enum Source {
 
 impl Provider {
     pub(crate) fn new(provider: impl CredentialsProvider) -> Self {
-        Self::of(Source::Blocking(Arc::new(provider)))
+        let any: &dyn Any = &provider;
+        match any.is::<RotatingCredentials>() || any.is::<Arc<RotatingCredentials>>() {
+            true => Self::of(Source::Rotating(Arc::new(provider))),
+            false => Self::of(Source::Blocking(Arc::new(provider))),
+        }
     }
 
     #[cfg(feature = "tokio")]
@@ -261,7 +287,13 @@ impl Provider {
     }
 
     fn of(source: Source) -> Self {
-        Self { source, asked: Arc::default(), threads: Offload::new("rediscope-login") }
+        Self {
+            source,
+            asked: Arc::default(),
+            threads: Offload::new("rediscope-login"),
+            #[cfg(feature = "tokio")]
+            versions: Arc::default(),
+        }
     }
 
     /// The same provider in a forked child: the threads belong to the parent.
@@ -269,11 +301,61 @@ impl Provider {
         Self::of(self.source.clone())
     }
 
+    /// Calls the provider, which may block.
     pub(crate) fn version(&self) -> u64 {
         match &self.source {
-            Source::Blocking(provider) => provider.version(),
+            Source::Rotating(provider) | Source::Blocking(provider) => provider.version(),
             #[cfg(feature = "tokio")]
             Source::Asynchronous(provider) => provider.number(),
+        }
+    }
+
+    /// Returns the version, if the provider does not block. `None`: its call is for another thread.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn version_at_once(&self) -> Option<u64> {
+        if let Source::Blocking(_) = &self.source {
+            return None;
+        }
+        catch_unwind(AssertUnwindSafe(|| self.version())).ok()
+    }
+
+    /// Calls the provider on a thread of its own. Tasks that come while a call runs share the next one.
+    /// The receiver gets no version if the call panics.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn ask_version(&self) -> oneshot::Receiver<u64> {
+        let (sender, version) = oneshot::channel();
+        let mut calls = lock(&self.versions);
+        calls.waiting.push(sender);
+        let starts = !std::mem::replace(&mut calls.is_running, true);
+        drop(calls);
+        let provider = self.clone();
+        if starts && self.threads.enqueue(move || provider.pass_versions()).is_err() {
+            // There is no thread for it.
+            *lock(&self.versions) = VersionCalls::default();
+        }
+        version
+    }
+
+    /// Calls the provider for the tasks that wait, until none does.
+    #[cfg(feature = "tokio")]
+    fn pass_versions(&self) {
+        loop {
+            let mut calls = lock(&self.versions);
+            let mut waiting = std::mem::take(&mut calls.waiting);
+            waiting.retain(|sender| !sender.is_closed());
+            if waiting.is_empty() {
+                calls.is_running = false;
+                return;
+            }
+            drop(calls);
+            let asked = self.count();
+            let version = catch_unwind(AssertUnwindSafe(|| self.version()));
+            drop(asked);
+            if let Ok(version) = version {
+                for sender in waiting {
+                    let _: Result<(), u64> = sender.send(version);
+                }
+            }
         }
     }
 
@@ -285,7 +367,7 @@ impl Provider {
     /// Whether the provider is an asynchronous one, which threads cannot call.
     pub(crate) fn is_asynchronous(&self) -> bool {
         match &self.source {
-            Source::Blocking(_) => false,
+            Source::Rotating(_) | Source::Blocking(_) => false,
             #[cfg(feature = "tokio")]
             Source::Asynchronous(_) => true,
         }
@@ -296,13 +378,18 @@ impl Provider {
         lock(&self.asked).iter().map(Instant::elapsed).max()
     }
 
-    /// Calls the provider, which may block.
-    pub(crate) fn credentials(&self) -> Provided {
+    /// Calls the provider, which may block. The version is read first: if the credentials are newer than
+    /// it, they are sent once more, which does no harm.
+    pub(crate) fn credentials(&self) -> (u64, Provided) {
         let _asked = self.count();
+        let credentials = |provider: &dyn CredentialsProvider| {
+            let version = provider.version();
+            (version, provider.credentials())
+        };
         match &self.source {
-            Source::Blocking(provider) => provider.credentials(),
+            Source::Rotating(provider) | Source::Blocking(provider) => credentials(&**provider),
             #[cfg(feature = "tokio")]
-            Source::Asynchronous(_) => Err("the provider is one for tasks".into()),
+            Source::Asynchronous(_) => (0, Err("the provider is one for tasks".into())),
         }
     }
 
@@ -311,7 +398,9 @@ impl Provider {
     pub(crate) async fn credentials_async(&self) -> Provided {
         let _asked = self.count();
         match &self.source {
-            Source::Blocking(_) => Err("the provider is one for threads".into()),
+            Source::Rotating(_) | Source::Blocking(_) => {
+                Err("the provider is one for threads".into())
+            }
             Source::Asynchronous(provider) => provider.call().await,
         }
     }

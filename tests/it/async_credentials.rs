@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rediscope::aio::{AsyncCredentialsProvider, SessionManager};
 use rediscope::error::{CheckoutError, ConnectionErrorKind};
 use rediscope::prelude::*;
-use rediscope::{Credentials, Error, TransactionOptions};
+use rediscope::{Credentials, CredentialsProvider, Error, TransactionOptions};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -305,4 +305,139 @@ fn an_asynchronous_provider_is_refused_for_threads_and_never_shown() {
         .async_credentials_provider(vault)
         .credentials_provider(first);
     assert!(builder.build().is_ok());
+}
+
+/// A provider of threads whose `version` waits while it is shut.
+#[derive(Default)]
+struct BlockingVersion {
+    is_shut: std::sync::Mutex<bool>,
+    opened: std::sync::Condvar,
+    version: AtomicU64,
+    running: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl BlockingVersion {
+    fn shut(&self) {
+        *self.is_shut.lock().unwrap() = true;
+    }
+
+    fn open(&self) {
+        *self.is_shut.lock().unwrap() = false;
+        self.opened.notify_all();
+    }
+}
+
+impl CredentialsProvider for BlockingVersion {
+    fn credentials(&self) -> Result<Credentials, Box<dyn StdError + Send + Sync>> {
+        Ok(Credentials::new("app", "secret"))
+    }
+
+    fn version(&self) -> u64 {
+        let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(running, Ordering::SeqCst);
+        let provider = self.opened.wait_while(self.is_shut.lock().unwrap(), |shut| *shut);
+        drop(provider.unwrap());
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        self.version.load(Ordering::SeqCst)
+    }
+}
+
+/// A provider that is open again at the end of the test, and a session manager with it.
+fn with_blocking_version(
+    server: &Server,
+) -> (impl std::ops::Deref<Target = Arc<BlockingVersion>>, SessionManager) {
+    may_log_in(server, "secret");
+    let provider =
+        scopeguard::guard(Arc::new(BlockingVersion::default()), |provider| provider.open());
+    let sessions = SessionManager::builder(server.url())
+        .credentials_provider(Arc::clone(&provider))
+        .max_size(1)
+        .lanes(1)
+        .trust_window(LONG)
+        .connect_timeout(Duration::from_millis(200))
+        .response_timeout(Duration::from_millis(400))
+        .checkout_timeout(SOON)
+        .build_async()
+        .unwrap();
+    (provider, sessions)
+}
+
+#[test]
+fn a_version_that_blocks_stops_no_task_and_no_call() {
+    const CALLS: i64 = 12;
+    let server = Server::start();
+    // Dropped after the provider is open.
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (provider, sessions) = with_blocking_version(&server);
+    let call = |nth: i64| {
+        let sessions = sessions.clone();
+        runtime.spawn(async move {
+            let accounts = sessions.transactional();
+            match nth % 3 {
+                0 => accounts.run(|tx| Ok(tx.incr("n", 1))).await.map(drop),
+                1 => {
+                    let mut tx = accounts.begin().await?;
+                    tx.incr("n", 1);
+                    tx.commit().await.map(drop)
+                }
+                _ => sessions.ready(SOON).await,
+            }
+        })
+    };
+    for nth in 0..3 {
+        runtime.block_on(call(nth)).unwrap().unwrap();
+    }
+    let authenticated = server.calls("auth");
+    provider.shut();
+    let calls: Vec<_> = (0..CALLS).map(&call).collect();
+    eventually(SOON, "the provider is asked", || provider.running.load(Ordering::SeqCst) > 0);
+    let other = runtime.spawn(async {});
+    eventually(SOON, "another task runs", || other.is_finished());
+    eventually(SOON, "all calls are over", || calls.iter().all(|call| call.is_finished()));
+    for call in calls {
+        runtime.block_on(call).unwrap().unwrap();
+    }
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 2 + CALLS * 2 / 3);
+    // They kept their identity, and the provider had no more threads than three.
+    assert_eq!(server.calls("auth"), authenticated);
+    assert!(provider.most.load(Ordering::SeqCst) <= 3);
+    provider.version.fetch_add(1, Ordering::SeqCst);
+    provider.open();
+    eventually(SOON, "the connections authenticate again", || {
+        for nth in 0..3 {
+            runtime.block_on(call(nth)).unwrap().unwrap();
+        }
+        sessions.status().transactional.counts.reauthentications >= 2
+    });
+}
+
+#[test]
+fn a_runtime_ends_at_once_while_a_version_blocks() {
+    let server = Server::start();
+    let (provider, sessions) = with_blocking_version(&server);
+    let runtime = several();
+    let accounts = sessions.transactional();
+    runtime.block_on(async {
+        accounts.begin().await.unwrap().discard().await.unwrap();
+        accounts.run(|tx| Ok(tx.incr("n", 1))).await.unwrap();
+    });
+    provider.shut();
+    for nth in 0..4 {
+        let accounts = accounts.clone();
+        runtime.spawn(async move {
+            match nth % 2 {
+                0 => accounts.run(|tx| Ok(tx.incr("n", 1))).await.map(drop),
+                _ => accounts.begin().await.map(drop),
+            }
+        });
+    }
+    eventually(SOON, "the provider is asked", || provider.running.load(Ordering::SeqCst) > 0);
+    let ended = std::thread::spawn(move || drop(runtime));
+    eventually(SOON, "the runtime has ended", || ended.is_finished());
+    assert!(provider.running.load(Ordering::SeqCst) > 0);
+    // Another runtime uses the session manager.
+    provider.open();
+    let applied = several().block_on(accounts.run(|tx| Ok(tx.incr("after", 1))));
+    assert_eq!(applied.unwrap(), 1);
 }

@@ -61,6 +61,25 @@ pub(crate) async fn login(
     }
 }
 
+/// Returns the version of the credentials; `None`: they do not change, or it is not known within
+/// `response_timeout` and by `deadline`. A provider that may block is called on a thread of its own.
+pub(crate) async fn login_version(
+    endpoint: &Endpoint,
+    settings: &Settings,
+    deadline: Instant,
+) -> Option<u64> {
+    let provider = endpoint.provider()?;
+    if let Some(version) = provider.version_at_once() {
+        return Some(version);
+    }
+    let limit = settings.response_timeout;
+    // If it hangs, not every call waits for it.
+    if provider.silent_for().is_some_and(|silent| silent > limit) {
+        return None;
+    }
+    until(deadline::after(limit).min(deadline), provider.ask_version()).await?.ok()
+}
+
 /// Opens a connection, on which nothing is sent yet.
 pub(super) async fn connect(
     server: &Server,

@@ -13,7 +13,7 @@ use crate::connection::deadline::{self, Deadline};
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
-use crate::connection::tasks::connect::{connect, login};
+use crate::connection::tasks::connect::{connect, login, login_version};
 use crate::connection::tasks::master;
 use crate::connection::tasks::wire::{TaskWire, pair};
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
@@ -30,6 +30,14 @@ impl Io for Tasks {
     fn is_usable_here(wire: &TaskWire) -> bool {
         let here = Handle::try_current().map(|runtime| runtime.id());
         !wire.task().is_closed() && here.is_ok_and(|here| wire.task().runtime() == here)
+    }
+
+    async fn login_version(
+        endpoint: &Endpoint,
+        settings: &Settings,
+        deadline: Instant,
+    ) -> Option<u64> {
+        login_version(endpoint, settings, deadline).await
     }
 
     async fn pause(time: Duration) {

@@ -113,11 +113,13 @@ impl LaneLoop {
 
     /// Returns whether something must be sent before the requests.
     fn must_prepare(&mut self) -> bool {
-        let version = self.lane.context.endpoint.login_version();
-        let needs_reauth = version.is_some_and(|version| {
-            self.line.current().is_some_and(|connection| connection.needs_reauth(version))
+        let provider = self.lane.context.endpoint.provider();
+        let may_need_reauth = provider.is_some_and(|provider| {
+            provider.version_at_once().is_none_or(|version| {
+                self.line.current().is_some_and(|connection| connection.needs_reauth(version))
+            })
         });
-        needs_reauth
+        may_need_reauth
             || !self.line.is_trusted()
             || (self.lane.awaits_register.load(Ordering::Acquire)
                 && group_prepare::must_arm(&mut self.line, &self.waiting).is_some())
@@ -159,9 +161,11 @@ impl LaneLoop {
         let by = deadline::after(self.lane.context.settings().response_timeout);
         let (endpoint, settings) =
             (self.lane.context.endpoint.clone(), Arc::clone(self.lane.context.settings()));
-        let login = || async move { connect::login(&endpoint, &settings, Some(by)).await };
-        if !reauthenticate(&mut self.line, by, login).await {
-            return false;
+        if let Some(version) = connect::login_version(&endpoint, &settings, by).await {
+            let login = || async move { connect::login(&endpoint, &settings, Some(by)).await };
+            if !reauthenticate(&mut self.line, version, by, login).await {
+                return false;
+            }
         }
         if self.lane.awaits_register.swap(false, Ordering::AcqRel)
             && let Some(tag) = group_prepare::must_arm(&mut self.line, &self.waiting)

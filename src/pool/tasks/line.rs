@@ -11,7 +11,7 @@ use tracing::Level;
 use tracing::level_filters::LevelFilter;
 
 use crate::connection::connection::Connection;
-use crate::connection::tasks::connect::login;
+use crate::connection::tasks::connect::{login, login_version};
 use crate::connection::tasks::io::no_runtime;
 use crate::connection::tasks::wire::TaskWire;
 use crate::error::checkout::CheckoutError;
@@ -228,12 +228,19 @@ impl TaskLine {
 
     /// Re-authenticates if the credentials changed. Returns false if the connection was lost.
     async fn reauthenticate(&mut self, deadline: Instant) -> bool {
-        if self.core.endpoint.login_version().is_none() {
+        if self.core.endpoint.provider().is_none() {
             return true;
         }
         let core = Arc::clone(&self.core);
-        let login = || login(&core.endpoint, core.settings(), Some(deadline));
-        boxed(reauthenticate(self, deadline, login)).await
+        let (endpoint, settings) = (&core.endpoint, core.settings());
+        let reauthentication = async {
+            let Some(version) = login_version(endpoint, settings, deadline).await else {
+                return true;
+            };
+            let login = || login(endpoint, settings, Some(deadline));
+            reauthenticate(self, version, deadline, login).await
+        };
+        boxed(reauthentication).await
     }
 }
 
