@@ -7,4 +7,6 @@
 pub(crate) mod current;
 pub(crate) mod descriptors;
 pub(crate) mod sockets;
+#[cfg(feature = "tokio")]
+pub(crate) mod tasks;
 pub(crate) mod worker;

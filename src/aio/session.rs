@@ -368,6 +368,7 @@ impl SessionManager {
             self.locks.close();
         }
         let locks = Arc::clone(&self.locks);
+        let tasks = self.transactional.settings().tasks.clone();
         async move {
             if !is_here {
                 return Closed::default();
@@ -377,13 +378,15 @@ impl SessionManager {
                 scopes += replicas.drain(deadline).await;
             }
             // The locks end last, because a scope may run under a lock.
-            let locks = locks.end_renewals(deadline).await;
+            let held = locks.end_renewals(deadline).await;
             if let Some(queries) = queries {
                 queries.await;
             }
             // No connection is left for which a failover would be watched.
             transactional.stop_connecting();
-            Closed { scopes, locks }
+            tasks.end().await;
+            locks.end_tasks().await;
+            Closed { scopes, locks: held }
         }
     }
 

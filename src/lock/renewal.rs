@@ -177,6 +177,12 @@ impl RenewalState {
         (held, std::mem::take(&mut self.answered), self.finishes())
     }
 
+    /// Returns whether the connections were to be closed.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn has_finished(&self) -> bool {
+        self.finished
+    }
+
     /// Returns whether no guard lives and no release is pending.
     pub(crate) fn is_idle(&self) -> bool {
         self.leases.is_empty() && self.attempts == 0 && self.releasing() == 0

@@ -17,6 +17,8 @@ use crate::pool::router::Router;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::server_pool::ServerPool;
 use crate::process::current::Process;
+#[cfg(feature = "tokio")]
+use crate::process::tasks::OwnTasks;
 use crate::protocol::handshake::Purpose;
 use crate::session::manager::SessionManager;
 use crate::session::threads;
@@ -250,6 +252,11 @@ impl Builder {
             settings.credentials = settings.credentials.as_ref().map(Provider::after_fork);
         }
         settings.process = Process::here();
+        // A clone of the builder makes another session manager.
+        #[cfg(feature = "tokio")]
+        {
+            settings.tasks = OwnTasks::default();
+        }
         let settings = Arc::new(settings);
         let threads = Arc::new(threads::start()?);
         let logging = Arc::<Logging>::default();
@@ -292,6 +299,9 @@ impl PoolKinds {
             max_group: MOST_CALLS,
             lanes: 1,
             max_in_flight: MOST_IN_FLIGHT,
+            // Those that release locks may outlive the others.
+            #[cfg(feature = "tokio")]
+            tasks: OwnTasks::default(),
             ..(*self.pooled.settings).clone()
         };
         PoolConfig {

@@ -7,6 +7,8 @@ use crate::dns::Resolver;
 use crate::error::checkout::CheckoutError;
 use crate::error::config::ConfigError;
 use crate::process::current::Process;
+#[cfg(feature = "tokio")]
+use crate::process::tasks::OwnTasks;
 use crate::protocol::queue::Limits;
 use crate::settings::credentials::Provider;
 use crate::settings::table;
@@ -28,6 +30,9 @@ macro_rules! plain {
             pub(crate) tls: Option<Tls>,
             /// The process that made the session manager.
             pub(crate) process: Process,
+            /// The tasks that run for the session manager.
+            #[cfg(feature = "tokio")]
+            pub(crate) tasks: OwnTasks,
         }
 
         impl Default for Settings {
@@ -39,6 +44,8 @@ macro_rules! plain {
                     #[cfg(feature = "tls-rustls")]
                     tls: None,
                     process: Process::here(),
+                    #[cfg(feature = "tokio")]
+                    tasks: OwnTasks::default(),
                 }
             }
         }

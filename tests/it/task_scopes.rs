@@ -425,6 +425,57 @@ fn close_ends_every_task_and_later_calls_fail() {
     assert_eq!(server.ask::<i64>(&["GET", "n"]), 10);
 }
 
+/// Polls the call at most `polls` times, and drops it.
+async fn leave<T>(call: impl Future<Output = T>, polls: usize) {
+    let (mut call, mut left) = (std::pin::pin!(call), polls);
+    std::future::poll_fn(|context| {
+        left = left.saturating_sub(1);
+        match call.as_mut().poll(context) {
+            Poll::Pending if left > 0 => {
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        }
+    })
+    .await;
+}
+
+#[test]
+fn no_task_is_alive_after_close_whatever_was_under_way() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let refusing = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("redis://{}/", listener.local_addr().unwrap())
+    };
+    for nth in 0..90 {
+        // The server replies, is silent, or refuses connections.
+        proxy.mute_new(nth % 3 == 1);
+        let url = if nth % 3 == 2 { refusing.clone() } else { proxy.url() };
+        let runtime = if nth % 2 == 0 { single() } else { several() };
+        let builder = SessionManager::builder(url).max_size(4).min_idle(nth % 4).lanes(nth % 5 % 3);
+        let alive = runtime.block_on(async {
+            let sessions = builder.build_async().unwrap();
+            let accounts = sessions.transactional();
+            let once = accounts.with(TransactionOptions::new().exactly_once());
+            let polls = nth as usize / 6 + 1;
+            leave(accounts.run(|tx| Ok(tx.incr("n", 1))), polls).await;
+            leave(once.run(|tx| Ok(tx.incr("n", 1))), polls).await;
+            leave(accounts.begin(), polls).await;
+            leave(async { sessions.pooled().get::<_, Option<i64>>("n").await }, polls).await;
+            leave(sessions.ready(SOON), polls).await;
+            if nth % 3 == 0 {
+                let held = sessions.lock("l").acquire(SOON).await.unwrap();
+                held.release().await.unwrap();
+            }
+            sessions.close(Duration::ZERO).await;
+            tokio::runtime::Handle::current().metrics().num_alive_tasks()
+        });
+        assert_eq!(alive, 0, "{nth}");
+    }
+}
+
 #[test]
 fn a_manager_without_handles_leaves_no_task() {
     let server = Server::start();

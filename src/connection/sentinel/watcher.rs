@@ -86,8 +86,8 @@ impl WatchedMaster {
         if tasks.closed || tasks.running.iter().any(|(of, _)| *of == id) {
             return;
         }
-        let task = runtime.spawn(watch(Arc::clone(&self.client)));
-        tasks.running.push((id, task.abort_handle()));
+        let task = self.settings.tasks.spawn(runtime, watch(Arc::clone(&self.client)));
+        tasks.running.push((id, task));
     }
 
     #[cfg(feature = "tokio")]

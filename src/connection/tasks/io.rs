@@ -77,7 +77,7 @@ pub(crate) fn spawn_connection(
     options: OpenOptions,
     then: impl FnOnce(Result<Connection<TaskWire>, ConnectionError>) + Send + 'static,
 ) -> AbortHandle {
-    let id = runtime.id();
+    let (id, tasks) = (runtime.id(), settings.tasks.clone());
     let then = scopeguard::guard(then, |then| then(Err(ended())));
     let opening = async move {
         let socket = async {
@@ -120,7 +120,7 @@ pub(crate) fn spawn_connection(
         let _: Result<(), _> = connection.adopt(Box::new(shaking));
         task.await;
     };
-    runtime.spawn(opening).abort_handle()
+    tasks.spawn(runtime, opening)
 }
 
 /// Opens a connection without its handshake, for tests of the wire.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use redis::{ProtocolVersion, RedisConnectionInfo as AuthInfo, Value};
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use crate::connection::connect::Server;
 use crate::connection::connection::{Connection, Interruption};
@@ -80,7 +81,7 @@ async fn open(
     let runtime = Handle::current();
     let in_clear = !socket.has_tls() && sentinel.host_and_port().1 != 0;
     let (wire, task) = pair(socket, runtime.id());
-    drop(runtime.spawn(task));
+    let _: AbortHandle = settings.tasks.spawn(&runtime, task);
     let options =
         OpenOptions { purpose: Purpose::Pooled, multi_apart: false, generation: 0, deadline: None };
     let login = Login { auth, version: 0 };

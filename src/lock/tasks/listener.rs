@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use redis::Value;
 use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
@@ -66,7 +67,8 @@ impl TaskListener {
         drop(state);
         // A runtime that has ended drops the task at once.
         let running = Running { listener: Arc::clone(self) };
-        drop(runtime.spawn(listen(router.clone(), running)));
+        let task = listen(router.clone(), running);
+        let _: AbortHandle = router.settings().tasks.spawn(runtime, task);
     }
 
     /// Whether nothing would be lost with it.

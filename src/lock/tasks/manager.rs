@@ -90,6 +90,13 @@ impl TaskLockManager {
         &self.counters.metrics
     }
 
+    /// Ends the tasks, unless they release locks.
+    pub(crate) async fn end_tasks(&self) {
+        if self.renewer.has_finished() {
+            self.client.own().settings().tasks.end().await;
+        }
+    }
+
     pub(crate) fn status(&self) -> LockStatus {
         let mut status = self.counters.status();
         status.releasing = self.renewer.releasing();

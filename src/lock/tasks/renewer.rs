@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use scopeguard::guard;
 use tokio::runtime::{self, Handle};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::connection::tasks::io::no_runtime;
 use crate::error::any::Error;
@@ -246,6 +246,11 @@ impl TaskRenewer {
         held
     }
 
+    /// Returns whether the tasks have ended, or end now, and their connections are closed.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.shared.lock().state.has_finished()
+    }
+
     /// Returns the number of releases that have no reply yet.
     pub(crate) fn releasing(&self) -> usize {
         self.shared.lock().state.releasing()
@@ -266,7 +271,8 @@ impl TaskRenewer {
         drop(locked);
         // A runtime that has ended drops the task at once.
         let running = Running { shared: Arc::clone(&self.shared), runtime: id };
-        drop(runtime.spawn(renew(self.client.clone(), running)));
+        let task = renew(self.client.clone(), running);
+        let _: AbortHandle = self.client.own().settings().tasks.spawn(runtime, task);
     }
 }
 

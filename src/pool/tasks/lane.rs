@@ -308,9 +308,10 @@ impl Lane {
         let Some(runtime) = runtime else { return };
         self.pass_on();
         let lane = Arc::clone(self);
-        let again = runtime.spawn(lane.open_again(Instant::now() + pause, runtime.clone()));
+        let again = lane.open_again(Instant::now() + pause, runtime.clone());
+        let again = self.context.settings().tasks.spawn(&runtime, again);
         if let LaneState::Failed(none) = &mut lock(&self.connection).state {
-            *none = Some(again.abort_handle());
+            *none = Some(again);
         }
     }
 
