@@ -111,8 +111,8 @@ impl<M: Mode> Transaction<M> {
     ///
     /// Commands of savepoints that were forgotten with `mem::forget` are dropped, as at the commit.
     ///
-    /// If the future is dropped, the commands may have been sent. They are applied only by a commit,
-    /// which fails if the connection is not in step any more.
+    /// If the future is dropped after its first poll, nothing is applied: the transaction can only be
+    /// discarded, and `check` and `commit` return an error. The connection is cleaned and used again.
     ///
     /// ```no_run
     /// # use rediscope::{aio::SessionManager, prelude::*};

@@ -17,6 +17,7 @@ use crate::commit::prepare;
 use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 #[cfg(feature = "tokio")]
 use crate::error::token_cell::TokenCell;
 use crate::logging::rate_limit::LimitedEvent;
@@ -226,8 +227,12 @@ impl Pending {
         self.failed.get_or_insert(error);
     }
 
-    /// Sends the queued commands, and keeps the failure to the end.
+    /// Sends the queued commands, and keeps the failure to the end. Dropped before its end, it leaves a
+    /// transaction that can only be discarded.
     pub(crate) async fn flush<P: Side>(&mut self, pinned: &mut Pinned<P>) {
+        let text = "a flush was dropped before its end";
+        let left = ConnectionError::new(ConnectionErrorKind::Io, text);
+        self.failed = Some(CommitError::lost_before_exec(left));
         self.failed = self.send_chunk(pinned).await.err();
     }
 

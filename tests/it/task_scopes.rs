@@ -8,10 +8,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{SessionManager, Transactional};
-use rediscope::error::{ConfigError, Resolution, TokenCell, UnresolvedReason};
+use rediscope::error::{Applied, ConfigError, Resolution, TokenCell, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::redis;
-use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
+use rediscope::redis::{self, AsyncCommands as _};
+use rediscope::{CommitError, Error, Mode, Outcome, RetryPolicy, TransactionOptions, Watched, aio};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, under_log};
@@ -271,6 +271,109 @@ fn a_flush_shows_a_refused_command_before_the_commit() {
         tx.discard().await.unwrap();
         assert_eq!(server.ask::<i64>(&["EXISTS", "a", "b"]), 0);
     });
+}
+
+/// How a scope goes on whose flush was dropped.
+#[derive(Clone, Copy, Debug)]
+enum AfterFlush {
+    Dropped,
+    Discarded,
+    Committed,
+    FlushedAgain,
+}
+
+#[test]
+fn a_dropped_flush_applies_nothing_and_costs_no_connection() {
+    use AfterFlush::{Committed, Discarded, Dropped, FlushedAgain};
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(1).build_async().unwrap();
+    single().block_on(async {
+        let accounts = sessions.transactional();
+        accounts.begin().await.unwrap().discard().await.unwrap();
+        for (watched, after) in [false, true]
+            .into_iter()
+            .flat_map(|watched| [Dropped, Discarded, Committed, FlushedAgain].map(|e| (watched, e)))
+        {
+            for polls in 1.. {
+                let at = format!("{after:?} after {polls} polls, watched: {watched}");
+                let flushed = match watched {
+                    false => flush_and(accounts.begin().await.unwrap(), polls, after).await,
+                    true => {
+                        let watching = accounts.watch(["w"]).begin().await.unwrap();
+                        flush_and(watching.multi(), polls, after).await
+                    }
+                };
+                assert_eq!(server.ask::<Option<i64>>(&["GET", "n"]), None, "{at}");
+                let counts = sessions.status().transactional.counts;
+                assert_eq!((counts.connects, counts.all_replaced()), (1, 0), "{at}");
+                if flushed {
+                    assert!(polls > 1, "{at}");
+                    break;
+                }
+            }
+        }
+        let mut tx = accounts.begin().await.unwrap();
+        tx.incr("n", 1);
+        tx.commit().await.unwrap();
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 1);
+}
+
+/// Polls a flush at most `polls` times, drops it, and ends the transaction. Returns whether the flush
+/// ended.
+async fn flush_and<M: Mode>(mut tx: aio::Transaction<M>, polls: usize, after: AfterFlush) -> bool
+where
+    aio::Transaction<M>: Commits,
+{
+    tx.incr("n", 1);
+    let flushed = {
+        let (mut flush, mut left) = (std::pin::pin!(tx.flush()), polls);
+        std::future::poll_fn(|context| {
+            left -= 1;
+            match flush.as_mut().poll(context) {
+                Poll::Ready(flushed) => Poll::Ready(Some(flushed)),
+                Poll::Pending if left == 0 => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
+    };
+    let Some(flushed) = flushed else {
+        assert!(tx.check().is_err());
+        match after {
+            AfterFlush::Dropped => drop(tx),
+            AfterFlush::Discarded => tx.discard().await.unwrap(),
+            AfterFlush::FlushedAgain => {
+                tx.incr("n", 1);
+                let error = tx.flush().await.unwrap_err();
+                assert_eq!(error.applied(), Applied::No, "{error:?}");
+            }
+            AfterFlush::Committed => {
+                let error = tx.commits().await.unwrap_err();
+                assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error:?}");
+            }
+        }
+        return false;
+    };
+    flushed.unwrap();
+    tx.discard().await.unwrap();
+    true
+}
+
+trait Commits {
+    async fn commits(self) -> Result<(), Error>;
+}
+
+impl Commits for aio::Transaction {
+    async fn commits(self) -> Result<(), Error> {
+        self.commit().await.map(drop)
+    }
+}
+
+impl Commits for aio::Transaction<Watched> {
+    async fn commits(self) -> Result<(), Error> {
+        self.commit().await.map(drop)
+    }
 }
 
 #[test]
