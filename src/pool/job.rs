@@ -273,6 +273,12 @@ impl<T, R> JobQueue<T, R> {
         Poll::Pending
     }
 
+    /// Number of jobs that wait.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.state).jobs.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         lock(&self.state).jobs.is_empty()
     }

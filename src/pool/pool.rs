@@ -30,6 +30,7 @@ use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlo
 use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::RequestKind;
+use crate::status::lanes::LaneStatus;
 use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
 
@@ -368,7 +369,8 @@ impl ServerPool for Pool {
             in_use: self.in_use() as u32,
             idle: self.idle.idle(),
             waiting: self.semaphore.waiting(),
-            last_connect_error: self.shared.connect_error().map(|(_, error)| error),
+            lanes: LaneStatus::default(),
+            last_connect_error: self.shared.connect_error(),
         }
     }
 }

@@ -411,6 +411,7 @@ impl<P: ServerPool> Pools<P> {
             sum.in_use += part.in_use;
             sum.idle += part.idle;
             sum.waiting += part.waiting;
+            sum.lanes += part.lanes;
             sum.scopes.extend(pool.open_scopes());
             match self.is_cluster() {
                 true => sum.nodes.push(part),

@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::status::lanes::LaneStatus;
+
 /// One node's part of a pool, in a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -13,7 +15,7 @@ pub struct NodeStatus {
     /// Number of slots that the node serves, as far as is known. 0: none, or the node has left the
     /// slot map.
     pub slots: usize,
-    /// Connections that are open.
+    /// Connections that are open, without those of the lanes.
     pub size: u32,
     /// Connections that are checked out.
     pub in_use: u32,
@@ -21,6 +23,8 @@ pub struct NodeStatus {
     pub idle: u32,
     /// Calls that wait for a connection.
     pub waiting: usize,
+    /// On tokio: the lanes to the node, their requests, and the calls that wait for a place in one.
+    pub lanes: LaneStatus,
     /// The last failure to connect, until a connect succeeds.
     pub last_connect_error: Option<crate::error::connection::ConnectionError>,
 }
@@ -32,6 +36,9 @@ impl fmt::Display for NodeStatus {
             "{} ({} slots): {} open, {} in use, {} idle, {} waiting",
             self.address, self.slots, self.size, self.in_use, self.idle, self.waiting
         )?;
+        if self.lanes.lanes > 0 {
+            write!(f, "; {}", self.lanes)?;
+        }
         match &self.last_connect_error {
             Some(error) => write!(f, "; last failure to connect: {error}"),
             None => Ok(()),

@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::error::open_scope::OpenScope;
 use crate::status::counters::PoolCounters;
+use crate::status::lanes::LaneStatus;
 use crate::status::locks::LockStatus;
 use crate::status::node::NodeStatus;
 use crate::text::count;
@@ -16,7 +17,7 @@ use crate::text::count;
 pub struct PoolStatus {
     /// Which pool: `pooled` or `transactional`.
     pub name: &'static str,
-    /// Connections that are open.
+    /// Connections that are open, without those of the lanes.
     pub size: u32,
     /// Maximum number of connections.
     pub max_size: u32,
@@ -26,6 +27,8 @@ pub struct PoolStatus {
     pub idle: u32,
     /// Calls that wait for a connection.
     pub waiting: usize,
+    /// On tokio: the lanes, their requests, and the calls that wait for a place in one.
+    pub lanes: LaneStatus,
     /// Counts since the session manager was built.
     pub counts: PoolCounters,
     /// The open scopes, oldest first.
@@ -48,6 +51,7 @@ impl PoolStatus {
             in_use: 0,
             idle: 0,
             waiting: 0,
+            lanes: LaneStatus::default(),
             counts: PoolCounters::default(),
             scopes: Vec::new(),
             last_connect_error: None,
@@ -105,6 +109,9 @@ impl fmt::Display for PoolStatus {
             "{}: {} of {} open, {} in use, {} idle, {} waiting",
             self.name, self.size, self.max_size, self.in_use, self.idle, self.waiting
         )?;
+        if self.lanes.lanes > 0 {
+            writeln!(f, "  {}", self.lanes)?;
+        }
         write!(f, "  {}", self.counts)?;
         if let Some(error) = &self.last_connect_error {
             write!(f, "\n  last failure to connect: {error}")?;

@@ -9,6 +9,7 @@ use serde::ser::{SerializeMap as _, SerializeStruct as _, Serializer};
 use crate::error::open_scope::OpenScope;
 use crate::protocol::connection_state::CloseReason;
 use crate::status::counters::PoolCounters;
+use crate::status::lanes::LaneStatus;
 use crate::status::locks::LockStatus;
 use crate::status::node::NodeStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
@@ -34,15 +35,17 @@ macro_rules! serialize {
 serialize! { Status |status| { server, pooled, transactional, replicas, locks, } }
 
 serialize! { PoolStatus |pool| {
-    name, size, max_size, in_use, idle, waiting, counts, scopes,
+    name, size, max_size, in_use, idle, waiting, lanes, counts, scopes,
     last_connect_error: pool.last_connect_error.as_ref().map(|error| format!("{error:#}")),
     nodes, redirections,
 } }
 
 serialize! { NodeStatus |node| {
-    address, slots, size, in_use, idle, waiting,
+    address, slots, size, in_use, idle, waiting, lanes,
     last_connect_error: node.last_connect_error.as_ref().map(|error| format!("{error:#}")),
 } }
+
+serialize! { LaneStatus |status| { lanes, open, sent, queued, waiting, } }
 
 serialize! { LockStatus |locks| {
     held, waiting, subscriptions, permits, releasing, acquired, timeouts, renewals, lost,

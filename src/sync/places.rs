@@ -128,6 +128,12 @@ impl Places {
         lock(&self.state).free
     }
 
+    /// Number of callers that wait for a place.
+    pub(crate) fn waiting(&self) -> usize {
+        let state = lock(&self.state);
+        state.queue.len() + state.passed.len()
+    }
+
     /// No caller gets a place from now on.
     pub(crate) fn close(&self) {
         let mut state = lock(&self.state);

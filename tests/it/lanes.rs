@@ -591,3 +591,50 @@ fn a_refusal_of_an_older_attempt_to_connect_ends_no_later_block() {
     assert_eq!(source.server_error().unwrap().code(), "WRONGPASS");
     assert_eq!(applied.unwrap(), 1);
 }
+
+#[test]
+fn the_report_shows_the_lanes_and_where_each_call_is() {
+    const MOST: usize = 4;
+    let (runtime, server) = (runtime(), Server::start());
+    let proxy = Proxy::to(&server);
+    let builder =
+        rediscope::SessionManager::builder(proxy.url()).lanes(2).checkout_timeout(4 * SOON);
+    let builder = builder.max_in_flight(MOST as u32).connect_timeout(SOON).response_timeout(SOON);
+    let sessions = builder.build_async().unwrap();
+    let accounts = sessions.transactional();
+    let lanes = || sessions.status().transactional.lanes;
+    assert_eq!((lanes().lanes, lanes().open), (0, 0));
+    assert!(!sessions.status().to_string().contains("lanes"));
+    let call = || {
+        let accounts = accounts.clone();
+        runtime.spawn(async move { accounts.run(|tx| Ok(tx.incr("n", 1))).await })
+    };
+    eventually(SOON, "both lanes are open", || {
+        runtime.block_on(call()).unwrap().unwrap();
+        lanes().open == 2
+    });
+    proxy.arm((Trigger::Now, Fault::HoldReplies));
+    let calls: Vec<_> = (0..3 * MOST).map(|_| call()).collect();
+    // Of each lane, all places are taken, and the rest waits for one.
+    eventually(SOON, "all calls are in their places", || {
+        let lanes = lanes();
+        lanes.sent >= 2 && lanes.sent + lanes.queued == 2 * MOST && lanes.waiting == MOST
+    });
+    let status = sessions.status();
+    let shown = status.transactional.lanes;
+    assert_eq!((shown.lanes, shown.open), (2, 2));
+    let line =
+        format!("lanes: 2 of 2 open, {} sent, {} queued, {MOST} waiting", shown.sent, shown.queued);
+    assert!(status.to_string().contains(&line), "{status}");
+    assert!(format!("{status:?}").contains("LaneStatus"));
+    assert_eq!(status.pooled.lanes.lanes, 0);
+    proxy.disarm();
+    proxy.release();
+    for call in calls {
+        runtime.block_on(call).unwrap().unwrap();
+    }
+    eventually(SOON, "no call is left", || {
+        let lanes = lanes();
+        (lanes.sent, lanes.queued, lanes.waiting) == (0, 0, 0)
+    });
+}

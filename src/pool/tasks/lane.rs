@@ -26,6 +26,7 @@ use crate::pool::group_request::{GroupAnswer, GroupJob, GroupRequest, Stay, sett
 use crate::pool::job::{Job, JobQueue, Left, Taking};
 use crate::pool::shared::CountedConnection;
 use crate::protocol::retry::Backoff;
+use crate::status::lanes::LaneStatus;
 use crate::status::metrics::Started;
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
@@ -435,6 +436,17 @@ impl Lane {
             holders: Vec::new(),
             last_connect_error: self.context.shared.connect_error(),
         }))
+    }
+
+    /// Adds its connection and its requests to the report.
+    pub(crate) fn add_to(&self, status: &mut LaneStatus) {
+        let (in_flight, queued) = (self.in_flight(), self.queue.len());
+        status.lanes += 1;
+        status.open += usize::from(matches!(lock(&self.connection).state, LaneState::Open(_)));
+        // Between two looks a request may have been sent, and a place may be without a request yet.
+        status.sent += in_flight.saturating_sub(queued);
+        status.queued += queued.min(in_flight);
+        status.waiting += self.places.waiting();
     }
 
     /// Number of requests that wait or were sent.

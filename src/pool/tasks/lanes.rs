@@ -20,6 +20,7 @@ use crate::pool::context::PoolContext;
 use crate::pool::tasks::lane::{Lane, LaneCall, LanePlace};
 use crate::pool::tasks::lane_loop;
 use crate::protocol::batch::RequestKind;
+use crate::status::lanes::LaneStatus;
 use crate::sync::lock;
 
 /// The lanes of one pool, a set for each runtime that uses them. They are opened when first used. Its
@@ -187,6 +188,13 @@ impl Lanes {
         let mut open = 0;
         self.each(|lane| open += usize::from(lane.is_open()));
         open
+    }
+
+    /// The lanes of all runtimes.
+    pub(crate) fn status(&self) -> LaneStatus {
+        let mut status = LaneStatus::default();
+        self.each(|lane| lane.add_to(&mut status));
+        status
     }
 
     /// Number of requests that wait or were sent.

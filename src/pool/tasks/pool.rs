@@ -339,7 +339,8 @@ impl ServerPool for TaskPool {
             in_use: self.in_use() as u32,
             idle,
             waiting: self.permits.waiting(),
-            last_connect_error: self.shared.connect_error().map(|(_, error)| error),
+            lanes: self.lanes.status(),
+            last_connect_error: self.shared.connect_error(),
         }
     }
 }

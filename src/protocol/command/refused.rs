@@ -71,9 +71,13 @@ pub(crate) fn refusal_hint(command: &str, place: SendContext) -> &'static str {
             "it does not block inside a transaction; leave BLOCK out"
         }
         ("SHUTDOWN" | "FAILOVER" | "REPLICAOF" | "SLAVEOF" | "SWAPDB" | "DEBUG", _) => {
-            "it changes or stops the server for every client; see Pooled::with_raw"
+            "it changes or stops the server for every client; send it on a connection of its own, by \
+             redis::Client"
         }
-        _ => "it changes or ends a connection that others use; see Pooled::with_raw",
+        _ => {
+            "it changes or ends a connection that others use; send it on a connection of its own, by \
+             redis::Client"
+        }
     }
 }
 

@@ -51,7 +51,7 @@ fn each_refusal_has_a_hint_that_fits_its_place() {
         (pooled(&["SELECT", "1"]), "SELECT", "address", "with_raw"),
         (pooled(&["SUBSCRIBE", "c"]), "SUBSCRIBE", "redis::Client", "with_raw"),
         (pooled(&["SHUTDOWN"]), "SHUTDOWN", "stops the server", "connection that others use"),
-        (pooled(&["CLIENT", "REPLY", "OFF"]), "CLIENT", "with_raw", "stops"),
+        (pooled(&["CLIENT", "REPLY", "OFF"]), "CLIENT", "redis::Client", "with_raw"),
         (pooled(&["BLPOP", "k", "0"]), "BLPOP", "give it a timeout", "with_raw"),
         (queued(&["WAIT", "1", "0"]), "WAIT", "wait_replicas", "with_raw"),
         (

@@ -37,6 +37,7 @@ use crate::protocol::connection_state::CloseReason;
 use crate::protocol::exec::Collector;
 use crate::protocol::resp::reply::Reply;
 use crate::settings::settings::Settings;
+use crate::status::lanes::LaneStatus;
 use crate::status::node::NodeStatus;
 use crate::sync::lock;
 
@@ -340,6 +341,7 @@ impl ServerPool for StubPool {
             in_use: 0,
             idle,
             waiting: 0,
+            lanes: LaneStatus::default(),
             last_connect_error: None,
         }
     }
