@@ -638,3 +638,26 @@ fn the_report_shows_the_lanes_and_where_each_call_is() {
         (lanes.sent, lanes.queued, lanes.waiting) == (0, 0, 0)
     });
 }
+
+#[cfg(feature = "metrics")]
+#[test]
+fn a_block_on_a_lane_is_reported_as_a_transaction_and_the_lane_as_a_connection() {
+    let (server, runtime) = (Server::start(), runtime());
+    let seen = crate::measured::recorder::Seen::default();
+    let builder = rediscope::SessionManager::builder(server.url()).lanes(1).pool_name("orders");
+    // The levels are reported often.
+    let builder = builder.pin_warning(Some(Duration::from_millis(20)));
+    let sessions = ::metrics::with_local_recorder(&seen, || builder.build_async()).unwrap();
+    let handle = sessions.transactional();
+    for n in 1..=3 {
+        assert_eq!(runtime.block_on(handle.run(|tx| Ok(tx.incr("n", 1)))).unwrap(), n);
+    }
+    let pool = "orders/transactional";
+    assert_eq!(seen.outcomes("committed", pool), 3);
+    assert_eq!(seen.values("rediscope.transaction.duration", pool).len(), 3);
+    assert_eq!(seen.values("db.client.connection.create_time", pool).len(), 1);
+    eventually(SOON, "the lane is reported", || seen.connections("lane", pool) == 1);
+    assert_eq!((seen.connections("used", pool), seen.connections("idle", pool)), (0, 0));
+    runtime.block_on(sessions.close(SOON));
+    eventually(SOON, "none is left", || seen.connections("lane", pool) == 0);
+}

@@ -1,7 +1,7 @@
 //! What a session manager reports to the `metrics` facade: names, kinds, units and labels, and the numbers
 //! after events that a real server has seen.
 
-mod recorder;
+pub(crate) mod recorder;
 
 use std::collections::BTreeSet;
 use std::process::Command;

@@ -30,7 +30,7 @@ struct State {
 
 /// All that was reported.
 #[derive(Clone, Default)]
-pub(super) struct Seen(Arc<Mutex<State>>);
+pub(crate) struct Seen(Arc<Mutex<State>>);
 
 fn name(key: &Key) -> Name {
     let labels = key.labels().map(|label| (label.key().to_owned(), label.value().to_owned()));
@@ -45,7 +45,7 @@ impl Seen {
     }
 
     /// Name, kind, unit, and names of the labels of each metric.
-    pub(super) fn metrics(&self) -> BTreeSet<(String, String, String, Vec<String>)> {
+    pub(crate) fn metrics(&self) -> BTreeSet<(String, String, String, Vec<String>)> {
         let state = self.0.lock().unwrap();
         let counters = state.counters.keys().map(|key| ("counter", key));
         let gauges = state.gauges.keys().map(|key| ("gauge", key));
@@ -59,17 +59,17 @@ impl Seen {
     }
 
     /// The values of a label.
-    pub(super) fn values_of(&self, label: &str) -> BTreeSet<String> {
+    pub(crate) fn values_of(&self, label: &str) -> BTreeSet<String> {
         let state = self.0.lock().unwrap();
         let keys = state.counters.keys().chain(state.gauges.keys()).chain(state.histograms.keys());
         keys.filter_map(|(_, labels)| labels.get(label).cloned()).collect()
     }
 
-    pub(super) fn count(&self, name: &str, pool: &str) -> u64 {
+    pub(crate) fn count(&self, name: &str, pool: &str) -> u64 {
         self.counter(name, &[(super::POOL, pool)])
     }
 
-    pub(super) fn outcomes(&self, outcome: &str, pool: &str) -> u64 {
+    pub(crate) fn outcomes(&self, outcome: &str, pool: &str) -> u64 {
         let labels = [(super::POOL, pool), ("rediscope.outcome", outcome)];
         self.counter("rediscope.transaction.outcomes", &labels)
     }
@@ -79,11 +79,11 @@ impl Seen {
         state.counters.get(&key(name, labels)).map_or(0, |value| value.load(Ordering::SeqCst))
     }
 
-    pub(super) fn level(&self, name: &str, pool: &str) -> i64 {
+    pub(crate) fn level(&self, name: &str, pool: &str) -> i64 {
         self.gauge(name, &[(super::POOL, pool)])
     }
 
-    pub(super) fn connections(&self, state: &str, pool: &str) -> i64 {
+    pub(crate) fn connections(&self, state: &str, pool: &str) -> i64 {
         let labels = [(super::POOL, pool), ("db.client.connection.state", state)];
         self.gauge("db.client.connection.count", &labels)
     }
@@ -94,7 +94,7 @@ impl Seen {
         f64::from_bits(value.unwrap_or_default()) as i64
     }
 
-    pub(super) fn values(&self, name: &str, pool: &str) -> Vec<f64> {
+    pub(crate) fn values(&self, name: &str, pool: &str) -> Vec<f64> {
         let state = self.0.lock().unwrap();
         let values = state.histograms.get(&key(name, &[(super::POOL, pool)]));
         values.map_or_else(Vec::new, |values| values.0.lock().unwrap().clone())
