@@ -242,6 +242,31 @@ fn wait(seconds: f64) -> String {
     }
 }
 
+/// The text with lines of at most 118 characters, apart from tables.
+pub fn narrow(text: &str) -> String {
+    const WIDTH: usize = 118;
+    let mut narrow = String::new();
+    for line in text.lines() {
+        if line.starts_with(['|', '#']) {
+            narrow += line;
+        } else {
+            let mut length = 0;
+            for word in line.split(' ') {
+                let added = word.chars().count() + 1;
+                if length > 0 {
+                    let fits = length + added <= WIDTH;
+                    narrow.push(if fits { ' ' } else { '\n' });
+                    length = if fits { length } else { 0 };
+                }
+                narrow += word;
+                length += added;
+            }
+        }
+        narrow.push('\n');
+    }
+    narrow
+}
+
 /// The page with `text` between its two marks, and the rest as it was.
 pub fn insert(page: &str, text: &str) -> String {
     insert_as(page, "measured", text)
@@ -270,6 +295,17 @@ mod tests {
         assert!(again.starts_with("# Performance\n\nBy hand.\n\n<!-- measured: begin"));
         assert!(again.contains("\n\ntwo\n\n") && !again.contains("one"));
         assert!(again.ends_with("Below, by hand.\n"));
+    }
+
+    #[test]
+    fn long_lines_are_broken_and_tables_are_not() {
+        let (word, row) = ("word ".repeat(60), format!("| {} |", "cell ".repeat(60)));
+        let text = narrow(&format!("{word}\n\n{row}\n"));
+        let (long, short): (Vec<_>, Vec<_>) =
+            text.lines().partition(|line| line.chars().count() > 120);
+        assert_eq!(long, [row.as_str()]);
+        assert!(short.len() >= 4, "{text}");
+        assert_eq!(text.split_whitespace().filter(|it| *it == "word").count(), 60);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A cluster beside one server, and exactly once beside plain, with tasks of tokio that write to random slots: one
 //! interleaved run, in a new order each round. `scripts/bench tokio` runs it.
 //!
-//! `clusters [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]`: the section of the page in FOLDER (`docs`) is
+//! `clusters [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]`: the section of `figures.md` in FOLDER (`benches`) is
 //! written, with `--dry` it is only printed. The sums on the servers are compared with the acknowledged transactions in
 //! the end.
 
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rediscope::aio::{SessionManager, Transactional};
 use rediscope::{TransactionOptions, prelude::*};
 use rediscope_peers::machine;
-use rediscope_peers::report::{SPREAD, Spread, insert_as, thousands};
+use rediscope_peers::report::{SPREAD, Spread, insert_as, narrow, thousands};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::server::Server;
 use tokio::runtime::Runtime;
@@ -103,7 +103,7 @@ type Measured = BTreeMap<Row, Vec<f64>>;
 
 fn main() {
     let (mut seed, mut rounds, mut slice) = (fastrand::u64(..1 << 32), 9_u64, 250_u64);
-    let mut into = Some("docs".to_owned());
+    let mut into = Some("benches".to_owned());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || {
@@ -163,11 +163,12 @@ fn main() {
         targets(&measured),
         table(&measured),
     );
+    let text = narrow(&text);
     println!("{text}\ntook {:.0} s", began.elapsed().as_secs_f64());
     if let Some(folder) = into {
-        let page = Path::new(&folder).join("performance.md");
+        let page = Path::new(&folder).join("figures.md");
         let before = std::fs::read_to_string(&page).unwrap_or_default();
-        std::fs::write(&page, insert_as(&before, "clusters", &text)).expect("write the page");
+        std::fs::write(&page, insert_as(&before, "clusters", &text)).expect("write the figures");
         eprintln!("wrote {}", page.display());
     }
 }

@@ -1,8 +1,8 @@
 //! Locks of threads and of tasks beside rslock: one interleaved run on a private server, in a new order each round.
 //! `scripts/bench locks` runs it.
 //!
-//! `locks [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]`: the section of the page in
-//! FOLDER (`docs`) is written, with `--dry` it is only printed.
+//! `locks [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]`: the section of `figures.md` in
+//! FOLDER (`benches`) is written, with `--dry` it is only printed.
 
 #![allow(
     clippy::expect_used,
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rediscope_peers::lockers::{Locker, Shown, Slice, alone, handed_over};
 use rediscope_peers::machine;
-use rediscope_peers::report::{SPREAD, Spread, insert_as, thousands};
+use rediscope_peers::report::{SPREAD, Spread, insert_as, narrow, thousands};
 use rediscope_peers::server::{Server, Via};
 
 /// What is done, and by how many.
@@ -92,7 +92,7 @@ type Measured = BTreeMap<(Row, Locker), Vec<Shown>>;
 
 fn main() {
     let (mut seed, mut rounds, mut slice) = (fastrand::u64(..1 << 32), 7_u64, 600_u64);
-    let mut into = Some("docs".to_owned());
+    let mut into = Some("benches".to_owned());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || {
@@ -139,22 +139,25 @@ fn main() {
         eprint!("\rround {round} of {rounds}");
     }
     eprintln!();
-    let text = format!(
+    let caption = format!(
         "Measured on {}; load average before {}; {rounds} rounds of {} ms a slice, seed {seed}. \
          Client and server share the cores. A ratio is taken within each round; a target that is \
-         missed is in **bold**.\n\n{}\n{}\n{}",
+         missed is in **bold**.",
         machine::describe(),
         load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
         slice.as_millis(),
+    );
+    let text = narrow(&format!(
+        "{caption}\n\n{}\n{}\n{}",
         targets(&measured),
         table(&measured),
-        settings(),
-    );
+        settings()
+    ));
     println!("{text}\ntook {:.0} s", began.elapsed().as_secs_f64());
     if let Some(folder) = into {
-        let page = Path::new(&folder).join("performance.md");
+        let page = Path::new(&folder).join("figures.md");
         let before = std::fs::read_to_string(&page).unwrap_or_default();
-        std::fs::write(&page, insert_as(&before, "locks", &text)).expect("write the page");
+        std::fs::write(&page, insert_as(&before, "locks", &text)).expect("write the figures");
         eprintln!("wrote {}", page.display());
     }
 }

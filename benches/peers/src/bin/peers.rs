@@ -4,7 +4,8 @@
 //! `peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME]… [--into FOLDER]`:
 //! with `--tasks` the crate's callers are tasks of tokio, else threads. `--only` leaves the rows whose
 //! name has TEXT, `--peer` the peers of these names; without either the page in FOLDER (`docs`) is
-//! written, and the plot if the callers are threads.
+//! written, the figures of every peer (`benches/figures.md`, else beside the page), and the plot if the callers are
+//! threads.
 
 #![allow(
     clippy::expect_used,
@@ -13,7 +14,7 @@
 )]
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rediscope_peers::measure::{self, Sample};
@@ -22,6 +23,9 @@ use rediscope_peers::report::{self, Measured};
 use rediscope_peers::scenario::{self, Callers, Row, Scenario};
 use rediscope_peers::server::{Server, Via};
 use rediscope_peers::{machine, plot, soak, targets};
+
+/// The folder of the pages.
+const PAGES: &str = "docs";
 
 struct Plan {
     callers: Callers,
@@ -46,7 +50,7 @@ impl Plan {
             warm_up: Duration::ZERO,
             only: None,
             peers: Vec::new(),
-            into: "docs".to_owned(),
+            into: PAGES.to_owned(),
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -120,6 +124,17 @@ impl Plan {
         let wanted =
             |peer: &Peer| self.peers.is_empty() || self.peers.iter().any(|name| name == peer.name);
         peers::of(self.callers).into_iter().filter(wanted).collect()
+    }
+
+    /// The page with the summary.
+    fn page(&self) -> PathBuf {
+        Path::new(&self.into).join("performance.md")
+    }
+
+    /// The file with the figures of every peer: in another folder than the pages.
+    fn figures(&self) -> PathBuf {
+        let folder = if self.into == PAGES { "benches" } else { &self.into };
+        Path::new(folder).join("figures.md")
     }
 
     /// Whether all rows and peers are measured, so that the page may say so.
@@ -250,15 +265,16 @@ fn main() {
     let took = began.elapsed().as_secs_f64();
     println!("{caption}; took {took:.0} s\n\n{targets}\n{best}{tables}");
     if plan.is_whole() {
-        let text = page(&plan, &caption, [&targets, &best, &tables]);
-        match plan.callers {
-            Callers::Threads => {
-                write(&plan, "measured", &text);
-                let svg = plot::svg(&measured, &rows, &caption);
-                std::fs::write(Path::new(&plan.into).join("performance.svg"), svg)
-                    .expect("write the plot");
-            }
-            Callers::Tasks => write(&plan, "tokio", &text),
+        let section = match plan.callers {
+            Callers::Threads => "measured",
+            Callers::Tasks => "tokio",
+        };
+        write(&plan.page(), section, &page(&plan, &caption, &best));
+        write(&plan.figures(), section, &figures(&plan, &caption, &targets, &tables));
+        if plan.callers == Callers::Threads {
+            let svg = plot::svg(&measured, &rows, &caption);
+            std::fs::write(Path::new(&plan.into).join("performance.svg"), svg)
+                .expect("write the plot");
         }
     }
     if failures > 0 {
@@ -286,43 +302,50 @@ fn slice(
     }))
 }
 
-fn page(plan: &Plan, caption: &str, texts: [&str; 3]) -> String {
-    let [targets, best, tables] = texts;
-    let (plot, fits, cpu) = match plan.callers {
+/// The section of the page: each row beside its best peer.
+fn page(plan: &Plan, caption: &str, best: &str) -> String {
+    let (plot, fits) = match plan.callers {
         Callers::Threads => (
-            "![Operations a second](performance.svg)\n\n",
+            "The operations a second are drawn in `docs/performance.svg`.\n\n",
             " (redis-rs dedicated only if its connections are no more than the row's)",
-            "",
         ),
-        Callers::Tasks => (
-            "",
-            "",
-            " CPU is the processor time of one operation, of the client's process and of the server.",
-        ),
+        Callers::Tasks => ("", ""),
     };
-    format!(
-        "Measured on {caption}. Client and server share the cores; TCP_NODELAY is on for all. Waits \
-         include checkout and retries. A ratio is taken within each round; figures are medians, with \
-         the quartiles of the rounds in brackets. A target that is missed is in **bold**.{cpu}\n\n\
-         {targets}\n\
+    let text = format!(
+        "Measured on {caption}. A ratio is taken within each round; figures are medians, with the quartiles \
+         of the rounds in brackets.\n\n\
          {plot}\
-         ### Beside the best peer\n\n\
-         The quickest form of this crate beside the quickest other client, whichever it is{fits}; a \
-         ratio below 1 is in **bold**.\n\n\
-         {best}\n\
-         ### Every peer\n\n\
-         Medians of the rounds, with quartiles in brackets; the longest wait is the longest of all.\n\
+         The quickest form of this crate beside the quickest other client{fits}; a ratio below 1 is in \
+         **bold**:\n\n\
+         {best}"
+    );
+    report::narrow(&text)
+}
+
+/// The section of the file with all figures: the targets, each peer of each row, and the peers' settings.
+fn figures(plan: &Plan, caption: &str, targets: &str, tables: &str) -> String {
+    let cpu = match plan.callers {
+        Callers::Threads => "",
+        Callers::Tasks => {
+            " CPU is the processor time of one operation, of the client's process and of the server."
+        }
+    };
+    let text = format!(
+        "Measured on {caption}. Client and server share the cores; TCP_NODELAY is on for all. Waits include \
+         checkout and retries. Medians of the rounds, with quartiles in brackets; the longest wait is the \
+         longest of all. A ratio is taken within each round; a target that is missed is in \
+         **bold**.{cpu}\n\n\
+         {targets}\
          {tables}\n\
-         ### Settings\n\n\
          {}",
         report::settings(plan.callers)
-    )
+    );
+    report::narrow(&text)
 }
 
 /// Writes the section of this name.
-fn write(plan: &Plan, section: &str, text: &str) {
-    let page = Path::new(&plan.into).join("performance.md");
-    let before = std::fs::read_to_string(&page).unwrap_or_default();
-    std::fs::write(&page, report::insert_as(&before, section, text)).expect("write the page");
+fn write(page: &Path, section: &str, text: &str) {
+    let before = std::fs::read_to_string(page).unwrap_or_default();
+    std::fs::write(page, report::insert_as(&before, section, text)).expect("write the page");
     eprintln!("wrote {}", page.display());
 }
