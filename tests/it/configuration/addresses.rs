@@ -1,5 +1,7 @@
 //! An address never becomes weaker than it is written. `build` refuses an impossible one, and its error names
 //! what is wrong without a value.
+//!
+//! Guarantee: settings
 
 use rediscope::error::ConfigError;
 use rediscope::redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};

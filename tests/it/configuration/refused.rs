@@ -1,4 +1,6 @@
 //! A wrong setting is refused by its name, and its value is not repeated.
+//!
+//! Guarantee: settings
 
 use rediscope::Config;
 use rediscope::error::ConfigError;

@@ -1,4 +1,6 @@
 //! The same settings from every source.
+//!
+//! Guarantee: settings
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
 //! Settings that were read have their effect on a real server.
+//!
+//! Guarantee: settings
 
 #[cfg(feature = "tls-rustls")]
 use rediscope::Config;
