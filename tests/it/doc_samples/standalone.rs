@@ -1,4 +1,6 @@
 //! A restart of one server, as `docs/standalone.md` shows it.
+//!
+//! Guarantee: none
 
 use crate::fixture::SOON;
 use std::thread;
@@ -90,7 +92,7 @@ fn a_wait_longer_than_a_checkout_is_reported_as_the_page_shows() {
     let text = format!("{error:#}");
     let (before, _) = text.split_once("within ").unwrap();
     let (_, behind) = text.split_once("s: ").unwrap();
-    let shown = block("standalone", "is told:").join("\n");
+    let shown = block("standalone", "fails with:").join("\n");
     assert!(shown.starts_with(before) && shown.ends_with(behind), "{text}");
 }
 

@@ -1,4 +1,6 @@
 //! Each refusal over TLS, as `docs/tls.md` shows it.
+//!
+//! Guarantee: none
 
 use crate::fixture::SOON;
 use std::time::Duration;
