@@ -1,8 +1,8 @@
 //! The pages of the folder `docs/`. Their code compiles with the doctests; links between them work
 //! here and on a code host.
 //!
-//! To use the library: [`guarantees`], [`operations`], [`locks`], [`tokio`], [`migration`],
-//! [`migration_tokio`], [`performance`]. For each topology: [`standalone`], [`sentinel`],
+//! To use the library: [`guarantees`], [`evidence`], [`operations`], [`locks`], [`tokio`], [`migration`],
+//! [`migration_tokio`], [`performance`], [`testing`]. For each topology: [`standalone`], [`sentinel`],
 //! [`cluster`], [`tls`]. Its safety: [`threat_model`], [`security`]. To change the library:
 //! [`contributing`], [`architecture`], [`decisions`], [`changelog`].
 
@@ -23,6 +23,7 @@ pages! {
     cluster: "docs/cluster.md",
     contributing: "CONTRIBUTING.md",
     decisions: "docs/decisions.md",
+    evidence: "docs/evidence.md",
     guarantees: "docs/guarantees.md",
     locks: "docs/locks.md",
     migration: "docs/migration.md",
@@ -33,6 +34,7 @@ pages! {
     security: "SECURITY.md",
     sentinel: "docs/sentinel.md",
     standalone: "docs/standalone.md",
+    testing: "docs/testing.md",
     threat_model: "docs/threat-model.md",
     #[cfg(feature = "tls-rustls")] tls: "docs/tls.md",
     #[cfg(feature = "tokio")] tokio: "docs/tokio.md",

@@ -8,6 +8,8 @@
 //! file has what every compiler must report: the error's code, its line, and this crate's own texts.
 //!
 //! `cargo test --test compile_fail -- --nocapture` prints the errors of the compiler.
+//!
+//! Guarantee: compiler
 
 #![allow(
     clippy::unwrap_used,

@@ -4,6 +4,8 @@
 //! The source is read as tokens, without comments, strings and `#[cfg(test)]` items. A path that begins with `crate`,
 //! `super`, `self` or a child module is an edge to the file that defines its name. A re-export is no edge itself: only
 //! `lib.rs`, `prelude.rs` and the `mod.rs` of a folder have them.
+//!
+//! Guarantee: none
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,6 @@
 //! Promise: an asynchronous provider of credentials delays no call past its deadline, and leaves nothing behind.
+//!
+//! Guarantee: passwords, tasks
 
 use std::error::Error as StdError;
 use std::future::pending;

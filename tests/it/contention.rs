@@ -1,4 +1,6 @@
 //! Watching blocks on the same keys: which may run, in which order, and which are sent together.
+//!
+//! Guarantee: turns
 
 use crate::fixture::SOON;
 use std::sync::Mutex;

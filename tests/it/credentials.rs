@@ -1,5 +1,7 @@
 //! Credentials that change while the program runs: sent again between scopes and never inside one, without a
 //! lost command.
+//!
+//! Guarantee: passwords
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide, PROVIDER_PANICS_PASS, ResolveDoubt, SessionManager, threads_only};

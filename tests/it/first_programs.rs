@@ -1,4 +1,6 @@
 //! First programs compile at the first try: one `#[from]` or none is enough for `?` on every call.
+//!
+//! Guarantee: none
 
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Promise: a block that shares a lane with others is as isolated as alone. Each caller gets its own replies and its own
 //! refusal, and a dropped one costs no other anything.
+//!
+//! Guarantee: grouped, tasks
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

@@ -1,6 +1,8 @@
 //! Large transactions: sent ahead in chunks, so that the client does not hold them.
 //!
 //! Memory is measured for the whole process, so the test has one of its own.
+//!
+//! Guarantee: large
 
 use std::fs;
 

@@ -1,4 +1,6 @@
 //! A transaction that is fenced by a lock is applied only while the lock is its guard's.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use crate::locks::fixture::start;

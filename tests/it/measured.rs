@@ -1,5 +1,7 @@
 //! What a session manager reports to the `metrics` facade: names, kinds, units and labels, and the numbers
 //! after events that a real server has seen.
+//!
+//! Guarantee: reports
 
 pub(crate) mod recorder;
 

@@ -1,5 +1,7 @@
 //! Commits that wait for replicas: what is counted, which error is returned if too few have them, and that the
 //! wait is never taken for a doubt.
+//!
+//! Guarantee: not-replicated
 
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;

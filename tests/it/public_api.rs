@@ -1,5 +1,7 @@
 //! Promise: public enums, their variants and public structs follow the rule for `non_exhaustive` in
 //! CONTRIBUTING.md.
+//!
+//! Guarantee: none
 
 use crate::source;
 

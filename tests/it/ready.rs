@@ -1,4 +1,6 @@
 //! Promise: a readiness probe reports what the server does now, within its time, and takes no place of a pool.
+//!
+//! Guarantee: readiness
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

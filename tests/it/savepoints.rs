@@ -1,5 +1,7 @@
 //! Parts of a transaction that can be dropped alone: not sent while open, kept by `release`, forgotten by a
 //! drop.
+//!
+//! Guarantee: large
 
 use crate::fixture::LONG;
 use rediscope::error::ReplyError;

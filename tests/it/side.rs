@@ -4,6 +4,8 @@
 //! conditions, options, blocks, queued commands) is the same on every side and comes from `rediscope`. Another side is another
 //! `side` module, in a test binary that includes the same suites by path: its handles have the same methods and return
 //! when the call is over. So a suite has one text.
+//!
+//! Guarantee: none
 
 use crate::source;
 use rediscope::commands::QueueCommands;

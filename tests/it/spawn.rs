@@ -1,5 +1,7 @@
 //! Promise: every call of the side of tasks can be spawned with what it borrows, boxed, dropped at any poll and
 //! moved between tasks, on each kind of runtime and on several.
+//!
+//! Guarantee: tasks
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};

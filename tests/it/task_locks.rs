@@ -1,5 +1,7 @@
 //! Promise: a lock of a task is left by no dropped future, guard or runtime, and a call under a lock ends when the lock
 //! is lost.
+//!
+//! Guarantee: locks, tasks
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};

@@ -1,5 +1,7 @@
 //! Promise: a task's loops, guards and spans follow the rules of threads, and what they wait for is given back when
 //! their futures are dropped.
+//!
+//! Guarantee: tasks
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Promise: behind sentinels and in a cluster, tasks have at most `max_size + lanes` connections to each master for each handle, and
 //! no task is left after the end. Each runtime of a manager follows a failover.
+//!
+//! Guarantee: sentinels, clusters, tasks
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
 //! Promise: blocks of tasks that watch the same key take turns, and no turn outlives the block that had it.
+//!
+//! Guarantee: turns, tasks
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! The same handles over TLS, with the feature for it.
+//!
+//! Guarantee: committed
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide, SessionManager, threads_only};

@@ -1,4 +1,6 @@
 //! Typed commands whose replies have a shape of their own, queued in a block and read under a watch.
+//!
+//! Guarantee: committed, reads
 
 use crate::side::SessionManager;
 

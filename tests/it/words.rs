@@ -1,4 +1,6 @@
 //! `scripts/words` finds each name that is not used any more, and too many vague words.
+//!
+//! Guarantee: none
 
 use std::path::Path;
 use std::process::{Command, Output};

@@ -2,6 +2,8 @@
 //! caller that gives up withdraws its own, and a leader that cannot send passes the lead on. `scripts/model` runs this.
 //!
 //! Planted mistakes show that the checks can fail.
+//!
+//! Guarantee: grouped
 
 #![allow(
     clippy::unwrap_used,

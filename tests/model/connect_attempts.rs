@@ -5,6 +5,8 @@
 //! fails after more checks than a schedule can cause.
 //!
 //! A planted mistake shows that the checks can fail.
+//!
+//! Guarantee: pools
 
 #![allow(
     clippy::unwrap_used,

@@ -3,6 +3,8 @@
 //!
 //! A lost permit ends in a deadlock or is missing at the end. Ten planted mistakes show that the
 //! checks can fail.
+//!
+//! Guarantee: pin-expired
 
 #![allow(
     clippy::unwrap_used,

@@ -2,6 +2,8 @@
 //! submitters wait, or leave. `scripts/model` runs this.
 //!
 //! Planted mistakes show that the checks can fail.
+//!
+//! Guarantee: tasks
 
 #![allow(
     clippy::unwrap_used,

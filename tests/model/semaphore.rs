@@ -6,6 +6,8 @@
 //! which shuttle reports.
 //!
 //! Five planted mistakes show that the checks can fail.
+//!
+//! Guarantee: pools
 
 #![allow(
     clippy::unwrap_used,

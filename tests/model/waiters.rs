@@ -5,6 +5,8 @@
 //! gives up at a point that the schedule decides.
 //!
 //! Three planted mistakes show that the checks can fail.
+//!
+//! Guarantee: locks
 
 #![allow(
     clippy::unwrap_used,

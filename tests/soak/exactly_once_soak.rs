@@ -11,6 +11,8 @@
 //! replica promoted (`REDISCOPE_FAILOVERS` times). On Linux, where each worker can have an address of its
 //! own, the same runs on a cluster whose slots move (`REDISCOPE_MOVING_CUTS`). The seed decides what is cut,
 //! and when each doubt is resolved. What runs at the same time depends on the threads.
+//!
+//! Guarantee: exactly-once
 
 mod controls;
 mod failover;

@@ -8,6 +8,8 @@
 //!
 //! The seed decides which faults come in which order and what each transaction is. Which of them run at
 //! the same time depends on the threads.
+//!
+//! Guarantee: pools
 
 mod barrier;
 mod calls;

@@ -1,4 +1,6 @@
 //! Many transactions that end in every way, and single commands that open no scope at all.
+//!
+//! Guarantee: pools, clean-connections
 
 #[path = "../../examples/basic/src/bin/soak/load/mod.rs"]
 mod load;

@@ -1,5 +1,7 @@
 //! Compares, for every command of the table, the bytes that are queued with the bytes that
 //! redis-rs sends for it.
+//!
+//! Guarantee: committed
 
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;

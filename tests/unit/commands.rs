@@ -1,4 +1,6 @@
 //! The command table without a server. The tests with one are in `tests/it`.
+//!
+//! Guarantee: refused
 
 pub(crate) mod bytes;
 

@@ -3,6 +3,8 @@
 //!
 //! The table is recorded from a server, and compared with it, by
 //! `tests/it/properties/server_table.rs`.
+//!
+//! Guarantee: clean-connections
 
 use std::collections::BTreeSet;
 

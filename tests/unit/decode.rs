@@ -1,4 +1,6 @@
 //! Random replies in random pieces: the result is that of redis-rs's parser for the whole.
+//!
+//! Guarantee: replies-of-every-size
 
 use proptest::prelude::*;
 use redis::Value;

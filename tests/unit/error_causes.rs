@@ -1,4 +1,6 @@
 //! Errors as text: alone without their causes, in full with each cause once.
+//!
+//! Guarantee: reports
 
 use std::panic::Location;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! Unit tests of `src/protocol/known_errors.rs`.
+//!
+//! Guarantee: which-reply-proves-what
 
 use super::*;
 

@@ -1,5 +1,7 @@
 //! Random groups against a model of a server, with each answer a server or a proxy may give, and a loss of the
 //! connection at every byte of the write and of the replies.
+//!
+//! Guarantee: grouped
 
 use std::collections::HashMap;
 

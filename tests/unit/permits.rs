@@ -1,4 +1,6 @@
 //! Permits under a crowd of callers.
+//!
+//! Guarantee: tasks
 
 use std::time::Duration;
 

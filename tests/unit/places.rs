@@ -1,4 +1,6 @@
 //! Places under callers that wait, give up, and are polled no more.
+//!
+//! Guarantee: tasks
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! A pool and a connection when the server or the caller fails.
+//!
+//! Guarantee: pools
 
 #[cfg(feature = "tokio")]
 mod task_wire;

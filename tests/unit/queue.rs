@@ -1,4 +1,6 @@
 //! What the queue returns, part by part.
+//!
+//! Guarantee: large
 
 use super::*;
 

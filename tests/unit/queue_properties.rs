@@ -1,4 +1,6 @@
 //! Random programs on a queue, whose bytes are read by a parser without a line of the encoder's.
+//!
+//! Guarantee: large
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 

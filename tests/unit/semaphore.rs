@@ -1,6 +1,8 @@
 //! The semaphore with real threads, for cases in which one order of events is enough.
 //!
 //! Orders that depend on the scheduler are the subject of the models.
+//!
+//! Guarantee: pools, grouped
 
 use std::convert::Infallible;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! Which sentinel's report is taken, and when a report is needed.
+//!
+//! Guarantee: sentinels
 
 use std::future::pending;
 use std::pin::pin;

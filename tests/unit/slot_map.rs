@@ -1,4 +1,6 @@
 //! Unit tests of `src/protocol/cluster/slot_map.rs`.
+//!
+//! Guarantee: clusters
 
 use super::*;
 

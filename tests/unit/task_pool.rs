@@ -1,5 +1,7 @@
 //! A pool of tasks against a real server: permits and connections under dropped, forgotten and revoked
 //! futures.
+//!
+//! Guarantee: tasks
 
 use std::io::Write;
 use std::panic::Location;

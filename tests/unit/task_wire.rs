@@ -1,4 +1,6 @@
 //! A connection that is a task, with a real server and with a peer that fails.
+//!
+//! Guarantee: tasks
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -1,5 +1,7 @@
 //! One connection over TLS, of a thread or of a task, and its other end, which keeps to TLS as far as a test lets
 //! it.
+//!
+//! Guarantee: deadlines, not-sent
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

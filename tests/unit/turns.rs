@@ -1,4 +1,6 @@
 //! Permits whose holders are polled no more.
+//!
+//! Guarantee: turns
 
 use super::*;
 

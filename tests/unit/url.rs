@@ -1,4 +1,6 @@
 //! Addresses of clusters and of masters behind sentinels.
+//!
+//! Guarantee: settings
 
 use super::*;
 

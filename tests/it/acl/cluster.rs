@@ -1,4 +1,6 @@
 //! The rights that `docs/cluster.md` names besides those of one server.
+//!
+//! Guarantee: rights
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,4 +1,6 @@
 //! The rights that the documents name, read from them: they are enough, and none of them can be left out.
+//!
+//! Guarantee: rights
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,6 @@
 //! A right that is removed while a lock is held or waited for.
+//!
+//! Guarantee: rights, locks
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{LockGuard, SessionManager};

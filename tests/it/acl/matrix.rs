@@ -1,5 +1,7 @@
 //! A right is withdrawn at one time, for one form. The error is true, and the connections work once the right
 //! is granted again.
+//!
+//! Guarantee: rights
 
 use crate::fixture::{LONG, SOON};
 use std::sync::Mutex;

@@ -1,4 +1,6 @@
 //! A right that is removed while a scope is open.
+//!
+//! Guarantee: rights
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide, SessionManager, send_ahead};

@@ -1,5 +1,7 @@
 //! The rights that `docs/sentinel.md` names: on the servers, besides those of one server, and on the
 //! sentinels.
+//!
+//! Guarantee: rights
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,4 +1,6 @@
 //! Commands that wait on the server: a close ends them, and reports name them as holders of connections.
+//!
+//! Guarantee: ends
 
 use crate::fixture::{LARGE_SLACK, SOON};
 use std::panic::Location;

@@ -1,4 +1,6 @@
 //! How a session ends: closed by hand, or with its last handle.
+//!
+//! Guarantee: ends
 
 use crate::fixture::{LARGE_SLACK, SOON, immediate};
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! A session manager belongs to the process that made it: a forked child gets an error at once and changes
 //! nothing, and the parent continues as without a fork.
+//!
+//! Guarantee: ends
 #![cfg(all(unix, feature = "serde"))]
 
 use crate::fixture::{SOON, immediate};

@@ -1,4 +1,6 @@
 //! Host names: a name server that does not reply, and a name of two hosts of which one is silent.
+//!
+//! Guarantee: deadlines
 
 use crate::fixture::{LARGE_SLACK, SOON};
 use std::collections::BTreeMap;

@@ -1,4 +1,6 @@
 //! The order in which callers are served, and the error of a caller that is not.
+//!
+//! Guarantee: pools
 
 use crate::fixture::{SOON, immediate};
 use std::sync::mpsc;

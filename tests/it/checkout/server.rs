@@ -1,4 +1,6 @@
 //! A server that goes, comes back or changes its role, and connections that reach their age limits.
+//!
+//! Guarantee: dead-connections
 
 use crate::fixture::SOON;
 use crate::fixture::short_timeouts::{CHECKOUT, short_timeouts};

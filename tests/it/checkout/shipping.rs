@@ -2,6 +2,8 @@
 //!
 //! No event is written while a connection is held, so no call waits for the layer's, and none of the
 //! layer's for it.
+//!
+//! Guarantee: reports
 
 use crate::fixture::SOON;
 use std::cell::Cell;

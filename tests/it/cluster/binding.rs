@@ -1,4 +1,6 @@
 //! A transaction belongs to one slot, and nothing is sent before its slot is known.
+//!
+//! Guarantee: clusters
 
 use rediscope::error::Applied;
 use rediscope::prelude::*;

@@ -1,4 +1,6 @@
 //! Locks in a cluster: each in the slot of its name, with the transactions that it fences.
+//!
+//! Guarantee: clusters, locks
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, LockGuard};

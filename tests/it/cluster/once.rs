@@ -1,5 +1,7 @@
 //! Exactly once in a cluster: registers are in the slot of their transaction, and a doubt is resolved on the
 //! node that serves the slot then.
+//!
+//! Guarantee: clusters, exactly-once
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, ResolveDoubt as _, SessionManager, Transactional};

@@ -1,4 +1,6 @@
 //! A slot that moves: `run` follows it, a guard fails, and nothing is applied twice.
+//!
+//! Guarantee: clusters
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager, Transactional};

@@ -1,4 +1,6 @@
 //! The rights that the documents name are enough, and none of them can be left out.
+//!
+//! Guarantee: clusters, rights
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager};

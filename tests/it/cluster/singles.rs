@@ -1,4 +1,6 @@
 //! Single commands: sent to the master of their key, redirected, or sent to all masters.
+//!
+//! Guarantee: clusters
 
 use crate::fixture::SOON;
 use std::collections::BTreeSet;

@@ -1,4 +1,6 @@
 //! What is sent for conditions, and the result of a lost race.
+//!
+//! Guarantee: conditions
 
 use crate::fixture::SOON;
 use std::time::Duration;

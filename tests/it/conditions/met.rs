@@ -1,4 +1,6 @@
 //! When each condition holds.
+//!
+//! Guarantee: condition-failed, conditions
 
 use super::fixture::start;
 use std::collections::BTreeSet;

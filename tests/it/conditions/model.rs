@@ -1,4 +1,6 @@
 //! Random data, random conditions, a random write in between: the server and the model agree.
+//!
+//! Guarantee: conditions
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;

@@ -1,4 +1,6 @@
 //! Conditions together with the other options of a transaction.
+//!
+//! Guarantee: conditions, condition-failed
 
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! Many threads at once: each condition was true at the commit.
+//!
+//! Guarantee: conditions
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,4 +1,6 @@
 //! The error of a condition that does not hold. Nothing of the attempt is left on the connection.
+//!
+//! Guarantee: condition-failed
 
 use rediscope::error::Applied;
 use rediscope::prelude::*;

@@ -1,4 +1,6 @@
 //! The rows of the contract.
+//!
+//! Guarantee: committed, conflict, rejected, partly-applied, not-sent, in-doubt, not-isolated, reply-errors, pin-expired, checkout-errors
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, ResolveDoubt as _};

@@ -1,4 +1,6 @@
 //! Several callers resolve one doubt: the result is the same, and no connection of the pool is needed.
+//!
+//! Guarantee: exactly-once
 
 use crate::fixture::{Fixture, SOON};
 use crate::side::{BuildSide as _, ResolveDoubt as _};

@@ -1,4 +1,6 @@
 //! The marker proves the outcome whatever happened on the connection before the transaction or inside it.
+//!
+//! Guarantee: exactly-once
 
 use crate::fixture::{Fixture, SOON};
 use crate::side::{ResolveDoubt as _, Transactional};

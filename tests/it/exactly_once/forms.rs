@@ -1,4 +1,6 @@
 //! What is sent: the same round trips as for a plain transaction, and one more to arm the connection.
+//!
+//! Guarantee: exactly-once
 
 use super::fixture::{start, start_with};
 use crate::fixture::Fixture;

@@ -1,4 +1,6 @@
 //! An idempotency key: the first caller commits, and all others return `AlreadyCommitted`.
+//!
+//! Guarantee: exactly-once
 
 use crate::fixture::{Fixture, SOON};
 use crate::side::{BuildSide as _, ResolveDoubt as _};

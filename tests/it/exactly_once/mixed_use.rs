@@ -1,5 +1,7 @@
 //! A connection's register as it ages: plain transactions do not notice it, and exactly-once ones renew it in
 //! time.
+//!
+//! Guarantee: exactly-once
 
 use super::fixture::start_with;
 use crate::fixture::{Fixture, SOON};

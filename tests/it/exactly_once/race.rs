@@ -1,5 +1,7 @@
 //! Many threads, sessions and processes with the same keys, and a network that loses replies: each
 //! key is committed once.
+//!
+//! Guarantee: exactly-once
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,4 +1,6 @@
 //! The cost of exactly-once commits on the server: one small register a connection, for a while.
+//!
+//! Guarantee: exactly-once
 
 use super::fixture::start;
 use crate::fixture::Fixture;

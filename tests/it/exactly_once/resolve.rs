@@ -1,4 +1,6 @@
 //! A doubt that a test makes, and its resolution.
+//!
+//! Guarantee: exactly-once
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, ResolveDoubt as _};

@@ -1,4 +1,6 @@
 //! The token of a doubt, stored and resolved by a process that has nothing else.
+//!
+//! Guarantee: exactly-once
 
 use crate::side::{BuildSide as _, ResolveDoubt as _};
 use std::process::Command;

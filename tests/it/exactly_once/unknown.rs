@@ -1,4 +1,6 @@
 //! A marker that is gone: no call returns an outcome without a proof.
+//!
+//! Guarantee: exactly-once
 
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! A server that becomes a replica: older connections are replaced once, and no lost write goes unnoticed.
+//!
+//! Guarantee: sentinels
 
 use crate::fixture::{SOON, immediate};
 use crate::side::{BuildSide as _, SessionManager, Transactional};

@@ -6,6 +6,8 @@
 //!
 //! `REDISCOPE_FAILOVERS=10 cargo test --release --test it -- --nocapture failover::sentinels::` is the
 //! soak.
+//!
+//! Guarantee: sentinels
 
 use super::{CLOSED_WITHIN, FAILOVER};
 use crate::side::{BuildSide as _, SessionManager, Transactional};

@@ -1,4 +1,6 @@
 //! Connections, doubts and locks when the master changes.
+//!
+//! Guarantee: sentinels
 
 use super::{CLOSED_WITHIN, FAILOVER};
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,4 +1,6 @@
 //! Connections in use: a busy one has no extra cost, and when it dies the returned outcome is true.
+//!
+//! Guarantee: in-doubt
 
 use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;

@@ -2,6 +2,8 @@
 //!
 //! A cell is one transaction that is cut once. `model` has what the call must return and what the server
 //! must then hold; this file makes the cut and compares.
+//!
+//! Guarantee: pools, in-doubt
 
 use crate::fixture::{SLACK, SOON};
 use crate::side::BuildSide as _;

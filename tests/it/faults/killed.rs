@@ -1,5 +1,7 @@
 //! Connections that are killed while idle, a moment before their use: the operating system knows, and so does
 //! the next call.
+//!
+//! Guarantee: dead-connections
 
 use crate::fixture::{SOON, Way};
 use crate::side::BuildSide as _;

@@ -1,5 +1,7 @@
 //! Replies longer than one read of a socket: whole in whatever pieces they arrive, and never taken for whole
 //! after a cut.
+//!
+//! Guarantee: replies-of-every-size
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

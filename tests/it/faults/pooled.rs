@@ -1,5 +1,7 @@
 //! Every cut point of a single command on the pooled handle: a read is sent again, and a write only if it
 //! cannot have been sent.
+//!
+//! Guarantee: the-pooled-handle
 
 use crate::fixture::{SLACK, SOON};
 use crate::side::BuildSide as _;

@@ -1,5 +1,7 @@
 //! New connections that die in their handshake, and connections that die again and again. No pool is left with
 //! fewer connections than its size for good.
+//!
+//! Guarantee: pools
 
 use crate::side::BuildSide as _;
 use std::sync::Mutex;

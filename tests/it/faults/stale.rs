@@ -1,4 +1,6 @@
 //! Connections that died while idle: the caller does not notice. (`busy` has those in use.)
+//!
+//! Guarantee: dead-connections
 
 use crate::fixture::{Fixture, SOON};
 use std::sync::Barrier;

@@ -1,4 +1,6 @@
 //! Writes that stop or crawl, and replies that never come: calls end in time, and no write is applied in part.
+//!
+//! Guarantee: deadlines
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,5 +1,7 @@
 //! A process that is stopped and continued in the middle of a call: the system interrupts its reads and writes,
 //! and the connection stays usable.
+//!
+//! Guarantee: deadlines
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

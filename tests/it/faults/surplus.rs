@@ -1,5 +1,7 @@
 //! A surplus reply that comes while no call is running is never the next caller's, whatever that call does and
 //! over every transport. A RESP3 push without a request has no effect.
+//!
+//! Guarantee: clean-connections
 
 use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::thread;

@@ -1,4 +1,6 @@
 //! Which blocks join a batch, how many there are, and until when one may still leave it.
+//!
+//! Guarantee: grouped
 
 use std::time::Duration;
 

@@ -1,4 +1,6 @@
 //! A connection that dies under a group: only blocks that are proven applied return that.
+//!
+//! Guarantee: grouped
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};

@@ -1,4 +1,6 @@
 //! How many connections carry groups, and who leads one.
+//!
+//! Guarantee: grouped
 
 use std::thread;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! Exactly-once blocks of a group: one write of the register, one outcome, and one query for all.
+//!
+//! Guarantee: grouped, exactly-once
 
 use rediscope::error::ReplyError;
 use rediscope::prelude::*;

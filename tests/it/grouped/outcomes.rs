@@ -1,4 +1,6 @@
 //! Each block of a group has its own outcome.
+//!
+//! Guarantee: grouped
 
 use std::time::Duration;
 

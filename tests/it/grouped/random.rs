@@ -1,4 +1,6 @@
 //! Random blocks of many threads on few connections: each has its own replies and its own refusal.
+//!
+//! Guarantee: grouped
 
 use std::sync::Mutex;
 use std::thread;

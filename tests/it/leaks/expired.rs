@@ -1,4 +1,6 @@
 //! `PinExpired`: the scope was unused for `max_pin_time`, and its connection was reclaimed.
+//!
+//! Guarantee: pin-expired
 
 use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;

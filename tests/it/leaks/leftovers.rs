@@ -3,6 +3,8 @@
 //!
 //! The same rows run against plain `r2d2` + `redis`, where each must show the defect, which proves that the
 //! checks find it. How a transactional scope ends is in `scopes`.
+//!
+//! Guarantee: clean-connections
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,4 +1,6 @@
 //! Scopes without an end are reclaimed, and a late use fails.
+//!
+//! Guarantee: pin-expired
 
 use crate::fixture::{SOON, immediate};
 use crate::side::BuildSide as _;

@@ -2,6 +2,8 @@
 //!
 //! The pool has one connection. The next caller gets its own replies, database, user, protocol and
 //! timeouts, is in no MULTI but its own, and gets no nil EXEC.
+//!
+//! Guarantee: clean-connections
 
 use crate::fixture::LONG;
 use crate::side::BuildSide as _;

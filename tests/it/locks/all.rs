@@ -1,4 +1,6 @@
 //! Several locks by name at once: all of them or none, in one order, and nothing left of a part of them.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::Arc;

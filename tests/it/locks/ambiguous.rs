@@ -1,4 +1,6 @@
 //! A lost reply: what was acquired is adopted or released, and what was released is released once.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::time::Duration;

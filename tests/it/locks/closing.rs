@@ -1,4 +1,6 @@
 //! A session manager is closed while locks are held.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::mpsc;

@@ -1,4 +1,6 @@
 //! First come, first served, across processes.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::mpsc;

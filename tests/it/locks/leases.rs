@@ -1,4 +1,6 @@
 //! Leases are extended while their holder lives, and a lost lease is reported in time.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{LONG, SOON};
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! One holder at a time.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{LONG, SOON};
 use std::sync::Mutex;

@@ -1,4 +1,6 @@
 //! A log that panics, at every event of a call: each lock is released all the same.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,4 +1,6 @@
 //! The number of permits of a semaphore: kept while it has holders or waiters.
+//!
+//! Guarantee: locks
 
 use super::fixture::start;
 use crate::fixture::{LONG, SOON};

@@ -1,5 +1,7 @@
 //! A former fault, in small: many threads wait too short for one lock, while the connection for
 //! wakeups is killed. Nothing of it may be left behind.
+//!
+//! Guarantee: locks
 
 use super::fixture::start;
 use crate::fixture::SOON;

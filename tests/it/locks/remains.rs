@@ -1,4 +1,6 @@
 //! The keys that are left on the server, and keys that a foreign client may have put there.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON, Way};
 use std::time::{Duration, Instant};

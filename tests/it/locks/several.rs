@@ -1,4 +1,6 @@
 //! Several permits of a semaphore at once: all of them or none, in order with `fair`, and counted.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,4 +1,6 @@
 //! Read/write locks and semaphores: which callers may hold one together.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::RwLock;

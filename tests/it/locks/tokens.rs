@@ -1,4 +1,6 @@
 //! A hold that is handed to another process by a token: adopted once, with a reply, or ended with its lease.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
 use std::thread;

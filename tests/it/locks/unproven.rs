@@ -1,5 +1,7 @@
 //! A script ran, and a proxy replies with an error of its own: the outcome is unknown, and what was acquired is
 //! released by its owner token.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{LONG, SOON};
 use rediscope::Error;

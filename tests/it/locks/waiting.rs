@@ -1,6 +1,8 @@
 //! A waiter is woken by a release, and at the latest by polling.
 //!
 //! The leases here are longer than any test: a waiter that acquires the lock was woken, or polled.
+//!
+//! Guarantee: locks
 
 use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;

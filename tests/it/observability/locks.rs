@@ -1,4 +1,6 @@
 //! The reports about locks: the status and the events, without names.
+//!
+//! Guarantee: reports
 
 use crate::fixture::SOON;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! Keys, values and passwords are in nothing that is shown.
+//!
+//! Guarantee: reports
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! The report as data.
+//!
+//! Guarantee: reports
 
 use rediscope::{SessionManager, TransactionOptions, prelude::*};
 use serde_json::{Value, json};

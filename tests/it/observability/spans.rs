@@ -1,4 +1,6 @@
 //! Spans and events: one span a transaction, one event a step.
+//!
+//! Guarantee: reports
 
 use crate::fixture::SOON;
 use std::collections::BTreeMap;

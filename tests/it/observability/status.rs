@@ -1,4 +1,6 @@
 //! `status()` and the warnings about scopes: the counters, and the holders of connections.
+//!
+//! Guarantee: reports
 
 use crate::fixture::SOON;
 use std::panic::Location;

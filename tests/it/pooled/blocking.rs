@@ -1,4 +1,6 @@
 //! Blocking commands wait on their own connection, for their own time, which must have an end.
+//!
+//! Guarantee: the-pooled-handle
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,5 +1,7 @@
 //! Connections that die: reads are sent again, writes are never sent twice, and what cannot be
 //! known is reported as unknown.
+//!
+//! Guarantee: the-pooled-handle
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,4 +1,6 @@
 //! What an error reply proves: a code alone proves nothing, an error text of the server's own does.
+//!
+//! Guarantee: the-pooled-handle, which-reply-proves-what
 
 use crate::side::{BuildSide as _, Pooled, SessionManager};
 use rediscope::Error;

@@ -1,4 +1,6 @@
 //! `with_raw`: whatever is done with a raw connection, no later caller notices any of it.
+//!
+//! Guarantee: the-pooled-handle
 
 use crate::side::{BuildSide as _, SessionManager};
 use crate::fixture::SOON;

@@ -1,4 +1,6 @@
 //! Reads that find no free connection are sent along by the next caller that gets one.
+//!
+//! Guarantee: the-pooled-handle
 
 use crate::side::Pooled;
 use crate::fixture::{Fixture, SOON};

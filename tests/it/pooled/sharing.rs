@@ -1,4 +1,6 @@
 //! A connection is checked out for one round trip only, so that many callers share few.
+//!
+//! Guarantee: the-pooled-handle
 
 use crate::side::BuildSide as _;
 use std::sync::Barrier;

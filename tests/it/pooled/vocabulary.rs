@@ -1,4 +1,6 @@
 //! What works on a `redis::Connection` works on the handle, and errors come back typed.
+//!
+//! Guarantee: the-pooled-handle
 
 use crate::side::{BuildSide as _, SessionManager};
 use std::collections::{BTreeSet, HashMap};

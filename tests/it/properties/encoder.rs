@@ -1,4 +1,6 @@
 //! The server reads, byte for byte, what was queued.
+//!
+//! Guarantee: committed
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

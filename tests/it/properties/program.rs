@@ -1,4 +1,6 @@
 //! Random programs on the public API: scopes of every kind, interleaved, left in every way.
+//!
+//! Guarantee: clean-connections
 
 use proptest::prelude::*;
 

@@ -2,6 +2,8 @@
 //! tests walk the crate's own view of a connection through the same table, which is in `tests/unit`.
 //!
 //! `REDISCOPE_RECORD=1 cargo test --test it server_table` writes the table again.
+//!
+//! Guarantee: pools
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;

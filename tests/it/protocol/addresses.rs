@@ -1,4 +1,6 @@
 //! The same contract over RESP3, over a unix socket, over IPv6, and in another database.
+//!
+//! Guarantee: committed
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,5 +1,7 @@
 //! `CheckoutError`: no connection was given, and the error has the reason and the scopes that hold
 //! the connections.
+//!
+//! Guarantee: checkout-errors
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager, Transactional};

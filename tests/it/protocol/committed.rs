@@ -1,4 +1,6 @@
 //! `Replies` or `Committed`: every command was applied, in order, with no other client in between.
+//!
+//! Guarantee: committed, reply-errors
 
 use std::collections::HashMap;
 

@@ -1,4 +1,6 @@
 //! `Conflict`: nothing was applied, because a watched key changed.
+//!
+//! Guarantee: conflict
 
 use crate::fixture::SOON;
 use crate::side::{SessionManager, Watching};

@@ -1,4 +1,6 @@
 //! The forms of a commit: what is sent, in how many round trips, and what waits for what.
+//!
+//! Guarantee: dead-connections, large
 
 use crate::fixture::{SOON, immediate};
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,4 +1,6 @@
 //! `InDoubt`: EXEC was sent and its reply was lost; and what is known in spite of that.
+//!
+//! Guarantee: in-doubt
 
 use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;

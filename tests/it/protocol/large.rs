@@ -1,4 +1,6 @@
 //! The large form: past `flush_bytes` a transaction is sent ahead in chunks.
+//!
+//! Guarantee: large
 
 use crate::fixture::LONG;
 use crate::side::SessionManager;

@@ -1,4 +1,6 @@
 //! Requests longer than the buffers of sockets, to a peer that does not read while it writes.
+//!
+//! Guarantee: replies-of-every-size
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager};

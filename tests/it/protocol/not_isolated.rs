@@ -1,4 +1,6 @@
 //! `NotIsolated`: MULTI was refused on a trusted connection, so the commands ran one by one.
+//!
+//! Guarantee: not-isolated, which-reply-proves-what
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager, Transactional};

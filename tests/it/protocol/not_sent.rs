@@ -1,4 +1,6 @@
 //! `NotSent`: the failure came before EXEC's last byte left, so nothing was applied.
+//!
+//! Guarantee: not-sent
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,4 +1,6 @@
 //! `PartlyApplied`: EXEC ran, at least one command failed, the others were applied.
+//!
+//! Guarantee: partly-applied
 
 use crate::fixture::LONG;
 use crate::side::SessionManager;

@@ -1,4 +1,6 @@
 //! `reading()`: reads and a commit on one connection, watching nothing.
+//!
+//! Guarantee: reads
 
 use rediscope::prelude::*;
 use rediscope::{Error, Outcome};

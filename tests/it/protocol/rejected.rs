@@ -1,5 +1,7 @@
 //! `Rejected` because of a command or its user: nothing was applied, and the server's own code has
 //! the reason.
+//!
+//! Guarantee: rejected
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};

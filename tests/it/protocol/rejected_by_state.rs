@@ -1,4 +1,6 @@
 //! `Rejected` because of the server's state: nothing was applied, and it may pass.
+//!
+//! Guarantee: rejected
 
 use crate::fixture::{LONG, SOON, immediate};
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,4 +1,6 @@
 //! Replies of every legal kind, and very large replies: what is known afterwards, and their cost.
+//!
+//! Guarantee: replies-of-every-size
 
 use crate::side::{BuildSide as _, SessionManager};
 use std::io::{Read, Write};

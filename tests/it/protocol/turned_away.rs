@@ -1,5 +1,7 @@
 //! `CheckoutError::Connect`, with the reason that was read: a server that is full or protected, and
 //! what is not a Redis server at all. A permanent failure is returned at once.
+//!
+//! Guarantee: checkout-errors
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager};

@@ -1,6 +1,8 @@
 //! `InDoubt`: EXEC's reply was not a proof. A proxy that loses the reply of a transaction that ran
 //! sends an error of its own; a proxy refuses by itself what the server never saw. The same bytes
 //! give the same outcome in every form of a transaction, over every transport.
+//!
+//! Guarantee: which-reply-proves-what
 
 use crate::fixture::{LONG, SOON};
 use crate::side::{BuildSide as _, LockGuard, ResolveDoubt as _, SessionManager, Transactional};

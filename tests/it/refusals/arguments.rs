@@ -2,6 +2,8 @@
 //! Each is accepted or has a typed error, in time. None panics, and none ends the process.
 //!
 //! The arguments are read from the source, so that a new function without a row fails here.
+//!
+//! Guarantee: settings
 
 use crate::side::BuildSide as _;
 use std::collections::BTreeSet;

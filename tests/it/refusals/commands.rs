@@ -1,4 +1,6 @@
 //! Commands that would change a connection others use are refused by name, before they are sent.
+//!
+//! Guarantee: refused
 
 use crate::fixture::LONG;
 use crate::side::BuildSide as _;

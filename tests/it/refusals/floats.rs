@@ -1,4 +1,6 @@
 //! A float that is added to an integer is refused while it is queued.
+//!
+//! Guarantee: refused
 
 use crate::side::Transaction;
 use rediscope::Error;

@@ -1,4 +1,6 @@
 //! A handle of another transaction returns no value, and changes no transaction.
+//!
+//! Guarantee: reply-errors
 
 use rediscope::Error;
 use rediscope::error::{Applied, ReplyError};

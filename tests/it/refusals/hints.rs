@@ -1,4 +1,6 @@
 //! The advice in a refusal fits the place in which the command was refused.
+//!
+//! Guarantee: refused
 
 use crate::side::SessionManager;
 use rediscope::prelude::*;

@@ -1,4 +1,6 @@
 //! A transaction past one of its limits fails whole, before anything of it is sent.
+//!
+//! Guarantee: settings
 
 use rediscope::Error;
 use rediscope::prelude::*;

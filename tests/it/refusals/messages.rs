@@ -1,4 +1,6 @@
 //! Error texts of the server that repeat arguments: shown only if that is set.
+//!
+//! Guarantee: reports
 
 use crate::side::BuildSide as _;
 use crate::side::SessionManager;

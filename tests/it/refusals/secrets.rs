@@ -1,4 +1,6 @@
 //! No error, and no `Debug` or `Display` of any public type, holds a key, a value or a password.
+//!
+//! Guarantee: reports
 
 use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::BuildSide as _;

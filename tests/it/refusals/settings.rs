@@ -1,4 +1,6 @@
 //! `build` refuses settings that cannot work, by the name of the wrong one.
+//!
+//! Guarantee: settings
 
 use crate::side::BuildSide as _;
 use std::time::Duration;

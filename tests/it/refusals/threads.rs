@@ -2,6 +2,8 @@
 //!
 //! The limit of threads belongs to a process, so each test has a child process. It runs this same test as a
 //! user without privileges, because the kernel does not limit root.
+//!
+//! Guarantee: settings
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};

@@ -1,4 +1,6 @@
 //! A watching scope has at least one key, and only reads.
+//!
+//! Guarantee: refused
 
 use rediscope::Error;
 use rediscope::prelude::*;

@@ -1,5 +1,7 @@
 //! Every drop has a counterpart that returns the error which a drop cannot: `discard()` and `abandon()`.
 //! (`release()` of a part sends nothing, so it has nothing to return.)
+//!
+//! Guarantee: clean-connections
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,4 +1,6 @@
 //! What a caller could leave on a connection in other ways than by ending a scope.
+//!
+//! Guarantee: clean-connections
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,4 +1,6 @@
 //! Runs the whole matrix and prints its size.
+//!
+//! Guarantee: clean-connections
 
 use crate::fixture::SOON;
 use std::collections::BTreeMap;

@@ -1,4 +1,6 @@
 //! The master is found by its name, and a failed search returns the reason.
+//!
+//! Guarantee: sentinels
 
 use crate::side::{BuildSide as _, SessionManager};
 use std::time::{Duration, Instant};

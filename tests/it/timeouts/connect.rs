@@ -1,4 +1,6 @@
 //! `CheckoutError::Connect`: the server could not be reached, or refused the connection.
+//!
+//! Guarantee: checkout-errors
 
 use crate::fixture::SOON;
 use crate::side::BuildSide as _;

@@ -1,5 +1,7 @@
 //! Every call ends in time, however silent the server is, and capacity comes back: from a server
 //! that was stopped, from one that was down for long, from scopes that never end.
+//!
+//! Guarantee: deadlines
 
 use crate::fixture::{LONG, SOON};
 use crate::side::BuildSide as _;

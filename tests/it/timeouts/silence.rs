@@ -1,4 +1,6 @@
 //! Deadlines against a server that never replies.
+//!
+//! Guarantee: deadlines
 
 use crate::fixture::short_timeouts::{CHECKOUT, CLEANUP, RESPONSE, short_timeouts};
 use crate::fixture::{LARGE_SLACK, SOON, immediate};

@@ -2,6 +2,8 @@
 //! and the blocks are resolved in between, by their callers and by another session manager.
 //!
 //! `REDISCOPE_GROUP_CUTS` is the number of groups. The controls, which are wrong, are those of the groups of tasks.
+//!
+//! Guarantee: exactly-once, grouped
 
 #[path = "../tasks_soak/cut.rs"]
 mod cut;

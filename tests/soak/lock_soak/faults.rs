@@ -1,4 +1,6 @@
 //! The server's faults while all clients wait for one lock.
+//!
+//! Guarantee: locks
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;

@@ -8,6 +8,8 @@
 //! A client surely held the lock from its entry "acquired" to its last check that returned yes.
 //!
 //! The check is a function of the entries alone, without a server or a clock.
+//!
+//! Guarantee: locks
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;

@@ -11,6 +11,8 @@
 //!
 //! The seed decides which client tries, holds and breaks what for how long. What runs at the same time
 //! depends on the threads.
+//!
+//! Guarantee: locks
 
 mod clients;
 mod faults;

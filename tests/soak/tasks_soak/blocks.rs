@@ -3,6 +3,8 @@
 //! time, and some are dropped at a random poll.
 //!
 //! `REDISCOPE_TASK_MODEL` is the number of blocks.
+//!
+//! Guarantee: committed, grouped
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,7 @@
 //! Calls with a timeout: the token of each that was dropped is resolved, here and by another process, and each resolution is
 //! compared with the server then and in the end.
+//!
+//! Guarantee: exactly-once, tasks
 
 use std::sync::Arc;
 use std::sync::Mutex;

@@ -1,5 +1,7 @@
 //! Other protocols for groups, under the same cuts: two of them are wrong, so the cuts show something. The third is that of the
 //! library, by the same plain client.
+//!
+//! Guarantee: exactly-once
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -3,6 +3,8 @@
 //!
 //! `REDISCOPE_LANE_CUTS` is the number of groups. A control sends two blocks behind one another instead of
 //! merging them, and is wrong; more are in `group_controls.rs`.
+//!
+//! Guarantee: exactly-once, grouped
 
 use std::sync::Arc;
 use std::sync::Mutex;

@@ -3,6 +3,8 @@
 //!
 //! The control sends a plain block again if its reply is lost or its future was dropped: the comparison must find
 //! blocks that were applied twice.
+//!
+//! Guarantee: exactly-once, clusters
 
 use std::collections::HashMap;
 use std::fmt;

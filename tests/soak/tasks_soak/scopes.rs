@@ -1,5 +1,7 @@
 //! Scopes of every form, a fifth of them dropped at a random poll. The connections and tasks stay bounded, the memory stays
 //! flat, and the counters on the server equal the outcomes.
+//!
+//! Guarantee: tasks
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,5 +1,7 @@
 //! A server that is stopped under many queued blocks: each call ends within its deadline, with nothing applied if nothing was
 //! sent, and the memory is bounded.
+//!
+//! Guarantee: tasks
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

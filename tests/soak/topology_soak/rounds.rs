@@ -1,4 +1,6 @@
 //! Rounds of slot moves, failovers, and nodes that come and go.
+//!
+//! Guarantee: clusters, sentinels
 
 use std::sync::atomic::Ordering;
 use std::thread;

@@ -2,6 +2,8 @@
 //!
 //! These functions are compiled and never called: a future that is not `Send` fails the build, and the
 //! error names the value that it holds over an await.
+//!
+//! Guarantee: tasks
 
 use std::panic::Location;
 use std::time::Instant;

@@ -1,5 +1,7 @@
 //! Requests and blocks in a cluster, by a thread and by a task: split by slot, to all masters, and after a
 //! redirect.
+//!
+//! Guarantee: clusters, tasks
 
 use std::net::TcpListener;
 use std::panic::Location;

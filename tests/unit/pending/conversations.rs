@@ -1,5 +1,7 @@
 //! Conversations with a server, held by a thread and by a task: both have the same outcome, and leave the
 //! same on the server.
+//!
+//! Guarantee: tasks
 
 use std::panic::Location;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Each conversation is dropped after each of its polls. The connection is then closed, or has no
 //! unread reply and no state of the conversation. No transaction is applied in part.
+//!
+//! Guarantee: tasks
 
 use std::sync::Arc;
 use std::time::Instant;

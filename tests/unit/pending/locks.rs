@@ -1,4 +1,6 @@
 //! Locks on both sides; and the calls of a task, dropped after each of their polls.
+//!
+//! Guarantee: locks, tasks
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};

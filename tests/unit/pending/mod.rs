@@ -2,6 +2,8 @@
 //!
 //! A thread polls each future once. So tests of threads find no future that is not `Send`, and none
 //! that leaves a dirty connection when it is dropped.
+//!
+//! Guarantee: tasks
 
 mod are_send;
 mod cluster;

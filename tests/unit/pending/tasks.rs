@@ -1,5 +1,7 @@
 //! The conversations on the pool of tasks. Each is dropped after each of its polls, while its connection is cut after
 //! each byte. The next caller then finds a clean connection or a new one, and no transaction is applied in part.
+//!
+//! Guarantee: tasks
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
