@@ -8,6 +8,10 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use rediscope_testing::eventually;
+
+use crate::fixture::SOON;
+
 static BYTES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -57,6 +61,13 @@ impl Log {
         });
         bytes().clear();
         Self(turn)
+    }
+
+    /// Like [`take`](Self::take), once an event contains `text`. Events of a new connection come
+    /// from a thread of their own.
+    pub(crate) fn take_with(&self, text: &str) -> Vec<String> {
+        eventually(SOON, text, || String::from_utf8_lossy(&bytes()).contains(text));
+        self.take()
     }
 
     /// The events since the last call, without their spans.

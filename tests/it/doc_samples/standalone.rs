@@ -69,7 +69,7 @@ fn a_restart_looks_as_the_page_shows_it() {
     let after = sessions.status().to_string();
 
     let port = server.port();
-    same_lines(&block("standalone", "at `debug` and above:"), &log.take(), port);
+    same_lines(&block("standalone", "at `debug` and above:"), &log.take_with(" connected "), port);
     let shown = block("standalone", "While it is away:").join("\n");
     same(&untimed(&shown), &untimed(&meanwhile), port);
     let shown = block("standalone", "And afterwards:").join("\n");
