@@ -108,7 +108,7 @@ impl LockAll {
     /// future see [`acquire`](Self::acquire).
     ///
     /// # Errors
-    /// The server could not be reached within `response_timeout`, or refused.
+    /// The server could not be reached within `response_timeout` for a name, or refused.
     pub fn try_acquire(&self) -> impl Future<Output = Result<Option<LockAllGuard>, Error>> + Send {
         async move {
             match self.acquire(Duration::ZERO).await {

@@ -107,13 +107,14 @@ fn with_whole_wait(error: Error, begun: Instant) -> Error {
 }
 
 /// Checks on the server that all locks are held, and extends their leases. A lock that is lost is
-/// reported before any other failure.
+/// reported before any other failure. The server is asked no longer than for one lock.
 pub(crate) async fn ensure_all<M: LockIo>(
     held: impl Iterator<Item = &AcquiredLock<M>> + Send,
 ) -> Result<(), Error> {
-    let mut all = Ok(());
+    let (mut all, mut limit) = (Ok(()), None);
     for lock in held {
-        all = worse(all, lock.ensure_held().await);
+        let limit = *limit.get_or_insert_with(|| lock.manager().call_deadline());
+        all = worse(all, lock.ensure_held_by(limit).await);
     }
     all
 }
@@ -121,6 +122,8 @@ pub(crate) async fn ensure_all<M: LockIo>(
 /// Releases all locks, the last one first, by `limit` at the latest. What fails continues in the
 /// background. If the future is dropped, the locks that are left are released as their drop does it.
 pub(crate) async fn release_all<M: LockIo>(mut held: HeldAll<M>, limit: Instant) -> ReleasedAll {
+    // While one is released, the loss of another one calls no callback any more.
+    held.iter_mut().for_each(|(_, lock)| lock.begin_release());
     let mut released = ReleasedAll::with_capacity(held.len());
     while let Some((name, lock)) = held.pop() {
         released.push((name, lock.release(limit).await));

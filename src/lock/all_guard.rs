@@ -3,7 +3,7 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::any::Error;
 use crate::lock::all::{HeldAll, all_released, ensure_all, release_all};
@@ -20,7 +20,7 @@ use crate::sync::now::now;
 /// own, and can be lost alone. This guard counts as lost as soon as one of them is.
 ///
 /// The drop releases the last name first, each as the drop of a [`LockGuard`] does, for `cleanup_timeout` at
-/// most. [`release`](Self::release) returns a failure.
+/// most for all of them. [`release`](Self::release) returns a failure.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -94,7 +94,7 @@ impl LockAllGuard {
     }
 
     /// Checks on the server that all locks are still held, and extends their leases, as
-    /// [`LockGuard::ensure_held`] does: one round trip for each name.
+    /// [`LockGuard::ensure_held`] does: one round trip for each name, in the time that one call has.
     ///
     /// # Errors
     /// [`LockError::Lost`](crate::error::LockError::Lost) if any of them is lost. With any other error the
@@ -116,10 +116,18 @@ impl LockAllGuard {
     /// Releases all locks, and returns the result for each name, in the order of the names: see
     /// [`LockGuard::release`].
     #[must_use = "each result has the failure of a release"]
-    pub fn release_each(self) -> Vec<(Arc<str>, Result<(), Error>)> {
+    pub fn release_each(mut self) -> Vec<(Arc<str>, Result<(), Error>)> {
         let limit = self.manager.call_deadline();
-        let held = self.guards.into_iter().rev().map(|(name, guard)| (name, guard.into_held()));
+        let guards = std::mem::take(&mut self.guards).into_iter().rev();
+        let held = guards.map(|(name, guard)| (name, guard.into_held()));
         now(release_all(held.collect(), limit))
+    }
+}
+
+impl Drop for LockAllGuard {
+    fn drop(&mut self) {
+        let limit = Instant::now() + self.manager.settings.cleanup_timeout;
+        self.guards.iter_mut().for_each(|(_, guard)| guard.drop_by(limit));
     }
 }
 

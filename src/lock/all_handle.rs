@@ -89,9 +89,9 @@ impl LockAll {
     /// Acquires all locks, and waits up to `wait` for all of them together. While the call waits for a
     /// name, it holds those before it, and their leases are extended.
     ///
-    /// The call returns at most one `response_timeout` after `wait`, and, if it fails, at most one
-    /// `cleanup_timeout` later, in which it releases what it has acquired; what is left is released in the
-    /// background.
+    /// The call returns at most one `response_timeout` for each name after `wait`, and, if it fails, at most
+    /// one `cleanup_timeout` later, in which it releases what it has acquired; what is left is released in
+    /// the background.
     ///
     /// # Errors
     /// [`LockError::Refused`] if there is no name, or an empty one: nothing was sent. The errors of
@@ -105,7 +105,7 @@ impl LockAll {
     /// Acquires all locks if they are free, and returns `None` if another caller holds one of them.
     ///
     /// # Errors
-    /// The server could not be reached within `response_timeout`, or refused.
+    /// The server could not be reached within `response_timeout` for a name, or refused.
     pub fn try_acquire(&self) -> Result<Option<LockAllGuard>, Error> {
         match self.acquire(Duration::ZERO) {
             Ok(guard) => Ok(Some(guard)),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::any::Error;
 use crate::lock::fencing::{FencingGuard, FencingLock};
@@ -67,6 +67,11 @@ impl LockGuard {
 
     pub(crate) fn held(&self) -> &AcquiredLock<LockManager> {
         &self.held
+    }
+
+    /// Releases the lock as the drop does, by `limit` at the latest.
+    pub(crate) fn drop_by(&mut self, limit: Instant) {
+        self.held.drop_by(Some(limit));
     }
 
     pub(crate) fn into_held(self) -> AcquiredLock<LockManager> {

@@ -40,12 +40,7 @@ enum GuardState {
 
 impl<M: LockIo> Drop for AcquiredLock<M> {
     fn drop(&mut self) {
-        let release = &mut self.release;
-        // In a forked child the lock belongs to the parent.
-        if !release.manager.settings().is_forked_child() && release.begin() {
-            let (manager, lock_lease) = (&release.manager, &release.lock_lease);
-            manager.clean_up(release_dropped(Arc::clone(manager), Arc::clone(lock_lease)));
-        }
+        self.drop_by(None);
     }
 }
 
@@ -113,22 +108,31 @@ impl<M: LockIo> AcquiredLock<M> {
             let reason = "other guards share the hold: release them first";
             return Err(Error::lock_refused("guard", reason));
         }
+        // From here on no renewal extends the lease; one that is in flight may, so that a hold that was
+        // lost meanwhile is released.
+        if let Some(why) = lock_lease.end() {
+            *end = GuardState::Releasing;
+            return Err(Error::lock_lost(why));
+        }
         *end = GuardState::Released;
-        // From here on no renewal extends the lease; one that is in flight may.
-        let lost = lock_lease.end();
         manager.renewals().forget(lock_lease);
-        lost.map_or_else(|| Ok(lock_lease.hold_token()), |why| Err(Error::lock_lost(why)))
+        Ok(lock_lease.hold_token())
     }
 
     /// Checks on the server that the lock is still held, and extends its lease. If the future is
     /// dropped, the lease may be extended on the server, and counts as unextended here.
     pub(crate) async fn ensure_held(&self) -> Result<(), Error> {
+        self.ensure_held_by(self.manager().call_deadline()).await
+    }
+
+    /// The same, by `limit` at the latest.
+    pub(crate) async fn ensure_held_by(&self, limit: Instant) -> Result<(), Error> {
         let (manager, lock_lease) = (self.manager(), self.lock_lease());
         manager.settings().here()?;
         if let Some(why) = lock_lease.lost() {
             return Err(Error::lock_lost(why));
         }
-        let limit = manager.call_deadline().min(lock_lease.valid_until());
+        let limit = limit.min(lock_lease.valid_until());
         let extends = lock_lease.renewed && manager.renewals().extends();
         let call = if extends { lock_lease.renewal() } else { lock_lease.ownership_query() };
         let client = manager.client();
@@ -148,6 +152,25 @@ impl<M: LockIo> AcquiredLock<M> {
         }
     }
 
+    /// Ends the guard before its release: from here on no callback is called.
+    pub(crate) fn begin_release(&mut self) {
+        let release = &mut self.release;
+        if !release.manager.settings().is_forked_child() && release.begin() {
+            release.lock_lease.end();
+        }
+    }
+
+    /// Does what the drop does, by `limit` at the latest. `None`: within `cleanup_timeout`.
+    pub(crate) fn drop_by(&mut self, limit: Option<Instant>) {
+        let release = &mut self.release;
+        // In a forked child the lock belongs to the parent.
+        if !release.manager.settings().is_forked_child() && release.begin() {
+            let (manager, lock_lease) = (&release.manager, &release.lock_lease);
+            manager.clean_up(release_dropped(Arc::clone(manager), Arc::clone(lock_lease), limit));
+            release.end = GuardState::Released;
+        }
+    }
+
     /// Releases the lock, by `limit` at the latest. If that fails, the release continues in the
     /// background. If the future is dropped, the release may have been sent, and is sent again.
     pub(crate) async fn release(mut self, limit: Instant) -> Result<(), Error> {
@@ -155,12 +178,13 @@ impl<M: LockIo> AcquiredLock<M> {
     }
 }
 
-/// Releases the lock of the last guard, which was dropped, within `cleanup_timeout`. A failure is
-/// logged. A panic of the user's log neither leaves this call nor keeps the lock. If the future is
-/// dropped, the release is recorded to be sent in the background.
+/// Releases the lock of the last guard, which was dropped, by `limit` at the latest. `None`: within
+/// `cleanup_timeout`. A failure is logged. A panic of the user's log neither leaves this call nor
+/// keeps the lock. If the future is dropped, the release is recorded to be sent in the background.
 pub(crate) fn release_dropped<M: LockIo>(
     manager: Arc<M>,
     lock_lease: Arc<LockLease>,
+    limit: Option<Instant>,
 ) -> impl Future<Output = ()> + Send {
     let release = LockRelease { manager, lock_lease, end: GuardState::Releasing };
     // Made before the first poll, which may never come.
@@ -169,11 +193,15 @@ pub(crate) fn release_dropped<M: LockIo>(
             release_in_background(&*release.manager, &release.lock_lease);
         }
     });
-    release_logged(release)
+    release_logged(release, limit)
 }
 
-async fn release_logged<M: LockIo>(mut release: impl DerefMut<Target = LockRelease<M>> + Send) {
-    let limit = Instant::now() + release.manager.settings().cleanup_timeout;
+async fn release_logged<M: LockIo>(
+    mut release: impl DerefMut<Target = LockRelease<M>> + Send,
+    limit: Option<Instant>,
+) {
+    let limit =
+        limit.unwrap_or_else(|| Instant::now() + release.manager.settings().cleanup_timeout);
     let released = caught(release.within(limit)).await;
     drop(release);
     if let Some(Err(error)) = released {

@@ -226,8 +226,8 @@ mod tests {
         assert_send(target.set_permits(1));
         assert_send(held.ensure_held());
         let (manager, lock_lease) = (Arc::clone(&target.manager), Arc::clone(held.lock_lease()));
-        assert_send(release_dropped(manager, lock_lease));
         let limit = target.manager.call_deadline();
+        assert_send(release_dropped(manager, lock_lease, Some(limit)));
         assert_send(held.release(limit));
     }
 

@@ -42,6 +42,7 @@ pub(crate) fn adopt(
         &lease.as_millis().to_string(),
         request.label.as_deref().unwrap_or_default(),
         &remember.as_millis().to_string(),
+        &names.wake,
     ];
     ScriptCall::new(&ADOPT, keys, arguments)
 }

@@ -6,14 +6,14 @@ use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::side::{LockAll, SessionManager};
 use rediscope::error::{Applied, LockError};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error};
 
-use super::fixture::{is_lost, start, timed_out};
+use super::fixture::{is_lost, start, start_with, timed_out};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -252,4 +252,43 @@ fn a_lost_reply_leaves_no_part_of_them() {
     eventually(SOON, "the first name is released", || fixture.held_names() == "b");
     held.release().unwrap();
     both.acquire(SOON).unwrap().release().unwrap();
+}
+
+#[test]
+fn a_silent_server_delays_calls_for_several_locks_no_longer_than_for_one() {
+    let second = Duration::from_secs(1);
+    let fixture = start_with(|builder| builder.cleanup_timeout(second));
+    let names: Vec<_> = (0..8).map(|nth| nth.to_string()).collect();
+    let every = fixture.sessions.lock_all(&names).lease(LONG);
+    let guard = every.acquire(SOON).unwrap();
+    fixture.proxy.silence();
+    let begun = Instant::now();
+    assert!(guard.ensure_held().is_err());
+    assert!(begun.elapsed() < 20 * second, "{:?}: eight times what one takes", begun.elapsed());
+    let begun = Instant::now();
+    drop(guard);
+    assert!(begun.elapsed() < 5 * second, "{:?}: eight times what one takes", begun.elapsed());
+    fixture.proxy.mute_new(false);
+    fixture.proxy.cut_all();
+    eventually(SOON, "they are released in the background", || fixture.held_keys().is_empty());
+}
+
+#[test]
+fn a_release_that_lasts_longer_than_the_leases_calls_no_callback() {
+    let fixture = start();
+    let every = fixture.sessions.lock_all(["a", "b", "c"]).lease(Duration::from_secs(4));
+    let guard = every.acquire(SOON).unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&calls);
+    guard.on_lost(move || {
+        counted.fetch_add(1, Ordering::SeqCst);
+    });
+    fixture.proxy.silence();
+    let released = guard.release();
+    let is_lost = matches!(released, Err(Error::Lock(LockError::Lost { .. })));
+    assert!(released.is_err() && !is_lost, "{released:?}");
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    fixture.proxy.mute_new(false);
+    fixture.proxy.cut_all();
+    eventually(SOON, "none is held", || fixture.held_names().is_empty());
 }

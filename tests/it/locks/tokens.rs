@@ -159,6 +159,21 @@ fn a_fixed_lease_ends_when_it_would_have_ended_and_an_adopted_one_is_extended() 
 }
 
 #[test]
+fn a_waiter_learns_that_the_adopter_has_a_shorter_lease() {
+    let fixture = start();
+    let other = fixture.other();
+    let token = lock(&other).acquire(SOON).unwrap().into_token().unwrap();
+    let waiting = lock(&fixture.sessions);
+    let waiter = thread::spawn(move || waiting.acquire(SOON));
+    fixture.wait_for_waiters(&fixture.sessions, 1);
+    let adopted = lock(&other).lease(Duration::from_secs(2)).adopt(&token).unwrap();
+    // The adopter dies. Without a message the waiter would look after 30 seconds.
+    std::mem::forget(adopted);
+    other.close(Duration::ZERO);
+    waiter.join().unwrap().unwrap().release().unwrap();
+}
+
+#[test]
 fn a_lost_or_shared_hold_has_no_token_and_a_former_guards_transaction_is_fenced() {
     let fixture = start();
     let guard = lock(&fixture.sessions).acquire(SOON).unwrap();

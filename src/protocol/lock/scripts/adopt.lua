@@ -1,6 +1,6 @@
 -- KEYS: holders, info, done of the new token, done of the former token, and of a semaphore alive
 -- ARGV: former member, new member, lease (ms; 0: not extended), label (empty: the former one), how long
---       the former member is refused (ms; 0: no request of it is in flight)
+--       the former member is refused (ms; 0: no request of it is in flight), channel
 -- Gives a hold to another token. Returns its fencing token and the time left of the lease; 0: it is not
 -- held; -1: released already.
 local call = redis.call
@@ -36,8 +36,13 @@ if ends <= now or not mine then
   return {0}
 end
 if ARGV[3] ~= '0' then
+  local before = ends
   ends = now + tonumber(ARGV[3])
   call('ZADD', holders, ends, me)
+  if ends < before then
+    -- Waiters ask again when the former lease ends: one of them has to know the new end.
+    redis.pcall('PUBLISH', ARGV[6], '')
+  end
   local last = tonumber(call('ZRANGE', holders, -1, -1, 'WITHSCORES')[2])
   call('PEXPIREAT', holders, string.format('%.0f', last))
   if KEYS[5] then
