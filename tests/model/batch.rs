@@ -190,7 +190,8 @@ fn model_finds_a_job_that_is_done_although_its_caller_gave_up() {
 #[test]
 fn model_finds_a_scope_that_is_passed_over() {
     let leader = Leader { jobs: jobs_past_a_scope, ..RIGHT };
-    assert_found_at_random(move || callers_with_jobs(1, leader), &["passed over"]);
+    // Its group is stolen before the scope runs, and its members may never be woken.
+    assert_found_at_random(move || callers_with_jobs(1, leader), &["passed over", "deadlock"]);
 }
 
 #[test]
