@@ -128,19 +128,21 @@ impl PoolContext {
         };
         let source = match failure {
             Some(failure) if now >= deadline || ends_wait(&failure) => failure.error,
-            None if now >= deadline => {
-                // A connect is still in progress.
-                match self.endpoint.provider_is_silent_for() {
-                    Some(silent) => ConnectionError::new(
-                        ConnectionErrorKind::Credentials,
-                        format!("the provider has not returned for {}", brief(silent)),
-                    ),
-                    None => ConnectionError::timed_out("no connection was established in time"),
-                }
-            }
+            None if now >= deadline => self.not_connected_in_time(),
             _ => return Ok(()),
         };
         Err(CheckoutError::Connect { waited: started.elapsed(), source })
+    }
+
+    /// The error of a call whose time is over while a connect is still in progress.
+    pub(in crate::pool) fn not_connected_in_time(&self) -> ConnectionError {
+        match self.endpoint.provider_is_silent_for() {
+            Some(silent) => ConnectionError::new(
+                ConnectionErrorKind::Credentials,
+                format!("the provider has not returned for {}", brief(silent)),
+            ),
+            None => ConnectionError::timed_out("no connection was established in time"),
+        }
     }
 
     /// Counts and logs a checkout that failed.

@@ -46,8 +46,8 @@ pub(crate) async fn open_multi<L: Line>(
     let bytes = [if ends_watch { UNWATCH } else { &[] }, MULTI].concat();
     let expected = [(Expect::Unwatch, u32::from(ends_watch)), (Expect::Multi, 1)];
     let mut refused = None;
-    let mut take = |_, reply| {
-        if let Reply::Value(Value::ServerError(error)) = reply {
+    let mut take = |expect, reply| {
+        if let (Expect::Multi, Reply::Value(Value::ServerError(error))) = (expect, reply) {
             refused = Some(ServerError::from_reply(&error, false));
         }
     };
@@ -56,6 +56,8 @@ pub(crate) async fn open_multi<L: Line>(
         return Err(cause);
     }
     match &refused {
+        // A refused UNWATCH concerns no request: they go to the next connection.
+        None if connection.state().tainted().is_some() => return Err(not_cleaned()),
         None => connection.mark_alive(),
         // The next block asks again.
         Some(error) => line.on_server_error(error.code()),
@@ -64,6 +66,11 @@ pub(crate) async fn open_multi<L: Line>(
 }
 
 const NONE: &str = "there is no connection";
+
+#[cold]
+fn not_cleaned() -> ConnectionError {
+    ConnectionError::unexpected("a refused UNWATCH or DISCARD")
+}
 
 /// Ends the waiting blocks because the server refuses MULTI. `count` is called before each.
 pub(crate) fn reject_blocks<S>(
@@ -127,13 +134,17 @@ pub(crate) async fn arm<L: Line>(
     ];
     let (asked, mut refused) = (Instant::now(), None);
     let mut take = |expect, reply| {
-        if let Reply::Value(Value::ServerError(error)) = reply {
+        let is_cleanup = matches!(expect, Expect::Unwatch | Expect::Discard);
+        if let (false, Reply::Value(Value::ServerError(error))) = (is_cleanup, reply) {
             refused.get_or_insert((expect, ServerError::from_reply(&error, false)));
         }
     };
     let armed = connection.exchange(&bytes, &expected, deadline, &mut take).await;
     if let Err(Interruption { cause, .. }) = armed {
         return Err(cause);
+    }
+    if refused.is_none() && connection.state().tainted().is_some() {
+        return Err(not_cleaned());
     }
     connection.mark_alive();
     connection.set_marker_written(if refused.is_none() { Some(asked) } else { None });

@@ -418,9 +418,8 @@ impl Lane {
         if self.is_running.load(Ordering::Acquire) {
             return self.timeout(since);
         }
-        let source = self.context.shared.connect_error();
-        let source = source
-            .unwrap_or_else(|| ConnectionError::timed_out("no connection was established in time"));
+        let failure = self.context.shared.connect_error();
+        let source = failure.unwrap_or_else(|| self.context.not_connected_in_time());
         CheckoutError::Connect { waited: since.elapsed(), source }
     }
 

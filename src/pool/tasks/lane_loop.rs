@@ -285,7 +285,8 @@ impl LaneLoop {
                 self.lost(&cause);
                 false
             }
-            None => true,
+            // A tainted connection is closed at once.
+            None => self.is_untainted(),
         }
     }
 

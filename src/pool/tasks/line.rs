@@ -4,13 +4,14 @@
 
 use std::pin::pin;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 
 use crate::connection::connection::Connection;
+use crate::connection::deadline::later;
 use crate::connection::tasks::connect::{login, login_version};
 use crate::connection::tasks::io::no_runtime;
 use crate::connection::tasks::wire::TaskWire;
@@ -202,8 +203,14 @@ impl TaskLine {
             };
             now = Instant::now();
             core.check_connect(started, now, deadline)?;
-            let by = retry_at.map_or(deadline, |at| at.min(deadline));
+            // A caller that waits for a slow connect is polled, and its permit is in use.
+            let limit = core.settings().max_pin_time / 2;
+            let soon = later(now, limit.max(Duration::from_millis(1)));
+            let by = [Some(deadline), retry_at].into_iter().flatten().fold(soon, Instant::min);
             until(by, pin!(changed)).await;
+            if let Some(right) = &self.right {
+                right.on_use();
+            }
             now = Instant::now();
         }
     }

@@ -156,6 +156,21 @@ fn a_scope_whose_time_ends_inside_a_call_is_reclaimed_when_the_call_ends() {
 }
 
 #[test]
+fn a_call_that_waits_for_a_slow_connect_is_not_reclaimed() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = one_connection(proxy.url());
+    // Each reply of the handshake takes longer than a scope may be unused.
+    proxy.set_delays(Duration::ZERO, 2 * MAX_PIN);
+    let mut tx = sessions.transactional().begin().unwrap();
+    proxy.set_delays(Duration::ZERO, Duration::ZERO);
+    let n = tx.incr("n", 1);
+    assert_eq!(tx.commit().unwrap().get(n).unwrap(), 1);
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.connects, counts.all_replaced(), counts.refused), (1, 0, 0));
+}
+
+#[test]
 fn a_known_outcome_is_returned_however_long_it_took() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
