@@ -15,9 +15,6 @@ use rediscope::{Builder, Mode, Plain};
 /// Whether a large transaction sends commands ahead of its commit.
 pub(crate) const SENDS_CHUNKS: bool = true;
 
-/// Whether a doubt that was resolved is sent to the server once more.
-pub(crate) const ASKS_AGAIN: bool = true;
-
 /// Whether a provider's panic at a re-authentication is a panic of the caller.
 pub(crate) const PROVIDER_PANICS_PASS: bool = true;
 

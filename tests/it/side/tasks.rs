@@ -29,9 +29,6 @@ use super::fixture::SOON;
 /// Whether a large transaction sends commands ahead of its commit.
 pub(crate) const SENDS_CHUNKS: bool = false;
 
-/// Whether a doubt that was resolved is sent to the server once more.
-pub(crate) const ASKS_AGAIN: bool = false;
-
 /// Whether a provider's panic at a re-authentication is a panic of the caller.
 pub(crate) const PROVIDER_PANICS_PASS: bool = false;
 
