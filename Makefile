@@ -8,7 +8,7 @@ help: ## list the targets
 demo: ## run the main job of both sides on a private Redis server (REDIS_URL=... takes that one; ARGS=--tokio: one side)
 	@scripts/demo $(ARGS)
 
-test: ## run the suite: all of it in debug, the protocol and stress tests again in release
+test: ## run the suite: all of it in debug, the protocol's tests again and short soaks in release
 	@scripts/test
 
 soak: ## run the soak: a million transactions, then 10 minutes of faults (ARGS="--seconds N --seed S")
