@@ -1,5 +1,5 @@
 //! One write for several threads: the leader of a group sends the requests of waiting callers with its
-//! own. Each gets its own response, and one wake-up tells all.
+//! own. Each gets its own response, and one wake-up is for all.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -31,7 +31,7 @@ pub(crate) struct LedGroup {
     kind: RequestKind,
     is_taken: bool,
     /// Whether all members were woken to see their responses.
-    is_told: bool,
+    is_woken: bool,
     waiting: VecDeque<Arc<ThreadJob>>,
 }
 
@@ -43,7 +43,7 @@ impl Drop for LedGroup {
         if !self.is_taken {
             return self.core.semaphore.abandon_group(&self.place);
         }
-        if !self.is_told {
+        if !self.is_woken {
             let text = "the caller that leads the group has ended";
             self.fail(&ConnectionError::new(ConnectionErrorKind::Closed, text));
             self.place.group.wake_members();
@@ -55,7 +55,7 @@ impl LedGroup {
     /// `kind`: of the caller's own request.
     pub(crate) fn new(core: &Arc<PoolCore>, place: ThreadMembership, kind: RequestKind) -> Self {
         let (core, waiting) = (Arc::clone(core), VecDeque::new());
-        Self { core, place, kind, is_taken: false, is_told: false, waiting }
+        Self { core, place, kind, is_taken: false, is_woken: false, waiting }
     }
 
     /// The kind of the caller's own request.
@@ -119,7 +119,7 @@ pub(crate) fn ensure_multi(
     }
 }
 
-/// Sends the requests of the group, tells its members what became of each, and returns the connection.
+/// Sends the requests of the group, sets the response of each, and returns the connection.
 /// After the deadline the connection is lost for all of them.
 pub(crate) fn send_batch(
     mut checkout: Checkout,
@@ -134,7 +134,7 @@ pub(crate) fn send_batch(
         lost = send_once(&mut checkout, &mut group, deadline).err();
         // From here on a log may be written; it belongs to the user and may take its time.
         group.place.group.wake_members();
-        group.is_told = group.waiting.is_empty();
+        group.is_woken = group.waiting.is_empty();
         deadline = checkout.response_deadline();
     }
     let own = group.place.job.response();

@@ -1,5 +1,5 @@
-//! Requests that wait together for a connection: one of their callers leads them, and one wake-up tells
-//! all others.
+//! Requests that wait together for a connection: one of their callers leads them, and one wake-up is
+//! for all others.
 //!
 //! The first caller leads. If it gives up, the next one does.
 

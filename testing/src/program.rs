@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::server::Server;
@@ -59,6 +59,17 @@ pub fn run_with(
     match status {
         Some(status) => Run { status, stdout, stderr },
         None => panic!("{program} did not end within {TIMEOUT:?}:\n{stdout}\n{stderr}"),
+    }
+}
+
+/// A child process that is killed if its test fails.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

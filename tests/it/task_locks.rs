@@ -52,6 +52,14 @@ fn nothing_is_left(server: &Server, what: &str) {
     eventually(SOON, what, || left(server).is_empty());
 }
 
+/// Returns once the server has nothing of a lock any more, long before a lease would end.
+async fn is_free_soon(server: &Server, what: &str, begun: Instant) {
+    while !left(server).is_empty() {
+        assert!(begun.elapsed() < SOON / 2, "{what}: {:?}", left(server));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 fn is_lost<T>(result: Result<T, Error>) -> bool {
     matches!(result, Err(Error::Lock(LockError::Lost { .. })))
 }
@@ -460,10 +468,7 @@ async fn dropped_after_each_poll(server: &Server, proxy: &Proxy, lock: &Lock, ne
                 let guard: LockGuard = soon(&what, next.acquire(SOON)).await.unwrap();
                 assert!(begun.elapsed() < SOON / 2, "{what}: it waited for the lease");
                 guard.release().await.unwrap();
-                while !left(server).is_empty() {
-                    assert!(begun.elapsed() < SOON / 2, "{what}: {:?}", left(server));
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                is_free_soon(server, &what, begun).await;
                 if has_ended {
                     break;
                 }
@@ -523,10 +528,7 @@ fn an_adoption_that_is_dropped_at_any_poll_leaves_the_token_or_no_lock() {
                 let guard = soon(&what, there.acquire(SOON)).await.unwrap();
                 assert!(begun.elapsed() < SOON / 2, "{what}: it waited for the lease");
                 guard.release().await.unwrap();
-                while !left(&server).is_empty() {
-                    assert!(begun.elapsed() < SOON / 2, "{what}: {:?}", left(&server));
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
+                is_free_soon(&server, &what, begun).await;
                 if has_ended {
                     break;
                 }
@@ -572,10 +574,7 @@ fn a_call_for_several_locks_that_is_dropped_at_any_poll_leaves_none() {
                     let guard = soon(&what, there.acquire(SOON)).await.unwrap();
                     assert!(begun.elapsed() < SOON / 2, "{what}: it waited for the lease");
                     guard.release().await.unwrap();
-                    while !left(&server).is_empty() {
-                        assert!(begun.elapsed() < SOON / 2, "{what}: {:?}", left(&server));
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
+                    is_free_soon(&server, &what, begun).await;
                     if has_ended {
                         break;
                     }

@@ -15,6 +15,7 @@ pub mod peers;
 pub mod plot;
 pub mod report;
 pub mod scenario;
+pub mod section;
 pub mod server;
 pub mod soak;
 pub mod targets;

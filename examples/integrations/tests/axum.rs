@@ -10,7 +10,7 @@
 )]
 
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use nix::unistd::Pid;
 use rediscope::aio::SessionManager;
 use rediscope::redis::AsyncCommands as _;
 use rediscope::{Condition, Error, Outcome, TransactionOptions, prelude::*};
+use rediscope_testing::program::Killed;
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for};
 use tower::ServiceExt as _;
@@ -35,16 +36,6 @@ const SOON: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 32;
 /// Number of responses after which the service is terminated.
 const ENOUGH: u64 = 2_000;
-
-/// A child process that is killed if the test fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn a_service_that_is_terminated_under_load_finishes_each_request_that_it_began() {

@@ -17,30 +17,20 @@
 )]
 
 use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rediscope_testing::program::Killed;
 use rediscope_testing::server::Server;
 
 /// Time within which the page must have what is looked for.
 const SOON: Duration = Duration::from_secs(60);
 
-/// A child process that is killed if the test fails.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn the_page_names_the_holder_its_place_and_the_time_and_plots_the_counters() {
     let browser = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());
     if Command::new(&browser).arg("--version").output().is_err() {
-        println!("not run: there is no {browser}");
-        return;
+        return rediscope_testing::not_run(&format!("there is no {browser}; set CHROMIUM to one"));
     }
     let server = Server::start();
     let child = Command::new(env!("CARGO_BIN_EXE_inspector"))

@@ -89,7 +89,7 @@ impl HoldToken {
     }
 }
 
-/// FNV-1a: tells locks apart, and is no secret.
+/// FNV-1a: it distinguishes locks, and is no secret.
 fn checksum(key: &str) -> u64 {
     key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

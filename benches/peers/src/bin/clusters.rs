@@ -14,13 +14,13 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{SessionManager, Transactional};
 use rediscope::{TransactionOptions, prelude::*};
 use rediscope_peers::machine;
-use rediscope_peers::report::{SPREAD, Spread, insert_as, narrow, thousands};
+use rediscope_peers::report::{SPREAD, Spread, thousands};
+use rediscope_peers::section::Section;
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::server::Server;
 use tokio::runtime::Runtime;
@@ -102,25 +102,8 @@ struct Servers {
 type Measured = BTreeMap<Row, Vec<f64>>;
 
 fn main() {
-    let (mut seed, mut rounds, mut slice) = (fastrand::u64(..1 << 32), 9_u64, 250_u64);
-    let mut into = Some("benches".to_owned());
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut number = || {
-            let value = arguments.next().and_then(|text| text.parse().ok());
-            value.unwrap_or_else(|| usage())
-        };
-        match argument.as_str() {
-            "--seed" => seed = number(),
-            "--rounds" => rounds = number().max(1),
-            "--slice" => slice = number().max(1),
-            "--into" => into = Some(arguments.next().unwrap_or_else(|| usage())),
-            "--dry" => into = None,
-            _ => usage(),
-        }
-    }
-    let (began, load) = (Instant::now(), machine::load());
-    fastrand::seed(seed);
+    let section = Section::from_arguments("clusters", 9, 250);
+    let (rounds, slice, seed) = (section.rounds, section.slice, section.seed);
     let runtime = machine::runtime();
     let servers = Servers {
         server: Server::start(),
@@ -129,7 +112,6 @@ fn main() {
     };
     let handle = |way: Way| (way, way.handle(&servers, &runtime));
     let ways: Vec<_> = Way::all().into_iter().map(handle).collect();
-    let slice = Duration::from_millis(slice);
     let (mut measured, mut done) = (Measured::new(), 0);
     for round in 0..=rounds {
         let mut rows: Vec<_> = TASKS
@@ -154,28 +136,15 @@ fn main() {
     let all = sums.fold([0, 0], |[a, b], [more_a, more_b]| [a + more_a, b + more_b]);
     assert_eq!(all, [done, done], "acknowledged is what is there");
     let text = format!(
-        "Measured on {}; load average before {}; {rounds} interleaved rounds with slices of {} ms, seed {seed}. Client and \
+        "Measured on {}; {rounds} interleaved rounds with slices of {} ms, seed {seed}. Client and \
          servers share the cores. A transaction is two INCRs of one hash tag, a random one of {TAGS}. A ratio is taken \
          within each round; a target that is missed is in **bold**.\n\n{}\n{}",
-        machine::describe(),
-        load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
+        section.machine(),
         slice.as_millis(),
         targets(&measured),
         table(&measured),
     );
-    let text = narrow(&text);
-    println!("{text}\ntook {:.0} s", began.elapsed().as_secs_f64());
-    if let Some(folder) = into {
-        let page = Path::new(&folder).join("figures.md");
-        let before = std::fs::read_to_string(&page).unwrap_or_default();
-        std::fs::write(&page, insert_as(&before, "clusters", &text)).expect("write the figures");
-        eprintln!("wrote {}", page.display());
-    }
-}
-
-fn usage() -> ! {
-    eprintln!("clusters [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]");
-    std::process::exit(2)
+    section.write(&text);
 }
 
 /// Returns the transactions a second after a warm-up, and the number of all.

@@ -12,12 +12,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::Path;
-use std::time::{Duration, Instant};
 
 use rediscope_peers::lockers::{Locker, Shown, Slice, alone, handed_over};
 use rediscope_peers::machine;
-use rediscope_peers::report::{SPREAD, Spread, insert_as, narrow, thousands};
+use rediscope_peers::report::{SPREAD, Spread, thousands};
+use rediscope_peers::section::Section;
 use rediscope_peers::server::{Server, Via};
 
 /// What is done, and by how many.
@@ -91,29 +90,10 @@ struct Stage<'a> {
 type Measured = BTreeMap<(Row, Locker), Vec<Shown>>;
 
 fn main() {
-    let (mut seed, mut rounds, mut slice) = (fastrand::u64(..1 << 32), 7_u64, 600_u64);
-    let mut into = Some("benches".to_owned());
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut number = || {
-            let value = arguments.next().and_then(|text| text.parse().ok());
-            value.unwrap_or_else(|| usage())
-        };
-        match argument.as_str() {
-            "--seed" => seed = number(),
-            "--rounds" => rounds = number().max(1),
-            "--slice" => slice = number().max(1),
-            "--into" => into = Some(arguments.next().unwrap_or_else(|| usage())),
-            "--dry" => into = None,
-            _ => usage(),
-        }
-    }
-    let began = Instant::now();
-    let load = machine::load();
-    fastrand::seed(seed);
+    let section = Section::from_arguments("locks", 7, 600);
+    let (rounds, slice, seed) = (section.rounds, section.slice, section.seed);
     let runtime = machine::runtime();
     let server = Server::start();
-    let slice = Duration::from_millis(slice);
     let plan = Slice { warm_up: slice / 4, slice };
     let stage = Stage { server: &server, runtime: &runtime, plan };
     let part = Slice { warm_up: plan.warm_up / PARTS, slice: slice / PARTS };
@@ -140,31 +120,14 @@ fn main() {
     }
     eprintln!();
     let caption = format!(
-        "Measured on {}; load average before {}; {rounds} rounds of {} ms a slice, seed {seed}. \
+        "Measured on {}; {rounds} rounds of {} ms a slice, seed {seed}. \
          Client and server share the cores. A ratio is taken within each round; a target that is \
          missed is in **bold**.",
-        machine::describe(),
-        load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
+        section.machine(),
         slice.as_millis(),
     );
-    let text = narrow(&format!(
-        "{caption}\n\n{}\n{}\n{}",
-        targets(&measured),
-        table(&measured),
-        settings()
-    ));
-    println!("{text}\ntook {:.0} s", began.elapsed().as_secs_f64());
-    if let Some(folder) = into {
-        let page = Path::new(&folder).join("figures.md");
-        let before = std::fs::read_to_string(&page).unwrap_or_default();
-        std::fs::write(&page, insert_as(&before, "locks", &text)).expect("write the figures");
-        eprintln!("wrote {}", page.display());
-    }
-}
-
-fn usage() -> ! {
-    eprintln!("locks [--seed N] [--rounds N] [--slice MS] [--into FOLDER | --dry]");
-    std::process::exit(2)
+    let text = format!("{caption}\n\n{}\n{}\n{}", targets(&measured), table(&measured), settings());
+    section.write(&text);
 }
 
 /// Round by round, so that what slows the machine slows both.
