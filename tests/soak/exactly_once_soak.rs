@@ -34,16 +34,16 @@ use rediscope_testing::soak::{number, seed};
 
 /// Time within which bytes that a proxy held arrive at the server.
 const ARRIVAL: std::time::Duration = std::time::Duration::from_millis(500);
-const CUTS: u64 = 5_000;
+const CUTS: u64 = 2_500;
 const FAILOVERS: u64 = 3;
 #[cfg(target_os = "linux")]
-const MOVING_CUTS: u64 = 1_000;
+const MOVING_CUTS: u64 = 500;
 /// Number of cuts within which a wrong protocol is found out.
-const CONTROL_CUTS: u64 = 2_000;
+const CONTROL_CUTS: u64 = 1_000;
 
 /// The same while slots move.
 #[cfg(target_os = "linux")]
-const MOVING_CONTROL_CUTS: u64 = 300;
+const MOVING_CONTROL_CUTS: u64 = 200;
 
 #[test]
 fn wherever_a_transaction_is_cut_its_outcome_is_true() {
@@ -85,7 +85,7 @@ fn the_fence_itself_withstands_the_cuts_that_find_the_others_out() {
 
 #[test]
 fn after_a_failover_register_and_data_agree() {
-    rediscope_testing::own_process!(alone);
+    rediscope_testing::own_process!();
     let seed = seed();
     let rounds = number("REDISCOPE_FAILOVERS").unwrap_or(FAILOVERS);
     let found = failover::run(seed, rounds);
@@ -101,7 +101,7 @@ mod while_slots_move {
 
     #[test]
     fn wherever_a_transaction_is_cut_while_its_slot_moves_its_outcome_is_true() {
-        rediscope_testing::own_process!(alone);
+        rediscope_testing::own_process!();
         let seed = seed();
         let cuts = number("REDISCOPE_MOVING_CUTS").unwrap_or(MOVING_CUTS);
         let report = moving::run(seed, cuts);
@@ -111,7 +111,7 @@ mod while_slots_move {
 
     #[test]
     fn while_slots_move_a_marker_and_the_word_of_the_old_owner_are_found_out() {
-        rediscope_testing::own_process!(alone);
+        rediscope_testing::own_process!();
         let seed = seed();
         for rule in [Rule::Marker, Rule::OldOwner] {
             let found = moving::control(rule, seed, MOVING_CONTROL_CUTS);

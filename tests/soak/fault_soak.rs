@@ -28,7 +28,7 @@ use std::time::Duration;
 use rediscope_testing::soak::{number, seed};
 use soak::Plan;
 
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 15;
 
 #[test]
 fn whatever_breaks_every_outcome_is_what_the_server_did() {

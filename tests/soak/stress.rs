@@ -16,14 +16,14 @@ use load::Plan;
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
-const TRANSACTIONS: u64 = 50_000;
+const TRANSACTIONS: u64 = 20_000;
 const THREADS: u64 = 64;
 /// The promise is 5 MB over a million transactions in a release build (`make soak`). Here other
 /// builds and allocators have a say, and a leak of 200 bytes a transaction still shows.
 const GROWTH: i64 = 10_000_000;
 
 #[test]
-fn after_fifty_thousand_transactions_of_every_ending_the_pool_is_as_it_was() {
+fn after_transactions_of_every_ending_the_pool_is_as_it_was() {
     rediscope_testing::own_process!(alone);
     let server = Server::start();
     let seed = fastrand::u64(..);
@@ -32,7 +32,7 @@ fn after_fifty_thousand_transactions_of_every_ending_the_pool_is_as_it_was() {
     let figures = load::run(&server.url(), plan, |_| {}).unwrap();
     println!("{figures}");
     assert!(figures.broken.is_empty(), "{figures}");
-    assert!(figures.discards >= 1000 && figures.unwatches >= 1000, "too few to mean anything");
+    assert!(figures.discards >= 400 && figures.unwatches >= 400, "too few to mean anything");
     assert!(figures.growth().is_none_or(|growth| growth < GROWTH), "memory grew: {figures}");
     let sessions_left = || server.clients() == 0;
     eventually(SOON, "the pool's connections went with its manager", sessions_left);
@@ -79,8 +79,7 @@ fn plain_reads_never_open_a_scope_and_never_drain_the_pool() {
 fn a_pool_whose_connections_live_for_one_use_each_serves_every_caller() {
     rediscope_testing::own_process!(alone);
     const USERS: usize = 16;
-    // Fewer in debug, in which each takes four times as long. The suite runs it in release too.
-    const USES: usize = if cfg!(debug_assertions) { 80 } else { 250 };
+    const USES: usize = 100;
     let server = Server::start();
     for size in [1, 2, 8] {
         let sessions = SessionManager::builder(server.url())

@@ -279,9 +279,9 @@ impl fmt::Display for Found {
 
 #[test]
 fn every_exactly_once_block_is_applied_as_reported_while_slots_move_and_futures_are_dropped() {
-    rediscope_testing::own_process!(alone);
+    rediscope_testing::own_process!();
     let seed = rediscope_testing::soak::seed();
-    let blocks = number("REDISCOPE_TASK_MOVED_BLOCKS", 4_000);
+    let blocks = number("REDISCOPE_TASK_MOVED_BLOCKS", 1_500);
     let found = play(Protocol::ExactlyOnce, seed, blocks);
     println!("{found}");
     assert!(found.wrong.is_empty() && found.twice == 0, "{:?}", found.wrong);
@@ -292,8 +292,8 @@ fn every_exactly_once_block_is_applied_as_reported_while_slots_move_and_futures_
 
 #[test]
 fn plain_blocks_that_are_sent_again_while_slots_move_are_found_to_be_applied_twice() {
-    rediscope_testing::own_process!(alone);
-    let found = play(Protocol::Again, rediscope_testing::soak::seed(), 4_000);
+    rediscope_testing::own_process!();
+    let found = play(Protocol::Again, rediscope_testing::soak::seed(), 2_000);
     println!("{found}");
     assert!(found.twice > 0 && found.redirections > 0, "{found}");
 }

@@ -231,11 +231,11 @@ fn scopes_of(count: u64, closes: bool) {
 #[test]
 fn scopes_that_are_dropped_at_any_poll_leave_no_connection_and_no_task_after_close() {
     rediscope_testing::own_process!(alone);
-    scopes_of(number("REDISCOPE_TASK_SCOPES", 20_000), true);
+    scopes_of(number("REDISCOPE_TASK_SCOPES", 8_000), true);
 }
 
 #[test]
 fn scopes_that_are_dropped_at_any_poll_leave_no_task_after_the_last_handle() {
     rediscope_testing::own_process!(alone);
-    scopes_of(number("REDISCOPE_TASK_SCOPES", 20_000), false);
+    scopes_of(number("REDISCOPE_TASK_SCOPES", 8_000), false);
 }

@@ -26,7 +26,7 @@ const BLOCK: u64 = 16 << 10;
 #[test]
 fn blocks_that_wait_for_a_stopped_server_end_in_time_and_only_what_was_sent_may_be_applied() {
     rediscope_testing::own_process!(alone);
-    let blocks = number("REDISCOPE_TASK_BLOCKS", 20_000);
+    let blocks = number("REDISCOPE_TASK_BLOCKS", 10_000);
     let (runtime, server) = (runtime(), Server::start());
     let sessions = {
         let _runtime = runtime.enter();

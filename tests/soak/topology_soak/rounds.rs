@@ -34,7 +34,7 @@ fn sessions(cluster: &Cluster) -> SessionManager {
 
 #[test]
 fn nothing_is_torn_lost_or_doubled_while_slots_move_masters_die_and_nodes_come_and_go() {
-    rediscope_testing::own_process!(alone);
+    rediscope_testing::own_process!();
     for round in 0..rounds() {
         let begun = Instant::now();
         let cluster = Cluster::start(3, 1);
