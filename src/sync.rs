@@ -13,6 +13,7 @@ pub(crate) mod places;
 pub(crate) mod shim;
 #[cfg(feature = "tokio")]
 pub(crate) mod timer;
+pub(crate) mod under_way;
 
 /// The current thread's id, read once a thread: the standard library counts a reference each time.
 pub(crate) fn this_thread() -> std::thread::ThreadId {

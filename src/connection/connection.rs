@@ -22,6 +22,7 @@ use crate::protocol::resp::encode::PING;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::sync::boxed::boxed;
+use crate::sync::under_way::CallUnderWay;
 
 /// Minimum delay between AUTH attempts after a refusal.
 const REAUTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -274,6 +275,7 @@ impl<W: Wire> Connection<W> {
     /// Reads the next reply, which may be a server's error. Dropped before its end, it has taken no
     /// reply; bytes that were read stay for the next call.
     pub(crate) async fn receive(&mut self, deadline: Deadline) -> Result<Reply, ConnectionError> {
+        let _call = CallUnderWay::begin();
         loop {
             if let Some(reply) = self.arrived(1)? {
                 return Ok(reply);
@@ -325,6 +327,7 @@ impl<W: Wire> Connection<W> {
         deadline: Deadline,
         take: &mut (dyn FnMut(Expect, Reply) + Send),
     ) -> Result<(), Interruption> {
+        let _call = CallUnderWay::begin();
         // Of other replies only the caller that awaited them knows what they mean.
         if W::FINISHES_DROPPED && self.state.awaits_only_plain() {
             let received = boxed(self.receive_left(deadline)).await;

@@ -11,6 +11,7 @@ pub(crate) mod endpoint;
 pub(crate) mod handshake;
 pub(crate) mod io;
 pub(crate) mod login;
+pub(crate) mod polling;
 pub(crate) mod sentinel;
 #[cfg(feature = "tokio")]
 pub(crate) mod tasks;

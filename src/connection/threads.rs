@@ -11,6 +11,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
+use crate::connection::polling::Polling;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
@@ -56,7 +57,7 @@ pub(crate) fn open(
     let connected = endpoint.connect(limit)?;
     let peer = connected.socket().peer_addr().ok();
     let in_clear = matches!(connected, Connected::Socket(_)) && endpoint.host_and_port().1 != 0;
-    let wire = Transport::new(connected);
+    let wire = Transport::new(connected, Polling::new(settings.poll));
     let shaken = shake_hands(endpoint, settings, options, (login, wire, in_clear), deadline);
     let opened = now(shaken);
     if let (Err(error), Some(peer)) = (&opened, peer)

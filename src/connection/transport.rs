@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::connection::connect::Connected;
 use crate::connection::deadline::Deadline;
+use crate::connection::polling::Polling;
 use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
@@ -42,6 +43,7 @@ pub(crate) struct Transport {
     write_timeout: Option<Duration>,
     /// Length of the array whose end could not be read.
     unread: Option<usize>,
+    polling: Polling,
 }
 
 enum Stream {
@@ -52,7 +54,7 @@ enum Stream {
 }
 
 impl Transport {
-    pub(crate) fn new(connected: Connected) -> Self {
+    pub(crate) fn new(connected: Connected, polling: Polling) -> Self {
         Self {
             stream: Stream::Open(connected),
             parser: Parser::default(),
@@ -61,6 +63,7 @@ impl Transport {
             read_timeout: None,
             write_timeout: None,
             unread: None,
+            polling,
         }
     }
 
@@ -171,6 +174,10 @@ impl Transport {
         let timeout =
             deadline.timeout().ok_or_else(|| ConnectionError::timed_out("no reply in time"))?;
         self.set_read_timeout(timeout)?;
+        if let Some(socket) = self.stream.socket() {
+            // A failure of the socket is found by the read.
+            self.polling.poll(timeout, || !matches!(has_come(socket), Ok(false)));
+        }
         self.fill_or_fail().map_err(|error| match error.kind() {
             ConnectionErrorKind::Closed => {
                 ConnectionError::from_foreign_protocol(self.parser.unparsed()).unwrap_or(error)

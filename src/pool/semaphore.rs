@@ -29,6 +29,7 @@ use crate::pool::job::Job;
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::sync::this_thread;
+use crate::sync::under_way::CallUnderWay;
 
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
@@ -188,6 +189,7 @@ impl<T: Batchable, R> FairSemaphore<T, R> {
             state.queue.push_back(QueueEntry::here(&waiter));
             waiter
         };
+        let _call = CallUnderWay::begin();
         let registration = guard(waiter, |waiter| self.cancel(&waiter));
         let mut grant = registration.wait(deadline);
         let waiter = ScopeGuard::into_inner(registration);
@@ -237,6 +239,7 @@ impl<T: Batchable, R> FairSemaphore<T, R> {
         deadline: Instant,
         response_wait: Duration,
     ) -> Result<Acquired<T, R>, AcquireError<E>> {
+        let _call = CallUnderWay::begin();
         let (mut until, mut is_late) = (deadline, false);
         loop {
             match place.group.wait(place.number, &place.job, until) {

@@ -126,6 +126,7 @@ impl Settings {
             ensure(value >= millisecond, setting, "must be at least a millisecond")?;
             ensure(value <= LONGEST, setting, "must not be longer than a day")?;
         }
+        ensure(self.poll <= LONGEST_POLL, "poll", "must not be longer than 10 ms")?;
         ensure(
             (Duration::from_secs(1)..=30 * LONGEST).contains(&self.register_ttl),
             "register_ttl",
@@ -166,6 +167,9 @@ const MOST_LANES: u32 = 64;
 
 /// Maximum of a timeout, a day: longer than any useful wait, and short enough for every clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Maximum time of polling for one reply. A longer wait is better spent asleep.
+const LONGEST_POLL: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

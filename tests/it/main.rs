@@ -39,6 +39,8 @@ mod locks;
 mod measured;
 mod not_replicated;
 mod observability;
+#[cfg(target_os = "linux")]
+mod polling;
 mod pooled;
 mod properties;
 mod protocol;

@@ -22,6 +22,7 @@ use crate::connection::connect::Connected;
 use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::polling::Polling;
 use crate::connection::transport::Transport;
 use crate::connection::url::one as parse;
 use crate::error::any::Error;
@@ -260,7 +261,7 @@ fn pair() -> (Connection, TcpStream) {
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
     let connected = Connected::Socket(Arc::new(OwnSocket::new(socket)));
-    (Connection::new(Transport::new(connected), None, 0), peer)
+    (Connection::new(Transport::new(connected, Polling::default()), None, 0), peer)
 }
 
 /// Sends bytes that cannot all be sent. Returns the number that may have been sent, and the error.

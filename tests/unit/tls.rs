@@ -16,6 +16,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned, SupportedProtocolVersi
 use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::polling::Polling;
 use crate::connection::transport::Transport;
 use crate::connection::url::one as parse;
 use crate::connection::wire::Wire;
@@ -49,7 +50,7 @@ impl Side for Threads {
     type Wire = Transport;
 
     fn connect(endpoint: &Endpoint, limit: Duration) -> Result<Connection, ConnectionError> {
-        Ok(Connection::new(Transport::new(endpoint.connect(limit)?), None, 0))
+        Ok(Connection::new(Transport::new(endpoint.connect(limit)?, Polling::default()), None, 0))
     }
 
     fn wait<T>(call: impl Future<Output = T>) -> T {

@@ -97,6 +97,7 @@ fn of_threads() -> Vec<Target> {
     let goal = |target: Target| Target { goal: true, ..target };
     vec![
         target(alone, peers::RUN, Metric::Rate, Peer(peers::DEDICATED), AtLeast(0.97)),
+        target(alone, peers::RUN_POLLS, Metric::Rate, Peer(peers::DEDICATED), AtLeast(1.8)),
         target(alone, peers::RUN, Metric::Rate, Peer(peers::R2D2), AtLeast(1.8)),
         target(alone, peers::RUN, Metric::Rate, Peer(peers::TRANSACTION), AtLeast(3.5)),
         target(fitting, peers::RUN, Metric::Rate, unchecked, AtLeast(0.97)),

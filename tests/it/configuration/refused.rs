@@ -37,7 +37,7 @@ fn a_value_that_does_not_fit_is_refused_by_its_name() {
         "max_in_flight",
     ]);
     let times = ["connect_timeout", "checkout_timeout", "response_timeout", "cleanup_timeout"];
-    let times = times.into_iter().chain(["trust_window", "max_pin_time", "register_ttl"]);
+    let times = times.into_iter().chain(["trust_window", "poll", "max_pin_time", "register_ttl"]);
     let may_be_off = ["idle_timeout", "max_lifetime", "tcp_keepalive", "tcp_user_timeout"];
     let may_be_off = may_be_off.into_iter().chain(["pin_warning"]);
     let numbers = numbers.map(|name| (name, "a whole number", "off"));

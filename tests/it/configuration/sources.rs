@@ -12,7 +12,7 @@ use super::{Entry, everywhere, toml, variables};
 const URL: Entry<'_> = ("url", "redis://app:S3CRET@h:1/3?protocol=resp3");
 
 /// Every setting, with a value that is not its default.
-const ALL: [Entry<'_>; 24] = [
+const ALL: [Entry<'_>; 25] = [
     ("max_size", "9"),
     ("min_idle", "3"),
     ("idle_timeout", "11m"),
@@ -24,6 +24,7 @@ const ALL: [Entry<'_>; 24] = [
     ("response_timeout", "1500ms"),
     ("cleanup_timeout", "400ms"),
     ("trust_window", "0s"),
+    ("poll", "50us"),
     ("max_pin_time", "59s"),
     ("pin_warning", "9s"),
     ("flush_bytes", "70000"),
@@ -53,6 +54,7 @@ fn by_hand() -> Builder {
         .response_timeout(second * 3 / 2)
         .cleanup_timeout(second * 4 / 10)
         .trust_window(Duration::ZERO)
+        .poll(Duration::from_micros(50))
         .max_pin_time(59 * second)
         .pin_warning(Some(9 * second))
         .flush_bytes(70_000)

@@ -161,6 +161,7 @@ fn rows() -> Vec<Row> {
         }),
         row("settings/table.rs cleanup_timeout", |s, e| s.setting(|b| b.cleanup_timeout(e.time()))),
         row("settings/table.rs trust_window", |s, e| s.setting(|b| b.trust_window(e.time()))),
+        row("settings/table.rs poll", |s, e| s.setting(|b| b.poll(e.time()))),
         row("settings/table.rs max_pin_time", |s, e| s.setting(|b| b.max_pin_time(e.time()))),
         row("settings/table.rs flush_bytes", |s, e| s.setting(|b| b.flush_bytes(e.usize()))),
         row("settings/table.rs max_commands", |s, e| s.setting(|b| b.max_commands(e.u32()))),

@@ -15,6 +15,7 @@ use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
+use crate::connection::polling::Polling;
 use crate::connection::transport::Transport;
 use crate::connection::wire::Wire;
 use crate::error::any::Error;
@@ -60,7 +61,7 @@ impl Io for StubIo {
         pending_once().await;
         let login = endpoint.login()?;
         let limit = settings.connect_timeout;
-        let transport = Transport::new(endpoint.connect(limit)?);
+        let transport = Transport::new(endpoint.connect(limit)?, Polling::default());
         let wire = StubWire { transport, late_awaited: 0 };
         let deadline = Deadline::after(limit);
         shake_hands(endpoint, settings, options, (login, wire, false), deadline).await

@@ -42,6 +42,7 @@ pub const DEADPOOL: &str = "deadpool-redis";
 pub const FRED: &str = "fred";
 pub const RUSTIS: &str = "rustis";
 pub const RUN: &str = "rediscope run";
+pub const RUN_POLLS: &str = "rediscope run, polls";
 pub const GROUPED: &str = "rediscope run, grouped";
 pub const GUARD: &str = "rediscope guard";
 pub const WATCH: &str = "rediscope watch";
@@ -156,6 +157,7 @@ fn asynchronous_peers() -> Vec<Peer> {
 fn own_threads() -> Vec<Peer> {
     vec![
         peer(RUN, "default settings, max_size 8, min_idle 8", ours::run),
+        peer(RUN_POLLS, "the same with poll(50 µs)", ours::run_polls),
         peer(GROUPED, ours::GROUPED_SETTINGS, ours::grouped),
         peer(GUARD, "the same as run; begin() and commit()", ours::guard),
         peer(

@@ -3,7 +3,9 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use rediscope::{RetryPolicy, SessionManager, TransactionOptions, Transactional, prelude::*};
+use rediscope::{
+    Builder, RetryPolicy, SessionManager, TransactionOptions, Transactional, prelude::*,
+};
 use tokio::runtime::Runtime;
 
 use super::threads;
@@ -19,17 +21,25 @@ fn grouped_handle(handle: &Transactional) -> Transactional {
     handle.with(TransactionOptions::new().grouped())
 }
 
+fn builder(server: &Server, row: &Row) -> Builder {
+    // Idle connections as r2d2 has them by default.
+    SessionManager::builder(server.info(row.via)).max_size(POOL as u32).min_idle(POOL as u32)
+}
+
 fn sessions(server: &Server, row: &Row) -> SessionManager {
-    SessionManager::builder(server.info(row.via))
-        .max_size(POOL as u32)
-        // As r2d2 has it by default.
-        .min_idle(POOL as u32)
-        .build()
-        .expect("settings that work")
+    builder(server, row).build().expect("settings that work")
 }
 
 pub fn run(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
     blocks(row, sessions(server, row).transactional())
+}
+
+pub fn run_polls(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if row.workers > 1 {
+        return None; // a call that is not alone does not poll
+    }
+    let builder = builder(server, row).poll(Duration::from_micros(50));
+    blocks(row, builder.build().expect("settings that work").transactional())
 }
 
 pub fn grouped(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
