@@ -33,7 +33,10 @@ fn runtime() -> Runtime {
 
 fn sessions(server: &Server, user: bool, lanes: u32) -> SessionManager {
     let url = if user { server.url_as("caller", "secret") } else { server.url() };
-    let builder = rediscope::SessionManager::builder(url).lanes(lanes).checkout_timeout(SOON);
+    let builder = rediscope::SessionManager::builder(url)
+        .lanes(lanes)
+        .checkout_timeout(SOON)
+        .cleanup_timeout(SOON);
     builder.build_async().unwrap()
 }
 

@@ -433,6 +433,9 @@ async fn poll_at_most<T>(future: impl Future<Output = T>, polls: usize) -> Optio
     .await
 }
 
+/// After as many polls, a call whose requests are all cut repeats what it did before.
+const POLLS: usize = 20;
+
 /// What happens to the connection while the call is under way.
 const FAULTS: [Option<(Trigger, Fault)>; 3] = [
     None,
@@ -445,7 +448,7 @@ const FAULTS: [Option<(Trigger, Fault)>; 3] = [
 async fn dropped_after_each_poll(server: &Server, proxy: &Proxy, lock: &Lock, next: &Lock) {
     for fault in FAULTS {
         for held in [false, true] {
-            for polls in 0..40 {
+            for polls in 0..POLLS {
                 let what = format!("{fault:?}, held: {held}, {polls} polls");
                 let holder = match held {
                     true => Some(next.acquire(SOON).await.unwrap()),
@@ -509,7 +512,7 @@ fn an_adoption_that_is_dropped_at_any_poll_leaves_the_token_or_no_lock() {
         let (sessions, other) = (builder(&proxy.url()).build_async().unwrap(), connect(&server));
         let (here, there) = (sessions.lock("l").lease(LONG), other.lock("l").lease(LONG));
         for fault in FAULTS {
-            for polls in 0..40 {
+            for polls in 0..POLLS {
                 let what = format!("{fault:?}, {polls} polls");
                 let token = there.acquire(SOON).await.unwrap().into_token().unwrap();
                 if let Some((trigger, fault)) = fault {
@@ -550,7 +553,7 @@ fn a_call_for_several_locks_that_is_dropped_at_any_poll_leaves_none() {
         let there = other.lock_all(names).lease(LONG);
         for fault in FAULTS {
             for held in [None, Some("b")] {
-                for polls in 0..60 {
+                for polls in 0..POLLS {
                     let what = format!("{fault:?}, held: {held:?}, {polls} polls");
                     let holder = match held {
                         Some(name) => Some(other.lock(name).acquire(SOON).await.unwrap()),
