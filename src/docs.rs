@@ -2,7 +2,7 @@
 //! here and on a code host.
 //!
 //! To use the library: [`guarantees`], [`evidence`], [`operations`], [`locks`], [`tokio`], [`migration`],
-//! [`migration_tokio`], [`performance`], [`testing`]. For each topology: [`standalone`], [`sentinel`],
+//! [`migration_tokio`], [`comparison`], [`performance`], [`testing`]. For each topology: [`standalone`], [`sentinel`],
 //! [`cluster`], [`tls`]. Its safety: [`threat_model`], [`security`]. To change the library:
 //! [`contributing`], [`architecture`], [`decisions`], [`changelog`].
 
@@ -10,6 +10,7 @@ macro_rules! pages {
     ($($(#[cfg($needs:meta)])? $page:ident: $file:literal,)*) => {$(
         // The first definition of a link counts. Each page ends with its own, for code hosts.
         #[doc = include_str!("docs/links.md")]
+        #[doc = include_str!("docs/pictures.md")]
         #[doc = ""]
         // Code of the page may need a feature. The documentation is built with all of them.
         #[cfg_attr(all($($needs)?), doc = include_str!(concat!("../", $file)))]
@@ -21,6 +22,7 @@ pages! {
     architecture: "docs/architecture.md",
     changelog: "CHANGELOG.md",
     cluster: "docs/cluster.md",
+    comparison: "docs/comparison.md",
     contributing: "CONTRIBUTING.md",
     decisions: "docs/decisions.md",
     evidence: "docs/evidence.md",

@@ -115,12 +115,12 @@ macro_rules! settings {
             /// whatever a script returns may be in errors and logs**: see the page on operations.
             /// Default `false`.
             server_messages: bool = false;
-            /// Name of the session manager in metrics (feature `metrics`), where its pools are
+            /// Name of the session manager in metrics (feature `metrics`). There its pools are
             /// `<name>/pooled`, `<name>/transactional`, `<name>/replicas` and `<name>/locks`. Session
             /// managers of one name are reported as one: their numbers add up. Default empty, which
             /// takes the server's address, without user and password.
             pool_name: String as impl Into<String> = String::new();
-            /// Prefix of this crate's own keys: `<prefix>:reg:…` for the registers of exactly-once
+            /// Prefix of this crate's own keys. They are `<prefix>:reg:…` for the registers of exactly-once
             /// connections, `<prefix>:once:…` for the keys of
             /// [`exactly_once_as`](crate::TransactionOptions::exactly_once_as), `<prefix>:lock:…`,
             /// `:rw:…`, `:sem:…` and `<prefix>:fence` for locks.

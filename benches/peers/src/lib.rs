@@ -12,7 +12,6 @@ pub mod lockers;
 pub mod machine;
 pub mod measure;
 pub mod peers;
-pub mod plot;
 pub mod report;
 pub mod scenario;
 pub mod section;

@@ -129,7 +129,8 @@ pub fn best(measured: &Measured, rows: &[Row]) -> String {
         "| scenario, workers/connections | ours | best peer | rate, of the best peer: {SPREAD} | p99, \
          of the best peer |\n|---|---|---|---|---|\n"
     );
-    for row in rows {
+    // The others are in the file with all figures.
+    for row in rows.iter().filter(|row| targets::is_one(row)) {
         let both = measured.best_of_ours(row).zip(measured.best_peer(row));
         let Some((ours, peer)) = both else { continue };
         let of = |metric| measured.ratio(row, ours, peer, metric);

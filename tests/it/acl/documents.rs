@@ -27,7 +27,7 @@ fn rights() -> (Vec<Line>, BTreeSet<String>) {
     let page = page("standalone");
     let lines = page.lines().filter_map(|line| {
         let cells: Vec<_> = line.split('|').map(str::trim).collect();
-        let [_, letter, _, on_top_of, rules, _] = cells.as_slice() else { return None };
+        let [_, letter, _, on_top_of, rules, _, _] = cells.as_slice() else { return None };
         let rules = rules.strip_prefix('`')?.split('`').next()?;
         Some(Line {
             letter: (*letter).to_owned(),

@@ -101,7 +101,7 @@ fn documentation() -> Vec<(String, String)> {
 
 /// The sentences up to that length: the rest is in the documentation of `Builder`.
 fn beginning(text: &str) -> &str {
-    const ENOUGH: usize = 40;
+    const ENOUGH: usize = 20;
     let ends = text.match_indices(". ").map(|(at, _)| at + 1);
     ends.filter(|end| *end >= ENOUGH).min().map_or(text, |end| &text[..end])
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use super::{files_below, tests_in};
 
@@ -21,7 +22,7 @@ const MOST_LINES: &[(&str, usize)] = &[
     ("threat-model", 40),
 ];
 /// The most bytes of all pages.
-const MOST_BYTES: usize = 168 * 1024;
+const MOST_BYTES: usize = 140 * 1024;
 /// The most characters of a line outside tables and code.
 const WIDTH: usize = 120;
 
@@ -115,9 +116,13 @@ fn every_file_that_a_page_names_exists() {
     for (name, page) in pages() {
         for named in in_backticks(&page) {
             let path = named.split(' ').next().unwrap().trim_end_matches(':');
-            if PLACES.iter().any(|place| path.starts_with(place)) {
+            let in_full = PLACES.iter().any(|place| path.starts_with(place));
+            // The table of attacks leaves out the folder that most of its tests are in.
+            let in_table = name == "evidence" && path.ends_with(".rs") && !in_full;
+            if in_full || in_table {
                 found += 1;
-                if !Path::new(path).exists() {
+                let folder = if in_table { "tests/it" } else { "" };
+                if !Path::new(folder).join(path).exists() {
                     wrong.push(format!("{name}: {path}"));
                 }
             }
@@ -197,6 +202,51 @@ fn every_link_between_pages_leads_to_a_heading_on_both_sites() {
     assert!(found > 40, "only {found} links");
 }
 
+/// A picture is `![text][name.svg]`, a file on a code host and a definition of `src/docs/pictures.md` on the site.
+#[test]
+fn every_picture_is_what_the_script_draws() {
+    let drawn = Command::new("scripts/pictures").arg("--check").output().unwrap();
+    assert!(drawn.status.success(), "{}", String::from_utf8_lossy(&drawn.stderr));
+    let on_site = fs::read_to_string("src/docs/pictures.md").unwrap();
+    let mut found = 0;
+    for (name, page) in pages() {
+        for picture in page.split("![").skip(1).filter_map(|rest| rest.split("][").nth(1)) {
+            let picture = picture.split(']').next().unwrap();
+            found += 1;
+            assert!(Path::new("docs").join(picture).exists(), "{name}: {picture}");
+            assert!(
+                on_site.contains(&format!("[{picture}]: data:image/svg+xml")),
+                "{name}: {picture}"
+            );
+            assert!(page.contains(&format!("\n[{picture}]: {picture}\n")), "{name}: {picture}");
+        }
+    }
+    assert!(found >= 5, "only {found} pictures");
+}
+
+#[test]
+fn every_cell_about_another_client_has_a_source() {
+    let page = fs::read_to_string("docs/comparison.md").unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| ")).skip(2);
+    let (mut cells, mut wrong) = (0, Vec::new());
+    for row in rows {
+        let mut parts = row.trim_matches('|').split(" | ").map(str::trim);
+        let client = parts.next().unwrap();
+        for cell in parts {
+            cells += 1;
+            let source = cell.split("][").nth(1).and_then(|rest| rest.strip_suffix(']'));
+            let known = source.is_some_and(|source| {
+                page.contains(&format!("\n[{source}]: https://")) || source.contains(".md")
+            });
+            if !known {
+                wrong.push(format!("{client}: {cell}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(cells >= 7 * 7, "only {cells} cells");
+}
+
 /// A name of so many words is that of a test.
 #[test]
 fn every_test_that_a_page_names_exists() {
@@ -236,7 +286,7 @@ fn every_event_that_a_page_shows_is_in_the_source() {
         let table = page.split_once("| event | level | fields |").map_or("", |(_, rest)| rest);
         let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
         let cells = rows.filter_map(|row| row.split(" | ").next());
-        let runbook = page.lines().filter(|line| name == "locks" && line.contains(". `it"));
+        let runbook = page.lines().filter(|line| name == "operations" && line.contains(". `it"));
         let in_tables = cells.chain(runbook).flat_map(|cell| cell.split('`').skip(1).step_by(2));
         let in_samples = page.lines().filter_map(|line| {
             let (level, event) = line.split_once(' ')?;
@@ -254,7 +304,7 @@ fn every_event_that_a_page_shows_is_in_the_source() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(found > 40, "only {found} events");
+    assert!(found > 30, "only {found} events");
 }
 
 #[test]

@@ -4,8 +4,7 @@
 //! `peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME]… [--into FOLDER]`:
 //! with `--tasks` the crate's callers are tasks of tokio, else threads. `--only` leaves the rows whose
 //! name has TEXT, `--peer` the peers of these names; without either the page in FOLDER (`docs`) is
-//! written, the figures of every peer (`benches/figures.md`, else beside the page), and the plot if the callers are
-//! threads.
+//! written, and the figures of every peer (`benches/figures.md`, else beside the page).
 
 #![allow(
     clippy::expect_used,
@@ -22,7 +21,7 @@ use rediscope_peers::peers::{self, Peer};
 use rediscope_peers::report::{self, Measured};
 use rediscope_peers::scenario::{self, Callers, Row, Scenario};
 use rediscope_peers::server::{Server, Via};
-use rediscope_peers::{machine, plot, soak, targets};
+use rediscope_peers::{machine, soak, targets};
 
 /// The folder of the pages.
 const PAGES: &str = "docs";
@@ -271,11 +270,6 @@ fn main() {
         };
         write(&plan.page(), section, &page(&plan, &caption, &best));
         write(&plan.figures(), section, &figures(&plan, &caption, &targets, &tables));
-        if plan.callers == Callers::Threads {
-            let svg = plot::svg(&measured, &rows, &caption);
-            std::fs::write(Path::new(&plan.into).join("performance.svg"), svg)
-                .expect("write the plot");
-        }
     }
     if failures > 0 {
         eprintln!("{failures} slices failed");
@@ -304,17 +298,15 @@ fn slice(
 
 /// The section of the page: each row beside its best peer.
 fn page(plan: &Plan, caption: &str, best: &str) -> String {
-    let (plot, fits) = match plan.callers {
-        Callers::Threads => (
-            "The operations a second are drawn in `docs/performance.svg`.\n\n",
-            " (redis-rs dedicated only if its connections are no more than the row's)",
-        ),
-        Callers::Tasks => ("", ""),
+    let fits = match plan.callers {
+        Callers::Threads => {
+            " (redis-rs dedicated only if its connections are no more than the row's)"
+        }
+        Callers::Tasks => "",
     };
     let text = format!(
         "Measured on {caption}. A ratio is taken within each round; figures are medians, with the quartiles \
          of the rounds in brackets.\n\n\
-         {plot}\
          The quickest form of this crate beside the quickest other client{fits}; a ratio below 1 is in \
          **bold**:\n\n\
          {best}"
