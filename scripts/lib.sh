@@ -4,8 +4,10 @@
 #   need_cargo           a Rust toolchain and a C linker
 #   need_component NAME  a part of the toolchain: rustfmt, clippy
 #   need_redis_server    exports REDIS_SERVER: that variable if set, else PATH, else installed
+#   has_cargo_tool NAME  whether cargo has that subcommand; else says so, in a line "not run: …"
+#   wants_installed NAME whether INSTALL names it: what a check can do without is installed only then
 #
-# Each returns when the thing is there and otherwise exits 2 with the command to type.
+# Each need_ returns when the thing is there and otherwise exits 2 with the command to type.
 
 die() {
   printf '%s\n' "$@" >&2
@@ -100,6 +102,19 @@ need_cargo() {
 need_component() {
   "cargo-${1/rustfmt/fmt}" --version >/dev/null 2>&1 || rustup component add "$1" >&2 ||
     die "$1 is missing. Type:" "  rustup component add $1"
+}
+
+wants_installed() {
+  case " ${INSTALL:-} " in *" $1 "*) ;; *) return 1 ;; esac
+}
+
+has_cargo_tool() {
+  if ! command -v "$1" >/dev/null && wants_installed "$1"; then
+    cargo install --locked "$1" >&2 || true
+  fi
+  command -v "$1" >/dev/null && return
+  echo "not run: $1 is not here (cargo install --locked $1)" >&2
+  return 1
 }
 
 # crate_alone NAME: makes target/alone/NAME, the crate as a dependent sees it: its manifest without

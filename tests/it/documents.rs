@@ -4,6 +4,7 @@
 
 mod form;
 mod promises;
+mod workflow;
 
 use crate::fixture::SOON;
 use std::collections::BTreeSet;
