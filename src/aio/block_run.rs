@@ -165,7 +165,7 @@ where
         // The closure may have forked.
         if pending.is_for_lane() && router.here().is_ok() {
             let token = self.token.clone();
-            let request = || pending.lane_request(exactly_once, token);
+            let request = || pending.lane_request(router.settings(), exactly_once, token);
             match pool.try_submit(None, context, request) {
                 Some(Ok(call)) => {
                     self.call = Some(call);

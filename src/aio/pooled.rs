@@ -13,6 +13,7 @@ use redis::{Arg, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 
 use crate::error::any::Error;
 use crate::pool::batch_request::BatchRequest;
+use crate::pool::own_writes;
 use crate::pool::router::Router;
 use crate::pool::tasks::lane::LaneCall;
 use crate::pool::tasks::lanes::KnownLanes;
@@ -126,6 +127,7 @@ impl Handle<'_> {
         if reads_only {
             request.ensure_read()?;
         }
+        own_writes::record(router.settings(), bytes);
         let sent = send(router, (&request, place), (bytes, offset, count), carried);
         let mut replies = sent.await?;
         let full = router.settings().server_messages;
@@ -162,6 +164,7 @@ impl<'a> SingleCommand<'a> {
         let pool = self.handle.router.only_pool().ok()??;
         let bytes = encode::packed(self.cmd)?;
         let kind = batch_kind(row, bytes.len())?;
+        own_writes::record(self.handle.router.settings(), &bytes);
         let call =
             pool.try_submit(Some(self.lanes), context, || BatchRequest::new(bytes, kind))?.ok()?;
         Some(State::InLane { row, call })

@@ -112,7 +112,7 @@ impl Attempt<'_> {
             let Self { router, attempts, counted, watching, mut pending, in_loop: _in_loop } = self;
             router.here()?;
             let span = attempts.span().clone();
-            let committed = attempts.commit(router, watching.reading, &mut pending);
+            let committed = attempts.commit(router, None, watching.reading, &mut pending);
             let replies = in_span(&span, pin!(committed)).await?;
             *counted = replies.is_none();
             Ok(match replies {

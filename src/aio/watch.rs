@@ -112,8 +112,8 @@ impl Watch {
     /// was applied.
     ///
     /// # Errors
-    /// [`Error::NoKeys`]; [`Error::Checkout`]; [`Error::Command`] if the server refused WATCH;
-    /// [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
+    /// [`Error::NoKeys`]; [`Error::TooManyKeys`]; [`Error::Checkout`]; [`Error::Command`] if the server
+    /// refused WATCH; [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> impl Future<Output = Result<Watching, Error>> + Send {
         let place = Location::caller();
@@ -228,7 +228,7 @@ impl Watch {
     where
         R: Resolve + Send + 's,
         C: Send + 's,
-        E: From<Error> + 's,
+        E: From<Error> + Send + 's,
         for<'r, 'b> F: AsyncFnOnce(&'r mut Watching, &'b mut Block) -> Result<R, C>
             + WatchClosure<&'r mut Watching, &'b mut Block, Result<R, C>, Fut: Send>
             + Clone
@@ -243,9 +243,10 @@ impl Watch {
                 let mut block = watching.block();
                 let begun = attempts.closure_begins(&self.router);
                 let running = (closure.clone())(&mut watching, &mut block);
-                let result = turns::run_closure(has_turn, pin!(running)).await;
+                let result =
+                    turns::run_closure(has_turn, attempts.own_writes(), pin!(running)).await;
                 attempts.closure_ran(begun);
-                match result {
+                match result.map_err(own).and_then(|handles| watching.unless_again(handles)) {
                     Ok(handles) => {
                         let pending = &mut block.pending;
                         if let Some(replies) = self.commit(&mut attempts, watching, pending).await?
@@ -256,7 +257,7 @@ impl Watch {
                     }
                     Err(error) => {
                         if !self.failed(&mut attempts, watching).await {
-                            return Err(own(error));
+                            return Err(error);
                         }
                     }
                 }
@@ -340,7 +341,8 @@ impl Watch {
         // The closure may have forked.
         self.router.here()?;
         let span = attempts.span().clone();
-        in_span(&span, pin!(attempts.commit(&self.router, watching.reading, pending))).await
+        let keys = self.keys.as_ref();
+        in_span(&span, pin!(attempts.commit(&self.router, keys, watching.reading, pending))).await
     }
 
     fn target(&self, binding: SlotBinding) -> WatchTarget<'_> {
@@ -355,9 +357,7 @@ impl Watch {
     ) -> Result<WatchRun, Error> {
         self.router.here()?;
         let keys = self.keys.as_ref();
-        if keys.is_some_and(Keys::is_empty) {
-            return Err(Error::NoKeys);
-        }
+        keys.map_or(Ok(()), |keys| keys.check(self.router.settings()))?;
         let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
         let exists = keys.filter(|_| self.router.is_cluster()).map(Keys::exists);
         let plan = CommitPlan { watched: keys.is_some(), exists, ..plan };

@@ -84,6 +84,14 @@ pub enum Error {
     },
     /// `watch` was given no key.
     NoKeys,
+    /// A watch has more keys than `max_watched_keys`; nothing was sent.
+    #[non_exhaustive]
+    TooManyKeys {
+        /// Number of keys, those of its conditions included.
+        keys: usize,
+        /// The limit in force.
+        limit: usize,
+    },
     /// A required condition does not hold: the block was not run and nothing was applied. See
     /// [`Condition`](crate::Condition).
     #[non_exhaustive]
@@ -95,7 +103,8 @@ pub enum Error {
         /// Its own name, from [`Condition::named`](crate::Condition::named).
         name: Option<&'static str>,
     },
-    /// A watched key changed during each permitted attempt.
+    /// Each permitted attempt ended in a conflict, because a watched key changed, or its closure asked for
+    /// [another](crate::Watching::run_again).
     #[non_exhaustive]
     RetriesExhausted {
         /// Number of attempts.
@@ -305,16 +314,23 @@ impl Error {
             Self::NoKeys => {
                 f.write_str("watch needs at least one key; to read without watching, use reading()")
             }
+            Self::TooManyKeys { keys, limit } => write!(
+                f,
+                "a watch of {keys} keys is more than max_watched_keys ({limit}), and nothing was sent: \
+                 watch one key that every writer changes, such as a version, or raise the setting"
+            ),
             Self::ConditionFailed { index, kind, name } => {
                 let condition = condition_label(*index, kind, *name);
                 write!(f, "condition {condition} does not hold; nothing was applied")
             }
-            Self::RetriesExhausted { attempts: 1 } => {
-                f.write_str("a watched key changed on the only attempt; nothing was applied")
-            }
+            Self::RetriesExhausted { attempts: 1 } => f.write_str(
+                "the only attempt ended in a conflict, or its closure asked for another; nothing \
+                     was applied",
+            ),
             Self::RetriesExhausted { attempts } => write!(
                 f,
-                "a watched key changed on each of {attempts} attempts; nothing was applied"
+                "each of {attempts} attempts ended in a conflict, or its closure asked for another; \
+                 nothing was applied"
             ),
             Self::Command { command, error } => {
                 write!(f, "{command} was refused by the server: {error}")
@@ -445,6 +461,7 @@ impl Error {
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
+            | Self::TooManyKeys { .. }
             | Self::ConditionFailed { .. }
             | Self::CrossSlot { .. }
             | Self::Unsupported { .. }
@@ -476,6 +493,7 @@ impl Error {
             | Self::Refused { .. }
             | Self::TooLarge { .. }
             | Self::NoKeys
+            | Self::TooManyKeys { .. }
             | Self::ConditionFailed { .. }
             | Self::CrossSlot { .. }
             | Self::Unsupported { .. }

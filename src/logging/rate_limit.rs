@@ -1,7 +1,9 @@
-//! Warnings for the operator, at most one a second of each kind.
+//! Warnings for the operator, at most one a second of each kind, or one for each place in the code.
 //!
 //! So a log does not grow with the load of an incident.
 
+use std::collections::HashSet;
+use std::panic::Location;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +27,8 @@ pub(crate) enum LimitedEvent {
 #[derive(Debug, Default)]
 pub(crate) struct RateLimits {
     kinds: [Kind; 5],
+    /// Places in the code about which a warning was written.
+    places: Mutex<HashSet<&'static Location<'static>>>,
 }
 
 #[derive(Debug, Default)]
@@ -45,6 +49,11 @@ impl RateLimits {
         }
         *last = Some(now);
         Some(kind.suppressed.swap(0, Ordering::Relaxed))
+    }
+
+    /// Returns whether this is the first warning about a place.
+    pub(crate) fn allow_once(&self, place: &'static Location<'static>) -> bool {
+        lock(&self.places).insert(place)
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) mod line;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]
 pub(crate) mod model;
+pub(crate) mod own_writes;
 #[cfg(test)]
 #[path = "../../tests/unit/pending/mod.rs"]
 mod pending;

@@ -13,6 +13,7 @@ use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::pool::checkout::Checkout;
 use crate::pool::line::Line;
+use crate::pool::own_writes;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::ScopeCall;
@@ -181,6 +182,7 @@ impl Pooled {
         if self.reads_only {
             request.ensure_read()?;
         }
+        own_writes::record(self.router.settings(), bytes);
         let sent = send(&self.router, (&request, self.place), (bytes, offset, count), None);
         let mut replies = now(sent)?;
         let full = self.router.settings().server_messages;

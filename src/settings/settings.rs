@@ -82,6 +82,7 @@ impl Settings {
             ("flush_bytes", self.flush_bytes),
             ("max_commands", self.max_commands as usize),
             ("max_bytes", self.max_bytes),
+            ("max_watched_keys", self.max_watched_keys as usize),
             ("max_reply_bytes", self.max_reply_bytes),
         ] {
             ensure(value > 0, setting, "must be at least 1")?;
@@ -136,6 +137,11 @@ impl Settings {
             !self.prefix.is_empty() && !self.prefix.contains(['{', '}']),
             "prefix",
             "must not be empty, and must not hold braces, which would be a hash tag",
+        )?;
+        ensure(
+            self.client_name.bytes().all(|byte| byte.is_ascii_graphic()),
+            "client_name",
+            "must be printable ASCII without spaces and line ends: the server takes no other",
         )?;
         let needed = self.connect_timeout + 2 * self.response_timeout;
         ensure(

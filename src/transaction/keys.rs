@@ -5,8 +5,11 @@ use std::sync::Arc;
 
 use redis::ToSingleRedisArg;
 
+use crate::error::any::Error;
+use crate::pool::own_writes::OwnWrites;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::resp::encode;
+use crate::settings::settings::Settings;
 use crate::transaction::hot_keys;
 
 /// The keys of a watch, encoded.
@@ -48,8 +51,19 @@ impl Keys {
         args
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
+    /// Checks the number of keys, before anything is sent.
+    pub(crate) fn check(&self, settings: &Settings) -> Result<(), Error> {
+        let (keys, limit) = (self.count, settings.max_watched_keys as usize);
+        match keys {
+            0 => Err(Error::NoKeys),
+            keys if keys > limit => Err(Error::TooManyKeys { keys, limit }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether one of the keys is among the `written` ones.
+    pub(crate) fn are_written_by(&self, written: &OwnWrites, settings: &Settings) -> bool {
+        self.list().into_iter().any(|key| written.contain(settings, key))
     }
 
     /// Buckets in which a block waits for its keys.
@@ -129,7 +143,7 @@ mod tests {
     #[test]
     fn a_key_is_watched_once_however_often_it_is_added() {
         let mut keys = Keys::default();
-        assert!(keys.is_empty() && keys.list().is_empty());
+        assert!(keys.count == 0 && keys.list().is_empty());
         for key in ["a", "b", "a", "", "b"] {
             keys.add(key.as_bytes());
         }

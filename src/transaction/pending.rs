@@ -25,6 +25,7 @@ use crate::logging::rate_limit::LimitedEvent;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::cleanup;
+use crate::pool::own_writes;
 #[cfg(feature = "tokio")]
 use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect::RedirectReply;
@@ -105,9 +106,11 @@ impl Pending {
     #[cfg(feature = "tokio")]
     pub(crate) fn lane_request(
         &mut self,
+        settings: &Settings,
         exactly_once: bool,
         token: Option<TokenCell>,
     ) -> BatchRequest {
+        own_writes::record(settings, self.queue.body());
         let kind = RequestKind::Block { commands: self.queue.commands() };
         let (bytes, skipped) = self.queue.take_block();
         BatchRequest { bytes, skipped, kind, exactly_once, slot: None, token }
@@ -259,6 +262,7 @@ impl Pending {
         pinned: &mut Pinned<P>,
         deadline: Instant,
     ) -> Result<(), CommitError> {
+        own_writes::record(pinned.settings(), self.queue.body());
         pinned.pin(self.queue.binding().slot(), deadline).await?;
         let mut line = pinned.line::<CommitError>()?;
         commit::flush(&mut *line, &mut self.queue, pinned.plan(), deadline).await
@@ -307,6 +311,7 @@ impl Pending {
     ) -> Result<Committed, CommitError> {
         pinned.here()?;
         self.queue.rollback_deeper(0);
+        own_writes::record(pinned.settings(), self.queue.body());
         let committed = if let Some(failure) = self.failure().or_else(|| self.missing_slot_error())
         {
             boxed(pinned.release_or_log()).await;

@@ -41,6 +41,8 @@ pub(crate) struct Reading<P: Side = Pool> {
     pub(crate) attempt: u32,
     pub(crate) declared: ReadReplies,
     connection_lost: bool,
+    /// Whether the closure has asked for another attempt.
+    again: bool,
     /// The redirect of a read that reached a node which does not serve the slot.
     redirect: Option<Redirect>,
     /// The whole WATCH command, if its slot is being migrated.
@@ -74,8 +76,8 @@ impl<P: Side> Reading<P> {
         declared: ReadReplies,
     ) -> Self {
         let watch = keys.map(Keys::watch).filter(|_| pinned.route().ask).unwrap_or_default().into();
-        let (connection_lost, redirect) = (false, None);
-        Self { pinned, binding, attempt, declared, connection_lost, redirect, watch }
+        let (connection_lost, again, redirect) = (false, false, None);
+        Self { pinned, binding, attempt, declared, connection_lost, again, redirect, watch }
     }
 
     /// Sends one read, and returns its reply.
@@ -143,6 +145,18 @@ impl<P: Side> Reading<P> {
     /// Returns the redirect of a read, if there was one.
     pub(crate) fn take_redirect(&mut self) -> Option<Redirect> {
         self.redirect.take()
+    }
+
+    /// Ends the attempt without a commit, and asks for another one. Returns the error of a run that has
+    /// no further attempt.
+    pub(crate) fn run_again(&mut self) -> Error {
+        self.again = true;
+        Error::RetriesExhausted { attempts: self.attempt }
+    }
+
+    /// Returns the error of an attempt whose closure has asked for another one, whatever it returned.
+    pub(crate) fn wants_again(&self) -> Option<Error> {
+        self.again.then_some(Error::RetriesExhausted { attempts: self.attempt })
     }
 
     /// Returns whether the scope's connection failed. Nothing of this attempt can then be committed,

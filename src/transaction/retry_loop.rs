@@ -13,6 +13,7 @@ use crate::connection::deadline;
 use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
 use crate::error::in_doubt::Resolution;
+use crate::pool::own_writes::OwnWrites;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
@@ -23,6 +24,7 @@ use crate::reply::replies::Replies;
 use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
 use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore};
+use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
 use crate::transaction::reading::{self, Reading, WatchTarget};
@@ -132,6 +134,7 @@ pub(crate) struct WatchAttempts<S: TurnSemaphore = ThreadTurns> {
     route: Route,
     turn: Option<Turn<S>>,
     begun: Started,
+    own_writes: Option<OwnWrites>,
 }
 
 impl<S: TurnSemaphore> WatchAttempts<S> {
@@ -139,7 +142,8 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         let span = transaction_span(router, &run.owner);
         let limits = RunLimits::new(router, run.policy);
         let route = Route::to(run.binding.slot());
-        Self { run, span, limits, route, turn: None, begun: Started::now() }
+        let own_writes = if run.plan.watched { OwnWrites::new() } else { None };
+        Self { run, span, limits, route, turn: None, begun: Started::now(), own_writes }
     }
 
     /// The span of all attempts.
@@ -213,6 +217,26 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         Ok(())
     }
 
+    /// The writes of the closure past its block, for [`own_writes::during`](crate::pool::own_writes::during).
+    pub(crate) fn own_writes(&mut self) -> &mut Option<OwnWrites> {
+        &mut self.own_writes
+    }
+
+    /// Warns of a closure whose attempts conflict with its own writes, once for its place.
+    fn warn_of_own_writes<P: Side>(&self, router: &Router<P>, keys: Option<&Keys>) {
+        let (Some(writes), Some(keys)) = (&self.own_writes, keys) else { return };
+        let ScopeOrigin { name, place, .. } = &self.run.owner;
+        if keys.are_written_by(writes, router.settings()) && router.rate_limits().allow_once(place)
+        {
+            tracing::warn!(
+                name = name.as_deref(),
+                %place,
+                hint = "each attempt is a conflict with itself: queue the write on the block",
+                "a watching closure writes a watched key past its block"
+            );
+        }
+    }
+
     /// Returns when the closure begins, if its time matters: in a cluster.
     pub(crate) fn closure_begins<P: Side>(&self, router: &Router<P>) -> Option<Instant> {
         router.is_cluster().then(Instant::now)
@@ -239,28 +263,36 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         }
     }
 
-    /// Ends an attempt whose closure has failed. Returns true if there is another attempt, because
-    /// the closure's error only follows from the server or the connection.
+    /// Ends an attempt whose closure has failed. Returns true if there is another attempt, because the
+    /// closure has asked for it, or its error only follows from the server or the connection.
     pub(crate) async fn failed<P: Side>(
         &mut self,
         router: &Router<P>,
         mut reading: Reading<P>,
     ) -> bool {
-        let connection_lost = reading.is_connection_lost();
+        let why = match (reading.is_connection_lost(), reading.wants_again()) {
+            (_, Some(_)) => Some("again"),
+            (true, None) => Some("connection lost"),
+            (false, None) => None,
+        };
         let redirect = reading.take_redirect();
         reading.pinned.discard_or_log().await;
         if let Some(next) = self.limits.checkout.follow::<P::Io>(redirect).await {
             self.route = next;
             return true;
         }
-        connection_lost && self.limits.retry(router, "connection lost", false).await
+        match why {
+            Some(why) => self.limits.retry(router, why, false).await,
+            None => false,
+        }
     }
 
-    /// Commits the commands that the closure queued. `None`: there is another attempt. Dropped
+    /// Commits the commands that the closure queued under a watch of `keys`. `None`: there is another attempt. Dropped
     /// before its end, it may have sent EXEC.
     pub(crate) async fn commit<P: Side>(
         &mut self,
         router: &Router<P>,
+        keys: Option<&Keys>,
         mut reading: Reading<P>,
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
@@ -283,6 +315,9 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
                 self.route = next;
                 return Ok(None);
             }
+        }
+        if matches!(committed, Ok(Committed::Conflict)) {
+            self.warn_of_own_writes(router, keys);
         }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),

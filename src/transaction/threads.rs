@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::commit::plan::CommitPlan;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
+use crate::pool::own_writes;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::retry::RetryPolicy;
@@ -64,14 +65,18 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
         let mut watching = next(&mut attempts, router, target)?;
         let mut block = watching.block();
         let begun = attempts.closure_begins(router);
-        let result = closure(&mut watching, &mut block);
+        let result =
+            own_writes::during(attempts.own_writes(), || closure(&mut watching, &mut block));
         attempts.closure_ran(begun);
+        let result = result.and_then(|handles| watching.unless_again(handles));
         // The closure may have forked.
         router.here().map_err(Error::from)?;
         match result {
             Ok(handles) => {
                 let pending = &mut block.pending;
-                if let Some(replies) = commit_watched(&mut attempts, router, watching, pending)? {
+                if let Some(replies) =
+                    commit_watched(&mut attempts, router, target.keys, watching, pending)?
+                {
                     let resolved = handles.resolve(&replies);
                     return Ok(resolved.map_err(|error| block.pending.named(error))?);
                 }
@@ -117,9 +122,10 @@ fn failed(attempts: &mut WatchAttempts, router: &Router, watching: Watching) -> 
 fn commit_watched(
     attempts: &mut WatchAttempts,
     router: &Router,
+    keys: Option<&Keys>,
     watching: Watching,
     pending: &mut Pending,
 ) -> Result<Option<Replies>, Error> {
     let span = attempts.span().clone();
-    now_in(&span, pin!(attempts.commit(router, watching.into_reading(), pending)))
+    now_in(&span, pin!(attempts.commit(router, keys, watching.into_reading(), pending)))
 }

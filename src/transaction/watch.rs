@@ -118,8 +118,8 @@ impl Watch {
     /// Takes a connection and sends WATCH, for a loop that the caller writes.
     ///
     /// # Errors
-    /// [`Error::NoKeys`]; [`Error::Checkout`]; [`Error::Command`] if the server refused WATCH;
-    /// [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
+    /// [`Error::NoKeys`]; [`Error::TooManyKeys`]; [`Error::Checkout`]; [`Error::Command`] if the server
+    /// refused WATCH; [`Error::ConditionFailed`]; [`Error::Lost`]. Nothing was applied.
     #[track_caller]
     pub fn begin(&self) -> Result<Watching, Error> {
         let WatchRun { owner, plan, binding, .. } = self.run_of(Location::caller(), false)?;
@@ -185,9 +185,7 @@ impl Watch {
     ) -> Result<WatchRun, Error> {
         self.router.here()?;
         let keys = self.keys.as_ref();
-        if keys.is_some_and(Keys::is_empty) {
-            return Err(Error::NoKeys);
-        }
+        keys.map_or(Ok(()), |keys| keys.check(self.router.settings()))?;
         let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
         let exists = keys.filter(|_| self.router.is_cluster()).map(Keys::exists);
         let plan = CommitPlan { watched: keys.is_some(), exists, ..plan };

@@ -65,6 +65,37 @@ impl Watching {
         self.reading.attempt
     }
 
+    /// Asks for another attempt of `watch(..).run`: the closure returns this error, and runs again after a
+    /// backoff, with new reads. The [`RetryPolicy`](crate::RetryPolicy) counts the attempt like a
+    /// conflict. Nothing of it is committed, even if the closure returns `Ok`.
+    ///
+    /// The error is [`Error::RetriesExhausted`], which `run` returns if the policy allows no further
+    /// attempt. In a scope of `begin`, which has one attempt, it does nothing else.
+    ///
+    /// ```no_run
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let jobs = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let taken = jobs.watch(["job:7"]).run(|read, tx| {
+    ///     let state: String = read.get("job:7")?;
+    ///     if state == "being written" {
+    ///         return Err(read.run_again());
+    ///     }
+    ///     Ok(tx.set("job:7", "taken"))
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// A closure with an error type of its own returns `Err(read.run_again().into())`.
+    pub fn run_again(&mut self) -> Error {
+        self.reading.run_again()
+    }
+
+    /// Returns `handles`, unless the closure has asked for another attempt.
+    pub(crate) fn unless_again<R, E: From<Error>>(&self, handles: R) -> Result<R, E> {
+        self.reading.wants_again().map_or(Ok(handles), |error| Err(error.into()))
+    }
+
     /// Returns the value of a read that was [declared](crate::Watch::declare) on the watch, as this
     /// attempt read it.
     ///

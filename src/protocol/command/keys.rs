@@ -81,6 +81,13 @@ pub(crate) fn are_among(bytes: &[u8], watch: &[u8]) -> bool {
     among
 }
 
+/// Calls `with` for each key of a command (the name included) whose key positions are known.
+pub(crate) fn for_each(args: &[&[u8]], with: impl FnMut(&[u8])) {
+    if let Some(positions) = positions(args) {
+        each(positions, args, with);
+    }
+}
+
 /// Calls `with` for each key. An incomplete command has fewer, and the server rejects it.
 fn each(positions: KeyPositions, args: &[&[u8]], mut with: impl FnMut(&[u8])) {
     let mut at = |index: usize| args.get(index).copied().into_iter().for_each(&mut with);

@@ -7,6 +7,7 @@ use std::task::Poll;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use crate::pool::own_writes::{self, OwnWrites};
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
 use crate::sync::timer::DeadlineTimer;
@@ -143,11 +144,19 @@ pub(crate) async fn enter(
     turn
 }
 
-/// Polls the closure of a block. `has_turn`: blocks inside it do not wait for permits.
-pub(crate) async fn run_closure<F: Future>(has_turn: bool, mut closure: Pin<&mut F>) -> F::Output {
-    poll_fn(|context| match has_turn {
-        true => INSIDE_BLOCK.sync_scope((), || closure.as_mut().poll(context)),
-        false => closure.as_mut().poll(context),
+/// Polls the closure of a block, and keeps what it writes past the block. `has_turn`: blocks inside it do
+/// not wait for permits.
+pub(crate) async fn run_closure<F: Future>(
+    has_turn: bool,
+    writes: &mut Option<OwnWrites>,
+    mut closure: Pin<&mut F>,
+) -> F::Output {
+    poll_fn(|context| {
+        let mut poll = || closure.as_mut().poll(context);
+        own_writes::during(writes, || match has_turn {
+            true => INSIDE_BLOCK.sync_scope((), poll),
+            false => poll(),
+        })
     })
     .await
 }

@@ -31,6 +31,7 @@ fn a_value_that_does_not_fit_is_refused_by_its_name() {
     let numbers = ["max_size", "min_idle", "flush_bytes", "max_commands", "max_bytes"];
     let numbers = numbers.into_iter().chain([
         "max_reply_bytes",
+        "max_watched_keys",
         "max_group",
         "max_leaders",
         "lanes",

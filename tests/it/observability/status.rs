@@ -9,13 +9,102 @@ use std::time::Duration;
 
 use rediscope::error::CheckoutError;
 use rediscope::status::CloseReason;
-use rediscope::{Begin, CommitError, Error, SessionManager, TransactionOptions, prelude::*, redis};
+use rediscope::{
+    Begin, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, prelude::*, redis,
+};
 use tracing::Level;
 
 use super::listen::{Recorded, Seen};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, unique};
+
+const OWN_WRITE: &str = "a watching closure writes a watched key past its block";
+
+/// The lines of this file about which the log warns, for the scopes of that name.
+fn own_writes(seen: &Seen, name: &str, key: &str) -> Vec<String> {
+    let mut events = seen.named(OWN_WRITE);
+    events.retain(|event| event.field("name") == Some(name));
+    let place = |event: &Recorded| {
+        assert!(event.level == Level::WARN && !format!("{event:?}").contains(key), "{event:?}");
+        event.field("place").unwrap().to_owned()
+    };
+    events.iter().map(place).collect()
+}
+
+#[test]
+fn a_closure_whose_own_writes_are_its_conflicts_is_warned_of_once_for_its_place() {
+    let server = Server::start();
+    let sessions = SessionManager::connect(server.url()).unwrap();
+    let (name, key, seen) = (unique("own"), unique("key"), Seen::from_here());
+    let options = TransactionOptions::new().name(&*name).retry(RetryPolicy::default().attempts(2));
+    let accounts = sessions.transactional().with(options);
+    let (watch, mut db) = (accounts.watch(["a", &*key]), sessions.pooled());
+    let exhausted = |result: Result<(), Error>| {
+        assert!(matches!(result, Err(Error::RetriesExhausted { attempts: 2, .. })), "{result:?}");
+    };
+    let first = line!() + 2;
+    for _ in 0..3 {
+        exhausted(watch.run(|_, tx| {
+            let _: () = db.set(&key, 1)?;
+            Ok(tx.set("done", 1))
+        }));
+    }
+    let second = line!() + 1;
+    exhausted(watch.run(|_, tx| {
+        accounts.run(|tx| Ok(tx.incr(&key, 1)))?;
+        Ok(tx.set("done", 1))
+    }));
+    // Another client's write, and writes that no watch is concerned with.
+    exhausted(watch.run(|_, tx| {
+        let _: () = db.set("other", 1)?;
+        let _: Option<i64> = db.get(&key)?;
+        server.ask::<()>(&["INCR", &key]);
+        Ok(tx.set("done", 1))
+    }));
+    let _: () = db.set(&key, 1).unwrap();
+    assert_eq!(watch.run(|_, tx| Ok(tx.incr(&key, 1))).unwrap(), 2);
+    let place = |line| format!("{}:{line}", file!());
+    let warned = own_writes(&seen, &name, &key);
+    assert!(warned.len() == 2, "{warned:?}");
+    assert!(warned[0].starts_with(&place(first)), "{warned:?}");
+    assert!(warned[1].starts_with(&place(second)), "{warned:?}");
+}
+
+#[cfg(feature = "tokio")]
+#[test]
+fn a_closure_of_tasks_whose_own_writes_are_its_conflicts_is_warned_of_too() {
+    use rediscope::{aio, redis::AsyncCommands};
+
+    let server = Server::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (name, key, seen) = (unique("own"), unique("key"), Seen::from_here());
+    runtime.block_on(async {
+        let sessions = aio::SessionManager::connect(server.url()).unwrap();
+        let policy = RetryPolicy::default().attempts(2);
+        let options = TransactionOptions::new().name(&*name).retry(policy);
+        let accounts = sessions.transactional().with(options);
+        let (watch, db) = (accounts.watch([&*key]), sessions.pooled());
+        let by_lane = watch.run(async |_, tx| {
+            let _: () = db.clone().set(&key, 1).await?;
+            Ok(tx.set("done", 1))
+        });
+        assert!(matches!(by_lane.await, Err(Error::RetriesExhausted { .. })));
+        let by_block = watch.run(async |_, tx| {
+            tokio::task::yield_now().await;
+            accounts.run(|tx| Ok(tx.incr(&key, 1))).await?;
+            Ok(tx.set("done", 1))
+        });
+        assert!(matches!(by_block.await, Err(Error::RetriesExhausted { .. })));
+        let by_another = watch.run(async |_, tx| {
+            server.ask::<()>(&["INCR", &key]);
+            Ok(tx.set("done", 1))
+        });
+        assert!(matches!(by_another.await, Err(Error::RetriesExhausted { .. })));
+        sessions.close(SOON).await;
+    });
+    assert_eq!(own_writes(&seen, &name, &key).len(), 2, "{seen:?}");
+}
 
 #[test]
 fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_reclaimed_with_them() {

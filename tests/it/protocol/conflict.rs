@@ -124,6 +124,56 @@ fn a_block_is_run_again_with_new_reads_until_it_commits() {
 }
 
 #[test]
+fn a_closure_that_asks_for_another_attempt_is_counted_like_a_conflict_and_never_commits() {
+    #[derive(Debug)]
+    struct Own(Error);
+    impl From<Error> for Own {
+        fn from(error: Error) -> Self {
+            Self(error)
+        }
+    }
+    let fixture = Proxied::start();
+    let (sessions, server) = (fixture.trusting(), &fixture.server);
+    let accounts = sessions.transactional();
+    let mut attempts = 0;
+    let done = accounts.watch(["key"]).run(|read, tx| {
+        attempts += 1;
+        assert_eq!(read.attempt(), attempts);
+        let done = tx.incr("done", 1);
+        match attempts {
+            1 => Err(read.run_again()),
+            2 => {
+                drop(read.run_again());
+                Ok(done)
+            }
+            _ => Ok(done),
+        }
+    });
+    assert_eq!((done.unwrap(), attempts), (1, 3));
+    assert_eq!(get(server, "done").unwrap(), "1");
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.conflicts, counts.retries, counts.commits), (0, 2, 1));
+    let policy = RetryPolicy::default().attempts(4);
+    let mut asked = 0;
+    let never = accounts.watch(["key"]).retry(policy).run_with(|read, tx| -> Result<_, Own> {
+        asked += 1;
+        tx.set("never", 1);
+        match asked % 2 {
+            0 => Err(read.run_again().into()),
+            _ => {
+                drop(read.run_again());
+                Ok(tx.set("never", 2))
+            }
+        }
+    });
+    let Own(error) = never.unwrap_err();
+    assert!(matches!(error, Error::RetriesExhausted { attempts: 4, .. }), "{error:?}");
+    assert_eq!((asked, error.applied(), error.is_retryable()), (4, Applied::No, true));
+    assert!(!exists(server, "never"));
+    pool_is_whole(&sessions, server);
+}
+
+#[test]
 fn attempts_and_deadline_bound_the_retries_and_the_error_reports_how_many_there_were() {
     let fixture = Proxied::start();
     let (sessions, server) = (fixture.trusting(), &fixture.server);

@@ -172,6 +172,9 @@ fn rows() -> Vec<Row> {
             let soon = |b: Builder| b.connect_timeout(limit).response_timeout(limit);
             s.setting(|b| soon(b).checkout_timeout(4 * limit).max_reply_bytes(e.usize()))
         }),
+        row("settings/table.rs max_watched_keys", |s, e| {
+            s.setting(|b| b.max_watched_keys(e.u32()))
+        }),
         row("settings/table.rs max_group", |s, e| s.setting(|b| b.max_group(e.u32()))),
         row("settings/table.rs max_leaders", |s, e| s.setting(|b| b.max_leaders(e.u32()))),
         row("settings/table.rs lanes", |s, e| s.setting(|b| b.lanes(e.u32()))),

@@ -2,8 +2,8 @@
 //!
 //! Guarantee: refused
 
-use rediscope::Error;
 use rediscope::prelude::*;
+use rediscope::{Condition, Error};
 
 use super::fixture::{Quiet, refused, unsent};
 
@@ -38,6 +38,32 @@ fn watching_nothing_is_refused_whatever_the_list_is_made_of() {
         assert_eq!(runs, 0);
         quiet.nothing_was_sent();
     }
+    quiet.nothing_was_lost();
+}
+
+#[test]
+fn a_watch_of_too_many_keys_is_refused_before_anything_is_sent() {
+    let mut quiet = Quiet::with(|builder| builder.max_watched_keys(3));
+    let accounts = quiet.sessions.transactional();
+    let keys = ["a", "b", "c"];
+    let of_conditions = accounts.watch(keys).require(Condition::exists("d"));
+    for watch in [accounts.watch(["a", "b", "c", "d"]), of_conditions] {
+        let mut runs = 0;
+        let by_run = watch.run(|_, tx| {
+            runs += 1;
+            Ok(tx.set("key", 1))
+        });
+        for error in [by_run.unwrap_err(), watch.begin().map(drop).unwrap_err()] {
+            let error = unsent(&error);
+            assert!(matches!(error, Error::TooManyKeys { keys: 4, limit: 3, .. }), "{error:?}");
+            let text = error.to_string();
+            assert!(text.contains("4 keys is more than max_watched_keys (3)"), "{text}");
+        }
+        assert_eq!(runs, 0);
+        quiet.nothing_was_sent();
+    }
+    let watch = accounts.watch(keys).require(Condition::not_exists("a"));
+    assert_eq!(watch.run(|_, tx| Ok(tx.incr("d", 1))).unwrap(), 1);
     quiet.nothing_was_lost();
 }
 

@@ -793,6 +793,10 @@ impl WatchingOf<'_> {
         }
     }
 
+    pub(crate) fn run_again(&mut self) -> Error {
+        self.inner().run_again()
+    }
+
     pub(crate) fn declared<T: FromRedisValue>(&self, read: WatchedRead<T>) -> Result<T, Error> {
         match &self.0 {
             Scope::Own(watching) => watching.declared(read),

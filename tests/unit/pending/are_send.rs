@@ -145,7 +145,7 @@ fn a_transaction<P: Side>(router: &Router<P>, mut pinned: Pinned<P>, deadline: I
     let mut attempts: WatchAttempts = any();
     is_send(attempts.next(router, any()));
     is_send(attempts.failed(router, any()));
-    is_send(attempts.commit(router, any(), &mut pending));
+    is_send(attempts.commit(router, None, any(), &mut pending));
 }
 
 #[test]

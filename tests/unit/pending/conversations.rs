@@ -361,7 +361,8 @@ pub(super) async fn a_watching_run<P: Side>(router: &Router<P>, server: &Server)
             on_server(server, &["SET seen changed"]);
         }
         let mut pending = pending_both(router);
-        let committed = attempts.commit(router, reading, &mut pending).await.map_err(not_sent);
+        let committed =
+            attempts.commit(router, None, reading, &mut pending).await.map_err(not_sent);
         match committed.transpose() {
             None => found.extend(on_server(server, READ_BOTH)),
             Some(replies) => {

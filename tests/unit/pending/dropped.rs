@@ -197,7 +197,7 @@ fn a_closure_that_goes_on_after_a_dropped_read_commits_nothing_or_reads_right() 
         }
         let mut pending = Pending::new(router.settings(), router.binding());
         pending.queue().push_cmd(0, redis::cmd("GET").arg("b"));
-        let replies = run(attempts.commit(&router, reading, &mut pending)).unwrap();
+        let replies = run(attempts.commit(&router, None, reading, &mut pending)).unwrap();
         assert!(replies.is_some(), "{polls}");
         if ended {
             break;
