@@ -47,6 +47,8 @@ pub(crate) struct Server {
     address: String,
     host: String,
     port: u16,
+    /// Empty: connections have no name.
+    client_name: String,
     resolver: Resolver,
     #[cfg(feature = "tls-rustls")]
     trust: Option<Trust>,
@@ -84,11 +86,13 @@ impl Server {
         };
         let resolver = settings.resolver.clone();
         let info = info.set_tcp_settings(tcp);
+        let client_name = settings.client_name.clone();
         Ok(Self {
             info,
             address,
             host,
             port,
+            client_name,
             resolver,
             #[cfg(feature = "tls-rustls")]
             trust,
@@ -147,6 +151,29 @@ impl Server {
 
     /// Opens a connection of redis-rs, which has no timeouts yet.
     pub(crate) fn client(
+        &self,
+        auth: &RedisConnectionInfo,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectionError> {
+        let mut client = self.open_client(auth, timeout)?;
+        if !self.client_name.is_empty() {
+            self.name(&mut client, timeout).map_err(|error| ConnectionError::of(&error))?;
+        }
+        Ok(client)
+    }
+
+    /// Gives a connection its name. A refusal changes nothing.
+    fn name(&self, client: &mut Connection, timeout: Duration) -> RedisResult<()> {
+        client.set_read_timeout(Some(timeout))?;
+        client.set_write_timeout(Some(timeout))?;
+        let name = redis::cmd("CLIENT").arg("SETNAME").arg(&self.client_name).get_packed_command();
+        client.send_packed_command(&name)?;
+        client.recv_response()?;
+        client.set_read_timeout(None)?;
+        client.set_write_timeout(None)
+    }
+
+    fn open_client(
         &self,
         auth: &RedisConnectionInfo,
         timeout: Duration,

@@ -48,7 +48,7 @@ pub(crate) async fn shake_hands<W: Wire>(
     deadline: Deadline,
 ) -> Result<Connection<W>, ConnectionError> {
     let asks_role = endpoint.may_switch();
-    let handshake = Handshake::new(&login.auth, options.purpose, asks_role);
+    let handshake = Handshake::new(&login.auth, options.purpose, asks_role, &settings.client_name);
     let expires = settings.max_lifetime.map(|lifetime| Instant::now() + jittered(lifetime));
     let mut connection = Connection::new(wire, expires, options.generation);
     connection.authenticated(login.version);

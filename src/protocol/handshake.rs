@@ -28,7 +28,7 @@ pub(crate) struct Handshake {
     commands: Vec<&'static str>,
     /// Number of replies that must not be errors.
     required: u32,
-    /// Number of further replies that may be errors, because older servers do not have the command.
+    /// Number of further replies that may be errors: the server may not have the command, or refuse it.
     optional: u32,
     /// Number of bytes before MULTI.
     before_multi: usize,
@@ -49,17 +49,24 @@ impl HandshakeWrite<'_> {
 }
 
 impl Handshake {
-    pub(crate) fn new(info: &RedisConnectionInfo, purpose: Purpose, asks_role: bool) -> Self {
+    /// `client_name`: empty for none.
+    pub(crate) fn new(
+        info: &RedisConnectionInfo,
+        purpose: Purpose,
+        asks_role: bool,
+        client_name: &str,
+    ) -> Self {
         let mut handshake = Self {
             bytes: Vec::new(),
             expected: Vec::new(),
             commands: Vec::new(),
             required: 0,
-            optional: 2,
+            optional: 0,
             before_multi: 0,
             purpose,
         };
         handshake.greet(info);
+        handshake.introduce(info, client_name);
         let greeting = (Expect::Plain, handshake.required + handshake.optional);
         let (proofs, names, expected): (&[&[u8]], &[_], _) = match purpose {
             Purpose::Pooled => (&[PING], &["PING"], [(Expect::Plain, 1), (Expect::Multi, 0)]),
@@ -103,15 +110,23 @@ impl Handshake {
             self.commands.push("SELECT");
             command_with(bytes, &["SELECT"], info.db());
         }
+    }
+
+    /// Appends the names that the server shows in CLIENT LIST. Each may be refused.
+    fn introduce(&mut self, info: &RedisConnectionInfo, client_name: &str) {
+        let mut optional = |command, words: &[&'static str], text: &str| {
+            self.optional += 1;
+            self.commands.push(command);
+            command_with(&mut self.bytes, words, text);
+        };
+        if !client_name.is_empty() {
+            optional("CLIENT SETNAME", &["CLIENT", "SETNAME"], client_name);
+        }
         let name = info.lib_name().unwrap_or(env!("CARGO_PKG_NAME"));
         let version = info.lib_ver().unwrap_or(env!("CARGO_PKG_VERSION"));
-        if info.skip_set_lib_name() {
-            self.optional = 0;
-        } else {
-            for (what, text) in [("LIB-NAME", name), ("LIB-VER", version)] {
-                self.commands.push("CLIENT SETINFO");
-                command_with(bytes, &["CLIENT", "SETINFO", what], text);
-            }
+        if !info.skip_set_lib_name() {
+            optional("CLIENT SETINFO", &["CLIENT", "SETINFO", "LIB-NAME"], name);
+            optional("CLIENT SETINFO", &["CLIENT", "SETINFO", "LIB-VER"], version);
         }
     }
 

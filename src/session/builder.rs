@@ -2,11 +2,13 @@
 //!
 //! No address appears in `Debug` or in an error, because an address may hold a password.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::commit::threads::CommitResolver;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::login;
 use crate::connection::url;
 use crate::connection::url::{Address, IntoAddress};
 use crate::dns::Resolver;
@@ -22,6 +24,7 @@ use crate::process::tasks::OwnTasks;
 use crate::protocol::handshake::Purpose;
 use crate::session::manager::SessionManager;
 use crate::session::threads;
+use crate::settings::account::Account;
 #[cfg(feature = "tokio")]
 use crate::settings::credentials::AsyncCredentialsProvider;
 use crate::settings::credentials::{CredentialsProvider, Provider};
@@ -56,6 +59,7 @@ const MOST_IN_FLIGHT: u32 = 16 * 1024;
 pub struct Builder {
     address: Result<Address, ConfigError>,
     settings: Settings,
+    account: Account,
 }
 
 macro_rules! methods {
@@ -146,7 +150,7 @@ impl SessionManager {
 
 impl Builder {
     pub(crate) fn new(address: Result<Address, ConfigError>) -> Self {
-        Self { address, settings: Settings::default() }
+        Self { address, settings: Settings::default(), account: Account::default() }
     }
 
     /// Sets the root certificates and the client certificate of every TLS connection: to one
@@ -163,6 +167,43 @@ impl Builder {
     #[cfg(feature = "tls-rustls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);
+        self
+    }
+
+    /// Sets the ACL user of all connections, for a [`password`](Self::password) or a
+    /// [`password_file`](Self::password_file). Default: the user `default`.
+    pub fn username(mut self, username: impl Into<String>) -> Self {
+        self.account.username = Some(username.into());
+        self
+    }
+
+    /// Sets the password apart from the address. No `Debug`, error or log shows it. `build` refuses it
+    /// together with an address that holds a user or a password, and with `credentials_provider`. Behind
+    /// sentinels it applies to the servers. Default: the address's.
+    ///
+    /// ```no_run
+    /// # use rediscope::SessionManager;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let sessions = SessionManager::builder("redis://127.0.0.1/")
+    ///     .username("app")
+    ///     .password(std::env::var("REDIS_PASSWORD")?)
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.account.password = Some(password.into());
+        self
+    }
+
+    /// Sets the path of a file with the password, such as a mounted secret. The file is read anew for
+    /// each connection that is opened; open ones keep their identity. Line ends behind the password are
+    /// cut off. `build` reads it too, and refuses what it refuses of
+    /// [`password`](Self::password); at most 64 KiB. Default: none.
+    ///
+    /// A connection that is refused with `WRONGPASS` is attempted again with what the file has then,
+    /// until `checkout_timeout`.
+    pub fn password_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.account.password_file = Some(path.into());
         self
     }
 
@@ -246,6 +287,7 @@ impl Builder {
             None => address,
         };
         let mut settings = self.settings;
+        let address = login::set_account(self.account, address, &mut settings.credentials)?;
         if settings.is_forked_child() {
             // The builder was made before a fork: the resolver's threads belong to the parent.
             settings.resolver = Resolver::default();

@@ -16,7 +16,8 @@ use crate::settings::table;
 /// A whole configuration, read from a file or from the environment with `serde` (feature `serde`).
 ///
 /// Its names are those of [`Builder`]'s methods, and `url`, which is required. `url` has the
-/// address in any of the forms of [`IntoAddress`].
+/// address in any of the forms of [`IntoAddress`]; `username`, and `password` or `password_file`, may
+/// be apart from it.
 ///
 /// * Numbers may be text, because every value in the environment is text.
 /// * Durations are text with a unit: `"500ms"`, `"2s"`, `"10m"`, `"1h"`.
@@ -56,11 +57,14 @@ pub struct Config {
 /// Names of the PEM files.
 const FILES: [&str; 3] = ["root_certificates", "client_certificate", "client_key"];
 
+/// Names whose values `Debug` does not show. (A file's name may be a password by mistake.)
+const HIDDEN: [&str; 5] = ["url", "username", "password", "password_file", "server_info"];
+
 macro_rules! names {
     ($($(#[$doc:meta])* $name:ident: $type:ty $(as $argument:ty)? = $default:expr;)+) => {
         /// Names of all settings.
         const NAMES: &[&str] = &[
-            "url", "server_info", "tls",
+            "url", "username", "password", "password_file", "server_info", "tls",
             "tls_root_certificates", "tls_client_certificate", "tls_client_key",
             $(stringify!($name),)+
         ];
@@ -69,6 +73,9 @@ macro_rules! names {
         fn set(builder: Builder, name: &str, value: &RawValue) -> Result<Builder, ConfigError> {
             match name {
                 "url" if value.text().is_none() => Err(address("the url must be text")),
+                "username" => Ok(builder.username(parse::<String>("username", value)?)),
+                "password" => Ok(builder.password(parse::<String>("password", value)?)),
+                "password_file" => Ok(builder.password_file(parse::<String>("password_file", value)?)),
                 "server_info" => Ok(builder.server_info(parse::<String>("server_info", value)?)),
                 // The text of a certificate in place of a path must not appear in an error that
                 // names the file.
@@ -231,7 +238,7 @@ impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Config");
         for (name, value) in &self.values {
-            match FILES.contains(name) || ["url", "server_info"].contains(name) {
+            match FILES.contains(name) || HIDDEN.contains(name) {
                 true => shown.field(name, &true),
                 false => shown.field(name, value),
             };

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::offload::Offload;
+use crate::settings::account::PasswordFile;
 use crate::sync::lock;
 use crate::text::opaque_debug;
 
@@ -265,6 +266,8 @@ struct VersionCalls {
 
 #[derive(Clone)]
 enum Source {
+    /// Read for each connection; its version does not change.
+    File(Arc<PasswordFile>),
     /// The provider of this crate, whose methods return at once.
     Rotating(Arc<dyn CredentialsProvider>),
     Blocking(Arc<dyn CredentialsProvider>),
@@ -279,6 +282,10 @@ impl Provider {
             true => Self::of(Source::Rotating(Arc::new(provider))),
             false => Self::of(Source::Blocking(Arc::new(provider))),
         }
+    }
+
+    pub(crate) fn file(file: PasswordFile) -> Self {
+        Self::of(Source::File(Arc::new(file)))
     }
 
     #[cfg(feature = "tokio")]
@@ -304,6 +311,7 @@ impl Provider {
     /// Calls the provider, which may block.
     pub(crate) fn version(&self) -> u64 {
         match &self.source {
+            Source::File(_) => 0,
             Source::Rotating(provider) | Source::Blocking(provider) => provider.version(),
             #[cfg(feature = "tokio")]
             Source::Asynchronous(provider) => provider.number(),
@@ -367,7 +375,7 @@ impl Provider {
     /// Whether the provider is an asynchronous one, which threads cannot call.
     pub(crate) fn is_asynchronous(&self) -> bool {
         match &self.source {
-            Source::Rotating(_) | Source::Blocking(_) => false,
+            Source::File(_) | Source::Rotating(_) | Source::Blocking(_) => false,
             #[cfg(feature = "tokio")]
             Source::Asynchronous(_) => true,
         }
@@ -387,6 +395,9 @@ impl Provider {
             (version, provider.credentials())
         };
         match &self.source {
+            Source::File(file) => {
+                (0, file.read().map_err(|reason| format!("password_file {reason}").into()))
+            }
             Source::Rotating(provider) | Source::Blocking(provider) => credentials(&**provider),
             #[cfg(feature = "tokio")]
             Source::Asynchronous(_) => (0, Err("the provider is one for tasks".into())),
@@ -398,7 +409,7 @@ impl Provider {
     pub(crate) async fn credentials_async(&self) -> Provided {
         let _asked = self.count();
         match &self.source {
-            Source::Rotating(_) | Source::Blocking(_) => {
+            Source::File(_) | Source::Rotating(_) | Source::Blocking(_) => {
                 Err("the provider is one for threads".into())
             }
             Source::Asynchronous(provider) => provider.call().await,

@@ -1,5 +1,6 @@
 //! The settings of a session manager and the values they take.
 
+pub(crate) mod account;
 pub(crate) mod credentials;
 #[expect(clippy::module_inception, reason = "the folder is named after this type")]
 pub(crate) mod settings;

@@ -101,6 +101,69 @@ fn a_password_that_is_rotated_under_load_loses_nothing() {
 }
 
 #[test]
+fn a_user_and_a_password_apart_from_the_address_are_used_and_a_file_is_read_for_each_connection() {
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("password");
+    user(&server, "app", "first");
+    std::fs::write(&path, "first\r\n").unwrap();
+    let app = || SessionManager::builder(server.url()).username("app").max_size(1);
+    let given = app().password("first").build_side().unwrap();
+    let read = app().password_file(&path).build_side().unwrap();
+    let uses = |sessions: &SessionManager, hits: i64| {
+        assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("hits", 1))).unwrap(), hits);
+    };
+    uses(&given, 1);
+    uses(&read, 2);
+    assert!(users(&server).iter().all(|(_, user)| user == "app"));
+    // The password is changed on the server, and then in the file.
+    server.acl(&["SETUSER", "app", ">second", "<first"]);
+    uses(&read, 3);
+    assert_eq!(reauthentications(&read), 0, "open connections keep their identity");
+    std::fs::write(&path, "second").unwrap();
+    server.kill_all_clients_except_me();
+    uses(&read, 4);
+    let refused = given.transactional().run(|tx| Ok(tx.incr("hits", 1))).unwrap_err();
+    assert!(
+        refused.to_string().contains("WRONGPASS") || format!("{refused:#?}").contains("WRONGPASS")
+    );
+    let shown = format!("{refused:?} {refused:#} {given:?} {read:?}");
+    assert!(!shown.contains("first") && !shown.contains("second"), "{shown}");
+}
+
+#[test]
+fn every_connection_has_the_clients_name_and_a_refusal_of_it_is_no_matter() {
+    let server = Server::start();
+    server.acl(&["SETUSER", "app", "on", ">1", "~*", "&*", "+@all", "-client"]);
+    let named = |builder: Builder| {
+        builder.client_name("billing:7").max_size(1).trust_window(LONG).build_side().unwrap()
+    };
+    let uses = |sessions: &SessionManager| {
+        let held = sessions.lock("held").acquire(SOON).unwrap();
+        sessions.transactional().run(|tx| Ok(tx.incr("hits", 1))).unwrap();
+        let _: () = sessions.pooled().set("key", 1).unwrap();
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| sessions.lock("held").acquire(SOON).map(drop));
+            eventually(SOON, "the subscriber listens", || {
+                server.client_list().iter().any(|client| client["sub"] != "0")
+            });
+            held.release().unwrap();
+            waiting.join().unwrap().unwrap();
+        });
+        sessions.ready(SOON).unwrap();
+    };
+    let sessions = named(SessionManager::builder(server.url()));
+    uses(&sessions);
+    let names: Vec<_> =
+        server.client_list().into_iter().map(|client| client["name"].clone()).collect();
+    assert!(names.len() >= 4 && names.iter().all(|name| name == "billing:7"), "{names:?}");
+    assert_eq!(sessions.close(SOON).locks, 0);
+    let url = format!("redis://app:1@127.0.0.1:{}/", server.port());
+    uses(&named(SessionManager::builder(url)));
+    uses(&named(SessionManager::builder(format!("{}?protocol=resp3", server.url()))));
+}
+
+#[test]
 fn an_open_scope_keeps_its_credentials_and_the_next_one_authenticates_again() {
     let server = Server::start();
     let second = user(&server, "second", "2");

@@ -21,6 +21,10 @@ const BY_PROGRAM_ONLY: [&str; 4] =
 const OF_A_CONFIGURATION: [&str; 4] =
     ["url", "tls_root_certificates", "tls_client_certificate", "tls_client_key"];
 
+/// Settings that are no row of the table of settings.
+const OF_THE_BUILDER: [&str; 6] =
+    ["tls", "server_info", "credentials_provider", "username", "password", "password_file"];
+
 const PAGE: &str = "docs/operations.md";
 
 type Names = BTreeSet<String>;
@@ -86,9 +90,7 @@ fn documentation() -> Vec<(String, String)> {
             } else {
                 let method =
                     line.strip_prefix("pub fn ").and_then(|rest| rest.split(['(', '<']).next());
-                method
-                    .filter(|name| ["tls", "server_info", "credentials_provider"].contains(name))
-                    .map(str::to_owned)
+                method.filter(|name| OF_THE_BUILDER.contains(name)).map(str::to_owned)
             };
             if let Some(name) = name.filter(|_| !text.is_empty()) {
                 found.push((name, text.join(" ")));
@@ -175,7 +177,7 @@ fn the_operators_page_has_every_name_and_its_default() {
     let mut compared = 0;
     for (name, default) in documented {
         // Their defaults are in words.
-        if ["tls", "credentials_provider", "server_info"].contains(&name.as_str()) {
+        if OF_THE_BUILDER.contains(&name.as_str()) {
             continue;
         }
         let Some((_, value)) = settings.split_once(&format!("{name}: ")) else { continue };

@@ -6,8 +6,8 @@ use crate::side::BuildSide as _;
 use std::time::Duration;
 
 use crate::side::SessionManager;
-use rediscope::Builder;
 use rediscope::error::ConfigError;
+use rediscope::{Builder, Credentials, RotatingCredentials};
 
 const SECRET: &str = "S3CRETpassword";
 
@@ -83,7 +83,73 @@ fn a_count_of_nothing_is_refused_by_name() {
     assert_eq!(setting(|builder| builder.flush_bytes(0)), "flush_bytes");
     assert_eq!(setting(|builder| builder.max_commands(0)), "max_commands");
     assert_eq!(setting(|builder| builder.max_bytes(0)), "max_bytes");
+    assert_eq!(setting(|builder| builder.max_watched_keys(0)), "max_watched_keys");
     assert_eq!(setting(|builder| builder.max_size(2).min_idle(3)), "min_idle");
+}
+
+#[test]
+fn a_client_name_that_no_server_takes_is_refused_by_name() {
+    for name in ["two words", "line\n", "\t", "é", "nul\0"] {
+        assert_eq!(setting(|builder| builder.client_name(name)), "client_name");
+    }
+}
+
+/// The same for an address without a user and a password.
+#[track_caller]
+fn account(change: impl FnOnce(Builder) -> Builder) -> (&'static str, String) {
+    let builder = change(SessionManager::builder("redis://127.0.0.1:1/"));
+    assert!(!format!("{builder:?}").contains(SECRET));
+    let error = builder.build_side().map(drop).unwrap_err();
+    assert!(!format!("{error:?} {error}").contains(SECRET));
+    (error.setting_name().unwrap(), error.to_string())
+}
+
+#[test]
+fn a_user_and_a_password_apart_from_the_address_are_given_once_and_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let (good, empty) = (file("good", SECRET.as_bytes()), file("empty", b"\n"));
+    let (binary, huge) = (file("binary", b"\xff"), file("huge", &[b'x'; 64 * 1024 + 1]));
+    // The address has a password too.
+    assert_eq!(setting(|builder| builder.username("app").password(SECRET)), "password");
+    assert_eq!(setting(|builder| builder.password_file(&good)), "password_file");
+    type Change<'c> = Box<dyn FnOnce(Builder) -> Builder + 'c>;
+    let wrong: [(Change<'_>, _, _); 8] = [
+        (Box::new(|b| b.username("app")), "username", "needs"),
+        (Box::new(|b| b.password("")), "password", "empty"),
+        (Box::new(|b| b.username("").password(SECRET)), "username", "empty"),
+        (
+            Box::new(|b| b.password(SECRET).password_file(&good)),
+            "password_file",
+            "password is given",
+        ),
+        (
+            Box::new(|b| b.password_file(folder.path().join(SECRET))),
+            "password_file",
+            "cannot be read",
+        ),
+        (Box::new(|b| b.password_file(&empty)), "password_file", "no password"),
+        (Box::new(|b| b.password_file(&binary)), "password_file", "not UTF-8"),
+        (Box::new(|b| b.password_file(&huge)), "password_file", "larger"),
+    ];
+    for (change, name, why) in wrong {
+        let (setting, text) = account(change);
+        assert!(setting == name && text.contains(why), "{name}, {why}: {text}");
+    }
+    let provider = || RotatingCredentials::new(Credentials::password(SECRET));
+    let both = account(|builder| builder.password(SECRET).credentials_provider(provider()));
+    assert_eq!(both.0, "password");
+    // Behind sentinels and in a cluster too.
+    let behind = SessionManager::sentinel("m", ["redis://:other@127.0.0.1:1/"]);
+    let behind = behind.server_info("redis://app@any/0").password(SECRET);
+    assert_eq!(behind.build_side().map(drop).unwrap_err().setting_name(), Some("password"));
+    let nodes = SessionManager::cluster(["redis://app:1@127.0.0.1:1/", "redis://127.0.0.1:2/"]);
+    let nodes = nodes.password_file(&good).build_side().map(drop);
+    assert_eq!(nodes.unwrap_err().setting_name(), Some("password_file"));
 }
 
 #[test]
