@@ -56,6 +56,16 @@ fn the_lock_is_handed_over_and_a_late_write_rejected() {
 }
 
 #[test]
+fn each_job_of_the_queue_is_done_once() {
+    let server = Server::start();
+    run(env!("CARGO_BIN_EXE_queue"), Some(&server), &[])
+        .succeeded()
+        .printed("worker 1 left 1 job")
+        .printed("100 of 100 jobs are done, the sum of their results is 5050");
+    assert_nothing_left_on(&server);
+}
+
+#[test]
 fn the_job_goes_on_after_its_process_is_killed() {
     let server = Server::start();
     run(env!("CARGO_BIN_EXE_cron"), Some(&server), &[])
