@@ -93,6 +93,9 @@ need_cargo() {
   command -v cargo >/dev/null ||
     die "cargo is missing. Install Rust as https://rustup.rs says:" \
       "  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"
+  if [ -n "${RUSTUP_TOOLCHAIN:-}" ] && ! cargo --version >/dev/null 2>&1; then
+    rustup toolchain install "$RUSTUP_TOOLCHAIN" --profile minimal >&2
+  fi
   command -v cc >/dev/null || apt_install gcc libc6-dev || true
   command -v cc >/dev/null ||
     die "A C compiler (cc) is missing, Rust links with it. Type one of:" \

@@ -113,16 +113,14 @@ fn every_file_that_a_page_names_exists() {
     const PLACES: &[&str] =
         &["src/", "tests/", "testing/", "benches/", "examples/", "scripts/", "docs/", ".ci/"];
     let (mut found, mut wrong) = (0, Vec::new());
-    for (name, page) in pages() {
+    let tests = ["tests/attacks.md", "tests/soak/figures.md"];
+    let tests = tests.map(|file| (file.to_owned(), fs::read_to_string(file).unwrap()));
+    for (name, page) in pages().into_iter().chain(tests) {
         for named in in_backticks(&page) {
             let path = named.split(' ').next().unwrap().trim_end_matches(':');
-            let in_full = PLACES.iter().any(|place| path.starts_with(place));
-            // The table of attacks leaves out the folder that most of its tests are in.
-            let in_table = name == "evidence" && path.ends_with(".rs") && !in_full;
-            if in_full || in_table {
+            if PLACES.iter().any(|place| path.starts_with(place)) {
                 found += 1;
-                let folder = if in_table { "tests/it" } else { "" };
-                if !Path::new(folder).join(path).exists() {
+                if !Path::new(path).exists() {
                     wrong.push(format!("{name}: {path}"));
                 }
             }
@@ -130,6 +128,19 @@ fn every_file_that_a_page_names_exists() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(found > 40, "only {found} files are named");
+}
+
+#[test]
+fn every_attack_has_its_tests() {
+    let labels = |file: &str| -> BTreeSet<String> {
+        let page = fs::read_to_string(file).unwrap();
+        let first = page.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+        let is_label = |cell: &&str| cell.len() > 1 && cell.as_bytes()[1].is_ascii_digit();
+        first.filter(is_label).map(str::to_owned).collect()
+    };
+    let attacks = labels("docs/evidence.md");
+    assert!(attacks.len() > 20, "{attacks:?}");
+    assert_eq!(attacks, labels("tests/attacks.md"));
 }
 
 #[test]
