@@ -1,5 +1,6 @@
-//! What the example programs share: arguments, keys of one run, a private server.
+//! What the example programs share: arguments, connections, keys of one run, a private server.
 
 pub mod args;
+pub mod connections;
 pub mod keys;
 pub mod server;

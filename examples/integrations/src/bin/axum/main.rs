@@ -30,8 +30,8 @@ use std::time::{Duration, Instant};
 
 use axum::serve::ListenerExt as _;
 use rediscope::aio::SessionManager;
-use rediscope::redis::{self, Commands as _};
-use rediscope_examples::{args, keys};
+use rediscope::redis::Commands as _;
+use rediscope_examples::{args, connections, keys};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -119,7 +119,7 @@ fn drive(
 ) -> Result<(), Box<dyn Error>> {
     // Connections from before, this one included, are not counted below.
     let mut admin = keys::connect(url)?;
-    let others = connections(&mut admin)?;
+    let others = connections::count(&mut admin)?;
     let takes = clients::number_of_takes(requests);
     let stock = format!("{prefix}key:{}", clients::STOCK);
     let () = admin.set(&stock, takes / 2)?;
@@ -144,11 +144,11 @@ fn drive(
     println!("{}", runtime.block_on(clients::get(address, "/status"))?);
 
     let limit = 2 * (POOL + LANES) as usize;
-    let ours = at_most(&mut admin, others, limit)?;
+    let ours = connections::at_most(&mut admin, others, limit)?;
     println!("connections on the server: {ours} (at most 2 pools of {POOL} and {LANES} lanes)");
     let _ = stop.send(());
     runtime.block_on(server)??;
-    let left = at_most(&mut admin, others, 0)?;
+    let left = connections::at_most(&mut admin, others, 0)?;
     println!("connections after close: {left}");
     let counted: u64 = admin.get(format!("{prefix}puts"))?;
     println!("transactions counted by the server: {counted} of {}", responses.transactions);
@@ -166,26 +166,4 @@ fn drive(
     .filter_map(|(failed, why)| failed.then_some(why))
     .collect();
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ").into()) }
-}
-
-fn connections(admin: &mut redis::Connection) -> redis::RedisResult<usize> {
-    let list: String = redis::cmd("CLIENT").arg("LIST").query(admin)?;
-    Ok(list.lines().count())
-}
-
-/// Number of the program's connections, as soon as it is at most `limit`: the server lists a closed
-/// one for a moment.
-fn at_most(
-    admin: &mut redis::Connection,
-    others: usize,
-    limit: usize,
-) -> redis::RedisResult<usize> {
-    let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
-    loop {
-        let ours = connections(admin)?.saturating_sub(others);
-        if ours <= limit || Instant::now() > deadline {
-            return Ok(ours);
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -24,24 +24,22 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rediscope::{SessionManager, prelude::*, redis};
-use rediscope_examples::{args, keys};
+use rediscope_examples::{args, connections, keys};
 use tiny_http::{Request, Response, Server};
 
 const POOL: u32 = 8;
 /// Number of worker threads: twice the pool, so that requests wait for connections.
 const WORKERS: usize = 16;
-/// Maximum time until the server has removed closed connections from its list.
-const CLEANUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let [requests] = args::numbers([("--requests", 0)])?;
     let url = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1/".to_owned());
     // Connections from before, this one included, are not counted below.
     let mut admin = keys::connect(&url)?;
-    let others = connections(&mut admin)?;
+    let others = connections::count(&mut admin)?;
 
     let service = Service {
         sessions: SessionManager::builder(url.as_str()).max_size(POOL).build()?,
@@ -173,7 +171,7 @@ fn drive(
     println!("{}", clients::get(address, "/status")?);
 
     let limit = 2 * POOL as usize;
-    let ours = connections_after_load(admin, others, limit)?;
+    let ours = connections::at_most(admin, others, limit)?;
     println!("connections on the server: {ours} (at most {POOL} + {POOL})");
     let counted: u64 = admin.get(format!("{}puts", service.prefix))?;
     println!("transactions counted by the server: {counted} of {}", responses.transactions);
@@ -187,24 +185,4 @@ fn drive(
     .filter_map(|(failed, why)| failed.then_some(why))
     .collect();
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ").into()) }
-}
-
-fn connections(admin: &mut redis::Connection) -> redis::RedisResult<usize> {
-    let list: String = redis::cmd("CLIENT").arg("LIST").query(admin)?;
-    Ok(list.lines().count())
-}
-
-fn connections_after_load(
-    admin: &mut redis::Connection,
-    others: usize,
-    limit: usize,
-) -> redis::RedisResult<usize> {
-    let deadline = Instant::now() + CLEANUP_TIMEOUT;
-    loop {
-        let ours = connections(admin)?.saturating_sub(others);
-        if ours <= limit || Instant::now() > deadline {
-            return Ok(ours);
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
 }
