@@ -93,10 +93,10 @@ fn batched_outcome(
         BatchResponse::Block(verdict) => verdict,
         BatchResponse::InDoubt(in_doubt) => return Err(doubt(*in_doubt, plan)),
         BatchResponse::Read(_) | BatchResponse::Calls(_) => Verdict::Unknown(Unproven::default()),
-        BatchResponse::Interrupted(Interrupted { left: true, cause }) => {
+        BatchResponse::Interrupted(Interrupted { left: true, cause, .. }) => {
             return Err(CommitError::InDoubt(InDoubt::new(cause)));
         }
-        BatchResponse::Interrupted(Interrupted { left: false, cause }) => {
+        BatchResponse::Interrupted(Interrupted { left: false, cause, .. }) => {
             return Err(CommitError::lost_before_exec(cause));
         }
     };

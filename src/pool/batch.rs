@@ -73,7 +73,7 @@ impl LedGroup {
     fn fail(&mut self, cause: &ConnectionError) {
         for job in mem::take(&mut self.waiting) {
             if let Some(request) = job.take() {
-                let interrupted = Interrupted { left: false, cause: cause.clone() };
+                let interrupted = Interrupted { left: false, trusted: true, cause: cause.clone() };
                 settle(&job, request, Ok(BatchResponse::Interrupted(interrupted)));
             }
         }
@@ -147,7 +147,7 @@ pub(crate) fn send_batch(
     drop(checkout);
     let unknown = || {
         let cause = ConnectionError::timed_out("the request has no response");
-        Ok(BatchResponse::Interrupted(Interrupted { left: true, cause }))
+        Ok(BatchResponse::Interrupted(Interrupted { left: true, trusted: true, cause }))
     };
     own.map_or_else(unknown, |(response, _)| response)
 }
@@ -205,7 +205,7 @@ fn exchange(
         }
         return Ok(waiting.is_empty());
     }
-    let lost = now(taken.exchange(connection, deadline));
+    let lost = now(taken.exchange(connection, true, deadline));
     if let Some(lost) = &lost {
         core.distrust_idle(&lost.cause);
     }

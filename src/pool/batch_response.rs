@@ -34,5 +34,7 @@ pub(crate) struct BatchDoubt {
 pub(crate) struct Interrupted {
     /// Whether all bytes of the request may have been sent.
     pub(crate) left: bool,
+    /// Whether the connection had replied a moment before.
+    pub(crate) trusted: bool,
     pub(crate) cause: ConnectionError,
 }

@@ -85,6 +85,8 @@ pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
             Err(Error::Command { command: during.to_owned(), error })
         }
         (Err(Interruption { cause: source, .. }), _) => {
+            // `cleanup_timeout` is too short to close the others without a probe.
+            line.context().probe_idle();
             Err(Error::Lost { during: during.to_owned(), applied: Applied::No, source })
         }
     }

@@ -82,13 +82,19 @@ impl PoolContext {
     /// Records that a connection was lost. The idle ones are probed before their next use, or
     /// closed if this one timed out. This logs nothing.
     pub(in crate::pool) fn distrust_idle(&self, cause: &ConnectionError) {
-        let now = self.stamp(Instant::now());
-        self.distrusted_before.fetch_max(now, Ordering::AcqRel);
+        let now = self.probe_idle();
         if cause.kind() == ConnectionErrorKind::TimedOut {
             self.silent_before.fetch_max(now, Ordering::AcqRel);
         }
         // The sentinels, if there are any, are queried before the next connect.
         self.endpoint.invalidate();
+    }
+
+    /// Has the idle connections probed before their next use. Returns the time of this.
+    pub(in crate::pool) fn probe_idle(&self) -> u64 {
+        let now = self.stamp(Instant::now());
+        self.distrusted_before.fetch_max(now, Ordering::AcqRel);
+        now
     }
 
     /// Returns the reason to close an idle connection instead of using it.

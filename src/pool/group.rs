@@ -57,6 +57,8 @@ pub(crate) struct Group<S: Stay> {
     #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "a lane looks at it"))]
     left_exactly_once: bool,
     sent: Option<Instant>,
+    /// Whether the connection had replied a moment before.
+    trusted: bool,
     outcome: Option<MergedOutcome>,
 }
 
@@ -158,6 +160,7 @@ impl<S: Stay> Group<S> {
             next_tag: of_left.filter(|next| Some(*next) != armed),
             left_exactly_once,
             sent: None,
+            trusted: true,
             outcome: None,
         };
         // One EXEC has the blocks of one slot.
@@ -255,13 +258,15 @@ impl<S: Stay> Group<S> {
         self.left_exactly_once
     }
 
-    /// Sends the write and reads its replies. Returns how the connection was lost, if it was.
+    /// Sends the write and reads its replies. Returns how the connection was lost, if it was. `trusted`:
+    /// the connection had replied a moment before.
     pub(crate) async fn exchange(
         &mut self,
         connection: &mut Connection<impl Wire>,
+        trusted: bool,
         deadline: Deadline,
     ) -> Option<Interruption> {
-        self.sent = Some(Instant::now());
+        (self.sent, self.trusted) = (Some(Instant::now()), trusted);
         let (bytes, expected) = (self.write.bytes(), self.write.expected());
         let mut replies = MergedReplies::new(&self.write);
         let mut take = |expect, reply| replies.take(expect, reply);
@@ -316,7 +321,10 @@ impl<S: Stay> Group<S> {
                 }
                 Piece::Lost { sent, doubt } => {
                     let cause = lost.map_or_else(ended, |lost| lost.cause.clone());
-                    interrupted(sent, cause, doubt, token)
+                    match token {
+                        Some(_) if sent => in_doubt(Some(cause), doubt, token),
+                        _ => self.interrupted(sent, cause),
+                    }
                 }
                 Piece::Block(Verdict::Unknown(doubt)) if token.is_some() => {
                     in_doubt(None, doubt, token)
@@ -330,11 +338,9 @@ impl<S: Stay> Group<S> {
                     }
                     BatchResponse::Block(verdict)
                 }
-                Piece::Read(value) if is_too_large(&value) => {
-                    interrupted(true, too_large(), Unproven::default(), None)
-                }
+                Piece::Read(value) if is_too_large(&value) => self.interrupted(true, too_large()),
                 Piece::Calls(values) if values.iter().any(is_too_large) => {
-                    interrupted(true, too_large(), Unproven::default(), None)
+                    self.interrupted(true, too_large())
                 }
                 Piece::Read(value) => BatchResponse::Read(value),
                 Piece::Calls(values) => BatchResponse::Calls(values),
@@ -347,6 +353,11 @@ impl<S: Stay> Group<S> {
             line.log_server_change();
         }
         again
+    }
+
+    /// The response to a request whose replies did not arrive. `sent`: all its bytes may have been sent.
+    fn interrupted(&self, sent: bool, cause: ConnectionError) -> BatchResponse {
+        BatchResponse::Interrupted(Interrupted { left: sent, trusted: self.trusted, cause })
     }
 
     /// Records on the connection what the replies show of its state.
@@ -394,7 +405,11 @@ impl<S: Stay> Drop for Group<S> {
         let sent = self.sent.is_some();
         for (nth, Member { job, request }) in mem::take(&mut self.members).into_iter().enumerate() {
             let token = self.token.as_ref().filter(|_| nth < self.exactly_once);
-            settle(&job, request, Ok(interrupted(sent, ended(), Unproven::default(), token)));
+            let response = match token {
+                Some(_) if sent => in_doubt(Some(ended()), Unproven::default(), token),
+                _ => self.interrupted(sent, ended()),
+            };
+            settle(&job, request, Ok(response));
         }
     }
 }
@@ -410,19 +425,6 @@ fn is_success(value: &Value) -> bool {
 fn ended() -> ConnectionError {
     let text = "the caller that sent the request, or its runtime, has ended";
     ConnectionError::new(ConnectionErrorKind::Closed, text)
-}
-
-/// The response to a request whose replies did not arrive. `sent`: all its bytes may have been sent.
-fn interrupted(
-    sent: bool,
-    cause: ConnectionError,
-    doubt: Unproven,
-    token: Option<&Arc<SharedToken>>,
-) -> BatchResponse {
-    match sent && token.is_some() {
-        true => in_doubt(Some(cause), doubt, token),
-        false => BatchResponse::Interrupted(Interrupted { left: sent, cause }),
-    }
 }
 
 fn in_doubt(

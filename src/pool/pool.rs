@@ -112,7 +112,7 @@ impl Pool {
             Ok(Acquired::Unknown) => {
                 let text = "the caller that sent the batch returned no result";
                 let cause = ConnectionError::timed_out(text);
-                Ok(BatchResponse::Interrupted(Interrupted { left: true, cause }))
+                Ok(BatchResponse::Interrupted(Interrupted { left: true, trusted: true, cause }))
             }
             Err(error) => {
                 self.on_refused(&error);

@@ -194,12 +194,14 @@ impl Request {
                 Ok(value) => return Ok(vec![value]),
                 Err(other) => other,
             };
-            let (left, cause) = match other {
-                BatchResponse::Interrupted(Interrupted { left, cause }) => (left, cause),
-                _ => (true, ConnectionError::unexpected("another request's replies")),
+            let (left, trusted, cause) = match other {
+                BatchResponse::Interrupted(Interrupted { left, trusted, cause }) => {
+                    (left, trusted, cause)
+                }
+                _ => (true, true, ConnectionError::unexpected("another request's replies")),
             };
             let harmless = self.read_only || !left;
-            if !harmless || !budget.allow(true, &cause) {
+            if !harmless || !budget.allow(trusted, &cause) {
                 let applied = if harmless { Applied::No } else { Applied::Unknown };
                 return Err(Error::Lost { during: self.name.to_string(), applied, source: cause });
             }

@@ -3,8 +3,10 @@
 //!
 //! Guarantee: passwords
 
-use crate::fixture::{LONG, SOON};
-use crate::side::{BuildSide, PROVIDER_PANICS_PASS, ResolveDoubt, SessionManager, threads_only};
+use crate::fixture::{LONG, OF_ONE, SOON, add_on_each};
+use crate::side::{
+    BuildSide, LANES, PROVIDER_PANICS_PASS, ResolveDoubt, SessionManager, open_lanes, threads_only,
+};
 use std::error::Error as StdError;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -186,10 +188,14 @@ fn an_open_scope_keeps_its_credentials_and_the_next_one_authenticates_again() {
     assert_eq!(users(&server), [(before[0].0.clone(), "second".to_owned())]);
     assert_eq!(watching.get::<_, u32>("n").unwrap(), 2);
     watching.abandon().unwrap();
-    accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    accounts.begin().unwrap().commit().unwrap();
     let counts = sessions.status().transactional.counts;
     assert_eq!((counts.reauthentications, counts.connects, counts.all_replaced()), (1, 1, 0));
     assert_eq!(server.calls("auth"), 2);
+    // Another connection has the present ones from the beginning.
+    accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    assert!(users(&server).iter().all(|(_, user)| user == "second"));
+    assert_eq!(reauthentications(&sessions), 1);
 }
 
 #[test]
@@ -230,23 +236,23 @@ fn connections_keep_their_credentials_until_the_server_accepts_new_ones() {
     let (credentials, builder) = rotating(&server, user(&server, "app", "former"));
     let sessions = builder.max_size(1).build_side().unwrap();
     let accounts = sessions.transactional();
-    let once = || accounts.run(|tx| Ok(tx.incr("n", 1)));
-    once().unwrap();
+    open_lanes(&sessions, "n");
+    add_on_each(&accounts, "n");
     credentials.rotate(Credentials::new("app", "latter"));
     for _ in 0..10 {
-        once().unwrap();
+        add_on_each(&accounts, "n");
     }
-    let counts = sessions.status().transactional.counts;
-    assert_eq!((counts.connects, counts.reauthentications), (1, 0));
+    let (counts, of_one) = (sessions.status().transactional.counts, OF_ONE as u64);
+    assert_eq!((counts.connects, counts.reauthentications), (of_one, 0));
     // Not at every checkout: the server writes each refusal down.
-    let refused = server.calls("auth") - 1;
-    assert!((1..=3).contains(&refused), "{refused}");
+    let refused = server.calls("auth") - of_one;
+    assert!((of_one..=3 * of_one).contains(&refused), "{refused}");
     server.acl(&["SETUSER", "app", ">latter", "<former"]);
     eventually(SOON, "it was sent", || {
-        once().unwrap();
-        sessions.status().transactional.counts.reauthentications == 1
+        add_on_each(&accounts, "n");
+        sessions.status().transactional.counts.reauthentications == of_one
     });
-    assert_eq!(sessions.status().transactional.counts.connects, 1);
+    assert_eq!(sessions.status().transactional.counts.connects, of_one);
 }
 
 /// Fails, or panics, as its fields are set.
@@ -352,19 +358,24 @@ fn a_provider_that_panics_takes_no_place_with_it() {
     }
     provider.panics.store(false, Ordering::SeqCst);
     assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    open_lanes(&sessions, "n");
+    add_on_each(&accounts, "n");
     // On the caller's thread it is the caller's panic.
     provider.panics.store(true, Ordering::SeqCst);
     provider.version.fetch_add(1, Ordering::SeqCst);
     let called = catch_unwind(AssertUnwindSafe(|| accounts.begin().map(drop)));
     assert_eq!(called.is_err(), PROVIDER_PANICS_PASS);
+    // A lane's connection goes on without it.
+    (0..LANES).for_each(|_| _ = accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());
     assert_eq!(sessions.status().transactional.in_use, 0);
     provider.panics.store(false, Ordering::SeqCst);
-    eventually(SOON, "it authenticates again", || {
-        accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-        sessions.status().transactional.counts.reauthentications == 1
+    let of_one = OF_ONE as u64;
+    eventually(SOON, "each authenticates again", || {
+        add_on_each(&accounts, "n");
+        sessions.status().transactional.counts.reauthentications == of_one
     });
     let counts = sessions.status().transactional.counts;
-    assert_eq!((counts.connects, counts.reauthentications), (1, 1));
+    assert_eq!((counts.connects, counts.reauthentications), (of_one, of_one));
 }
 
 #[test]
@@ -484,7 +495,8 @@ threads_only! {
 fn a_refusal_of_an_attempt_for_one_call_ends_no_later_call() {
     let server = Server::start();
     let (proxy, builder) = refused_late(&server);
-    let sessions = builder.build_side().unwrap();
+    // Each lane would have an attempt of its own.
+    let sessions = builder.without_lanes().build_side().unwrap();
     let accounts = sessions.transactional();
     let incr = || accounts.run(|tx| Ok(tx.incr("n", 1)));
     thread::scope(|scope| {

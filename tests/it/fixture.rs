@@ -6,7 +6,8 @@ pub(crate) mod short_timeouts;
 use std::fmt;
 use std::time::Duration;
 
-use crate::side::{BuildSide as _, SessionManager, Transactional};
+use crate::side::{BuildSide as _, LANES, Pooled, SessionManager, Transactional};
+use rediscope::prelude::*;
 use rediscope::{Begin, Builder, TransactionOptions};
 
 use rediscope_testing::front::Front;
@@ -25,6 +26,34 @@ pub(crate) const SLACK: Duration = Duration::from_millis(1500);
 
 /// The same for a call without a bound that is close to its timeout.
 pub(crate) const LARGE_SLACK: Duration = Duration::from_secs(4);
+
+/// Number of connections of a pool whose `max_size` is 1.
+pub(crate) const OF_ONE: usize = 1 + LANES;
+
+/// Adds 1 to `key` on one of the connections of such a pool: a guard, the first, has the pinned connection, and
+/// blocks use the lanes in turn, if they are open.
+#[track_caller]
+pub(crate) fn add_on(nth: usize, accounts: &Transactional, key: &str) -> i64 {
+    if nth > 0 {
+        return accounts.run(|tx| Ok(tx.incr(key, 1))).unwrap();
+    }
+    let mut tx = accounts.begin_at(key).unwrap();
+    let added = tx.incr(key, 1);
+    tx.commit().unwrap().get(added).unwrap()
+}
+
+/// Adds 1 to `key` on each of them.
+#[track_caller]
+pub(crate) fn add_on_each(accounts: &Transactional, key: &str) {
+    (0..OF_ONE).for_each(|nth| _ = add_on(nth, accounts, key));
+}
+
+/// The same for the pooled handle: a pipeline has a connection alone.
+#[track_caller]
+pub(crate) fn add_on_each_pooled(db: &mut Pooled, key: &str) {
+    redis::pipe().incr(key, 1).exists(key).exec(db).unwrap();
+    (0..LANES).for_each(|_| db.incr::<_, _, ()>(key, 1).unwrap());
+}
 
 /// MULTI is sent when the transaction begins.
 pub(crate) fn immediate() -> TransactionOptions {

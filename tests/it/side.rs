@@ -18,6 +18,9 @@ pub(crate) const SENDS_CHUNKS: bool = true;
 /// Whether a provider's panic at a re-authentication is a panic of the caller.
 pub(crate) const PROVIDER_PANICS_PASS: bool = true;
 
+/// Number of connections that a pool has in addition to `max_size`.
+pub(crate) const LANES: usize = 0;
+
 /// Items that another side may not have.
 macro_rules! threads_only {
     ($($item:tt)*) => { $($item)* };
@@ -76,11 +79,18 @@ pub(crate) type LockAll = <Threads as Side>::LockAll;
 /// `builder.build()` on this side.
 pub(crate) trait BuildSide {
     fn build_side(self) -> Result<SessionManager, ConfigError>;
+
+    /// Each block and each command has a connection of the pool, which the test is about: so it is here.
+    fn without_lanes(self) -> Self;
 }
 
 impl BuildSide for Builder {
     fn build_side(self) -> Result<SessionManager, ConfigError> {
         Threads::build(self)
+    }
+
+    fn without_lanes(self) -> Self {
+        self
     }
 }
 
@@ -91,6 +101,12 @@ pub(crate) fn queue<M: Mode>(tx: &mut Transaction<M>) -> &mut impl QueueCommands
 
 /// Waits until the connections of dropped scopes are idle or closed: here they are, when the drop ends.
 pub(crate) fn settled(_: &SessionManager) {}
+
+/// Opens the lanes of the transactional pool: here there are none.
+pub(crate) fn open_lanes(_: &SessionManager, _: &str) {}
+
+/// The same for the pooled handle.
+pub(crate) fn open_pooled_lanes(_: &SessionManager, _: &str) {}
 
 /// Sends what `tx` has queued, for the sides that keep it until the commit: here `flush_bytes` does.
 pub(crate) fn send_ahead<M: Mode>(_: &mut Transaction<M>) {}

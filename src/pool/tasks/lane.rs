@@ -441,7 +441,9 @@ impl Lane {
     pub(crate) fn add_to(&self, status: &mut LaneStatus) {
         let (in_flight, queued) = (self.in_flight(), self.queue.len());
         status.lanes += 1;
-        status.open += usize::from(matches!(lock(&self.connection).state, LaneState::Open(_)));
+        let is_open =
+            matches!(&lock(&self.connection).state, LaneState::Open(task) if !task.is_closed());
+        status.open += usize::from(is_open);
         // Between two looks a request may have been sent, and a place may be without a request yet.
         status.sent += in_flight.saturating_sub(queued);
         status.queued += queued.min(in_flight);
@@ -572,7 +574,7 @@ impl LaneCall {
             Some(at) if timer.poll(context, *at).is_ready() => {
                 let _: Left = job.leave();
                 let cause = ConnectionError::timed_out("no reply in time");
-                let lost = Interrupted { left: true, cause };
+                let lost = Interrupted { left: true, trusted: true, cause };
                 // The bytes of calls that may have been sent are not sent again.
                 Poll::Ready((Ok(BatchResponse::Interrupted(lost)), Vec::new()))
             }

@@ -26,6 +26,7 @@ use crate::pool::rejected_shapes::RejectedShapes;
 use crate::pool::shared::CountedConnection;
 use crate::pool::tasks::lane::{Lane, LaneJob};
 use crate::pool::tasks::lane_line::LaneLine;
+use crate::protocol::batch::RequestKind;
 use crate::protocol::connection_state::CloseReason;
 use crate::sync::boxed::boxed;
 use crate::sync::timer::DeadlineTimer;
@@ -101,18 +102,21 @@ impl LaneLoop {
         if !self.is_usable() {
             return false;
         }
-        if self.must_prepare() {
+        let mut trusted = self.line.is_trusted();
+        if self.must_prepare(trusted) {
             if !boxed(self.prepare()).await {
                 return false;
             }
+            trusted = true;
             // Requests that came meanwhile.
             self.lane.queue.drain_into(&mut self.waiting);
         }
-        self.serve().await
+        self.serve(trusted).await
     }
 
-    /// Returns whether something must be sent before the requests.
-    fn must_prepare(&mut self) -> bool {
+    /// Returns whether something must be sent before the requests. Reads need no proof that the connection
+    /// is alive: they can be sent again.
+    fn must_prepare(&mut self, trusted: bool) -> bool {
         let provider = self.lane.context.endpoint.provider();
         let may_need_reauth = provider.is_some_and(|provider| {
             provider.version_at_once().is_none_or(|version| {
@@ -120,7 +124,7 @@ impl LaneLoop {
             })
         });
         may_need_reauth
-            || !self.line.is_trusted()
+            || (!trusted && !self.waiting.iter().all(is_read))
             || (self.lane.awaits_register.load(Ordering::Acquire)
                 && group_prepare::must_arm(&mut self.line, &self.waiting).is_some())
     }
@@ -237,8 +241,8 @@ impl LaneLoop {
     }
 
     /// Sends the requests that fit into one write, and hands out the replies. Returns false if the
-    /// connection is to be closed.
-    async fn serve(&mut self) -> bool {
+    /// connection is to be closed. `trusted`: it has replied a moment before.
+    async fn serve(&mut self, trusted: bool) -> bool {
         let is_armed = group_prepare::is_armed(&mut self.line);
         let (lane, shapes) = (&self.lane, &self.shapes);
         let Some(connection) = self.line.current() else { return false };
@@ -271,7 +275,11 @@ impl LaneLoop {
         self.average = (self.average * 15).div_ceil(16) + group.len();
         let deadline = self.line.response_deadline();
         let Some(connection) = self.line.current() else { return false };
-        let lost = group.exchange(connection, deadline).await;
+        let lost = group.exchange(connection, trusted, deadline).await;
+        if let Some(lost) = &lost {
+            // Before a caller sends its request again on another lane.
+            self.lane.context.distrust_idle(&lost.cause);
+        }
         let again = group.settle(&mut self.line, lost.as_ref(), &self.shapes);
         for job in again.into_iter().rev() {
             if job.look(|request| request.batch.exactly_once) == Some(true) {
@@ -295,6 +303,11 @@ impl LaneLoop {
         self.line.on_lost(cause);
         self.line.log_replaced(cause);
     }
+}
+
+/// Returns whether the job is a read, or was withdrawn.
+fn is_read(job: &Arc<LaneJob>) -> bool {
+    job.look(|request| matches!(request.batch.kind, RequestKind::Read)) != Some(false)
 }
 
 /// Lets the other tasks of the runtime run once.

@@ -3,8 +3,8 @@
 //!
 //! Guarantee: clusters, exactly-once
 
-use crate::fixture::SOON;
-use crate::side::{BuildSide as _, ResolveDoubt as _, SessionManager, Transactional};
+use crate::fixture::{OF_ONE, SOON, add_on_each};
+use crate::side::{BuildSide as _, ResolveDoubt as _, SessionManager, Transactional, open_lanes};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -35,13 +35,16 @@ fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
     let sessions = builder(&fixture.cluster).max_size(1).build_side().unwrap();
     let (once, keys) = (exactly_once(&sessions), fixture.keys("k"));
     let near = fixture.cluster.key_in(fixture.cluster.slot(&keys[0]) + 1, "near");
+    keys.iter().for_each(|key| open_lanes(&sessions, key));
     for round in 1..=5 {
-        for key in keys.iter().chain([&near]) {
-            assert_eq!(once.run(|tx| Ok(tx.incr(key, 1))).unwrap(), round);
+        for (node, key) in keys.iter().enumerate().chain([(0, &near)]) {
+            add_on_each(&once, key);
+            let added: usize = fixture.cluster.ask(node, &["GET", key]);
+            assert_eq!(added, round * OF_ONE);
         }
     }
     let counts = [0, 1, 2].map(|node| registers(&fixture.cluster, node).len());
-    assert_eq!(counts, [2, 1, 1]);
+    assert_eq!(counts, [2 * OF_ONE, OF_ONE, OF_ONE]);
     for (node, key) in keys.iter().enumerate() {
         let slots: Vec<_> =
             registers(&fixture.cluster, node).iter().map(|key| fixture.cluster.slot(key)).collect();
@@ -49,7 +52,7 @@ fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
     }
     let keyed = TransactionOptions::new().exactly_once_as("order", Duration::from_secs(60));
     let keyed = sessions.transactional().with(keyed);
-    assert_eq!(keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap(), 6);
+    assert_eq!(keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap(), 5 * OF_ONE as i64 + 1);
     let again = keyed.run(|tx| Ok(tx.incr(&keys[0], 1))).unwrap_err();
     assert!(matches!(again.as_commit(), Some(CommitError::AlreadyCommitted)), "{again}");
 }

@@ -1,9 +1,9 @@
 //! One server, a proxy before it, a pool of one connection through it, and what every test reads in the end.
 
-use crate::fixture::{Fixture, LONG, SOON};
+use crate::fixture::proxied::warm;
+use crate::fixture::{Fixture, LONG, OF_ONE, SOON, add_on_each};
 
 use rediscope::error::Applied;
-use rediscope::prelude::*;
 use rediscope::{Builder, Error};
 
 use rediscope_testing::eventually;
@@ -13,10 +13,10 @@ pub(crate) fn start() -> Fixture {
     start_with(|builder| builder.trust_window(LONG))
 }
 
-/// The one connection is open.
+/// The one connection is open, and so are the lanes.
 pub(crate) fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
     let fixture = Fixture::new(change);
-    fixture.sessions.transactional().begin().unwrap().discard().unwrap();
+    warm(&fixture.sessions);
     fixture.proxy.take_journal();
     fixture
 }
@@ -34,15 +34,16 @@ impl Fixture {
     /// the next transaction on it is no conflict.
     #[track_caller]
     pub(crate) fn is_as_it_was(&self, watched: &[&str]) {
-        assert_eq!(self.proxy.connections(), 1, "the connection was replaced");
-        assert_eq!(self.proxy.accepted(), 1, "the connection was replaced");
+        assert_eq!(self.proxy.connections(), OF_ONE, "the connection was replaced");
+        assert_eq!(self.proxy.accepted(), OF_ONE as u64, "the connection was replaced");
         for key in watched {
             self.set(&format!("COPY {key} {key}:copy REPLACE"));
             self.set(&format!("DEL {key}"));
             self.set(&format!("RPUSH {key} changed"));
         }
         let conflicts = self.sessions.status().transactional.counts.conflicts;
-        assert_eq!(self.accounts().run(|tx| Ok(tx.incr("next", 1))).unwrap(), 1);
+        add_on_each(&self.accounts(), "next");
+        assert_eq!(self.get("next"), Some(OF_ONE.to_string()));
         crate::side::settled(&self.sessions);
         let status = self.sessions.status().transactional;
         assert_eq!((status.in_use, status.waiting, status.counts.conflicts), (0, 0, conflicts));

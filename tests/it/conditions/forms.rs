@@ -47,6 +47,7 @@ fn after_a_lost_race_the_conditions_are_read_again_and_committed() {
     let required = fixture.accounts().require(Condition::at_least("stock", 1));
     let mut runs = 0;
     let turns = fixture.proxy.turns();
+    let commits = fixture.sessions.status().transactional.counts.commits;
     let left = required.run(|tx| {
         runs += 1;
         if runs <= 2 {
@@ -57,7 +58,7 @@ fn after_a_lost_race_the_conditions_are_read_again_and_committed() {
     assert_eq!((left.unwrap(), runs), (6, 3));
     assert_eq!(fixture.proxy.turns() - turns, 6, "two round trips an attempt");
     let counts = fixture.sessions.status().transactional.counts;
-    assert_eq!((counts.conflicts, counts.retries, counts.commits), (2, 2, 1));
+    assert_eq!((counts.conflicts, counts.retries, counts.commits), (2, 2, commits + 1));
     fixture.is_as_it_was(&["stock"]);
 }
 
@@ -70,6 +71,7 @@ fn a_race_that_is_lost_for_good_is_reported_as_the_condition_that_failed() {
         .require(Condition::exists("stock"))
         .require(Condition::at_least("stock", 1));
     let mut runs = 0;
+    let execs = fixture.server.calls("exec");
     let reported = required.run(|tx| {
         runs += 1;
         fixture.set("DECR stock");
@@ -77,7 +79,7 @@ fn a_race_that_is_lost_for_good_is_reported_as_the_condition_that_failed() {
     });
     assert_eq!((failed(reported).0, runs), (1, 1), "the block is not run again");
     assert_eq!(fixture.get("stock").unwrap(), "0");
-    assert_eq!(fixture.server.calls("exec"), 1, "and it was the race that undid it");
+    assert_eq!(fixture.server.calls("exec"), execs + 1, "and it was the race that undid it");
     fixture.is_as_it_was(&["stock"]);
 }
 

@@ -70,11 +70,16 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
 fn an_exactly_once_connection_stays_armed_across_a_failed_condition() {
     let fixture = start();
     let handle = fixture.accounts().with(TransactionOptions::new().exactly_once());
-    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let commit = || {
+        let mut tx = handle.begin().unwrap();
+        tx.incr("n", 1);
+        tx.commit().unwrap();
+    };
+    commit();
     fixture.sent();
     failed(handle.require(Condition::exists("none")).begin().map(drop));
     assert_eq!(fixture.sent(), ["WATCH", "EXISTS", "UNWATCH", "WATCH"]);
-    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    commit();
     assert_eq!(fixture.sent(), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
 }
 

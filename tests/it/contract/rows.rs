@@ -2,8 +2,8 @@
 //!
 //! Guarantee: committed, conflict, rejected, partly-applied, not-sent, in-doubt, not-isolated, reply-errors, pin-expired, checkout-errors
 
-use crate::fixture::{LONG, SOON};
-use crate::side::{BuildSide as _, ResolveDoubt as _};
+use crate::fixture::{LONG, OF_ONE, SOON, add_on_each, add_on_each_pooled};
+use crate::side::{BuildSide as _, ResolveDoubt as _, open_lanes, open_pooled_lanes};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -82,6 +82,7 @@ fn one(topology: &dyn Topology) -> SessionManager {
 
 fn warm(sessions: &SessionManager, topology: &dyn Topology) {
     sessions.transactional().begin_at(topology.key("any")).unwrap().discard().unwrap();
+    open_lanes(sessions, &topology.key("any"));
 }
 
 /// The next one finds a clean connection, and nothing is held.
@@ -90,6 +91,8 @@ fn next(sessions: &SessionManager, topology: &dyn Topology) {
     let key = topology.key("next");
     let done = sessions.transactional().run(|tx| Ok((tx.set(&key, 1), tx.incr(&key, 1))));
     assert_eq!(done.unwrap().1, 2);
+    add_on_each(&sessions.transactional(), &key);
+    assert_eq!(get(topology, &key), Some((2 + OF_ONE).to_string()));
     let pool = sessions.status().transactional;
     assert_eq!((pool.in_use, pool.scopes.len()), (0, 0), "{pool}");
 }
@@ -308,23 +311,26 @@ fn credentials_that_change(topology: &dyn Topology) {
         .unwrap();
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
     let key = topology.key("n");
-    let mut both = || {
-        accounts.run(|tx| Ok(tx.incr(&key, 1))).unwrap();
-        db.incr::<_, _, ()>(&key, 1).unwrap();
+    open_lanes(&sessions, &key);
+    open_pooled_lanes(&sessions, &key);
+    let mut each = || {
+        add_on_each(&accounts, &key);
+        add_on_each_pooled(&mut db, &key);
     };
-    both();
+    each();
     credentials.rotate(user("latter"));
-    both();
+    each();
     topology.with(&mut |server| {
         let list = server.client_list();
         let of = |name| list.iter().filter(|client| client["user"] == name).count();
-        assert_eq!((of("former"), of("latter")), (0, 2), "{list:?}");
+        assert_eq!((of("former"), of("latter")), (0, 2 * OF_ONE), "{list:?}");
     });
     let status = sessions.status();
     for counts in [status.pooled.counts, status.transactional.counts] {
-        assert_eq!((counts.connects, counts.reauthentications), (1, 1));
+        let of_one = OF_ONE as u64;
+        assert_eq!((counts.connects, counts.reauthentications), (of_one, of_one));
     }
-    assert_eq!(get(topology, &key).as_deref(), Some("4"));
+    assert_eq!(get(topology, &key), Some((4 * OF_ONE).to_string()));
 }
 
 fn credentials_that_are_wrong(topology: &dyn Topology) {

@@ -2,7 +2,7 @@
 //!
 //! Guarantee: exactly-once
 
-use crate::fixture::{Fixture, SOON};
+use crate::fixture::{Fixture, OF_ONE, SOON, add_on, add_on_each};
 use crate::side::{ResolveDoubt as _, Transactional};
 use rediscope::error::{Applied, InDoubt, Resolution};
 use rediscope::prelude::*;
@@ -58,17 +58,24 @@ fn in_conflict(fixture: &Fixture, handle: &Transactional) {
 }
 
 fn disarmed(fixture: &Fixture, _: &Transactional) {
-    fixture.sessions.transactional().run(|tx| Ok(tx.exists("nothing"))).unwrap();
+    add_on_each(&fixture.sessions.transactional(), "plain");
 }
 
 fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
     fixture.server.config_set("maxmemory", "1");
-    let refused = commit_error(handle.run(|tx| Ok(tx.incr("n", 100))));
+    let by_guard = || {
+        let mut tx = handle.begin()?;
+        let n = tx.incr("n", 100);
+        tx.commit()?.get(n)
+    };
+    for refused in [by_guard(), handle.run(|tx| Ok(tx.incr("n", 100)))] {
+        let refused = commit_error(refused);
+        assert!(
+            matches!(&refused, Error::Commit(CommitError::Rejected { code, .. }) if code == "OOM"),
+            "{refused:?}"
+        );
+    }
     fixture.server.config_set("maxmemory", "0");
-    assert!(
-        matches!(&refused, Error::Commit(CommitError::Rejected { code, .. }) if code == "OOM"),
-        "{refused:?}"
-    );
 }
 
 #[test]
@@ -178,37 +185,40 @@ crate::side::threads_only! {
 #[test]
 fn an_outcome_stands_if_only_the_watch_after_it_was_lost_and_its_connection_is_closed() {
     let fixture = start();
-    let handle = fixture.armed();
-    let connections = fixture.proxy.accepted();
-    fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::Cut);
-    let mut tx = handle.begin().unwrap();
-    let n = tx.incr("n", 1);
-    assert_eq!(tx.commit().unwrap().get(n).unwrap(), 1);
-    assert_eq!(fixture.number("n"), 1);
-    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
-    assert_eq!(fixture.proxy.accepted(), connections + 1, "another connection");
+    for nth in 0..OF_ONE {
+        let (handle, before) = (fixture.armed(), fixture.number("n"));
+        let connections = fixture.proxy.accepted();
+        fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::Cut);
+        assert_eq!(add_on(nth, &handle, "n"), before + 1);
+        assert_eq!(fixture.number("n"), before + 1);
+        add_on_each(&handle, "n");
+        eventually(SOON, "another connection", || fixture.proxy.accepted() == connections + 1);
+    }
     // A conflict stands as well.
+    let (handle, before) = (fixture.armed(), fixture.number("n"));
     let watching = handle.watch(["w"]).begin().unwrap();
     fixture.server.ask::<()>(&["SET", "w", "1"]);
     let mut tx = watching.multi();
     tx.incr("n", 1);
     fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::Cut);
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
-    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 3);
-    assert_eq!(fixture.number("n"), 3);
+    assert_eq!(add_on(0, &handle, "n"), before + 1);
+    assert_eq!(fixture.number("n"), before + 1);
     assert_eq!(fixture.sessions.status().transactional.counts.in_doubt, 0);
 }
 
 #[test]
 fn a_watch_after_exec_without_a_reply_changes_no_outcome() {
     let fixture = start();
-    let handle = fixture.armed();
-    fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::HoldReplies);
-    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
-    fixture.proxy.release();
-    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 2);
-    eventually(SOON, "one connection is left", || fixture.server.clients() == 1);
-    assert_eq!(fixture.number("n"), 2);
+    for nth in 0..OF_ONE {
+        let (handle, before) = (fixture.armed(), fixture.number("n"));
+        fixture.arm(Trigger::AfterReplyTo("EXEC"), Fault::HoldReplies);
+        assert_eq!(add_on(nth, &handle, "n"), before + 1);
+        fixture.proxy.release();
+        add_on_each(&handle, "n");
+        eventually(SOON, "no further connection is left", || fixture.server.clients() == OF_ONE);
+        assert_eq!(fixture.number("n"), before + 1 + OF_ONE as i64);
+    }
 }
 
 #[test]
@@ -245,8 +255,7 @@ fn a_server_that_became_a_replica_is_left_whichever_command_of_ours_finds_out() 
     for (name, run) in forms {
         for operation in [|_: &Fixture, _: &Transactional| {}, disarmed as Earlier] {
             let fixture = start();
-            let handle = fixture.exactly_once();
-            handle.run(|tx| Ok(tx.exists("nothing"))).unwrap();
+            let handle = fixture.armed();
             operation(&fixture, &handle);
             let promoted = Server::start();
             fixture.server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);

@@ -1,9 +1,10 @@
 //! One server, a proxy in front of it, and a session through the proxy.
 
+use crate::fixture::proxied::warm;
 use crate::fixture::{Fixture, SOON};
 use std::time::Duration;
 
-use crate::side::Transactional;
+use crate::side::{LANES, Transactional};
 use rediscope::error::{InDoubt, Resolution};
 use rediscope::{Builder, CommitError, Error, TransactionOptions, prelude::*};
 
@@ -55,10 +56,14 @@ pub(crate) fn start_on(server: Server, change: impl FnOnce(Builder) -> Builder) 
 }
 
 impl Fixture {
-    /// The handle, its one connection armed.
+    /// The handle. Its one connection is armed, and so are the lanes.
     pub(crate) fn armed(&self) -> Transactional {
+        warm(&self.sessions);
         let handle = self.exactly_once();
-        handle.run(|tx| Ok(tx_noop(tx))).unwrap();
+        let mut tx = handle.begin().unwrap();
+        tx.exists("nothing");
+        tx.commit().unwrap();
+        (0..LANES).for_each(|_| _ = handle.run(|tx| Ok(tx.exists("nothing"))).unwrap());
         handle
     }
 
@@ -92,10 +97,6 @@ impl Fixture {
     pub(crate) fn registers(&self) -> Vec<String> {
         self.server.ask(&["KEYS", "rediscope:reg:*"])
     }
-}
-
-fn tx_noop(tx: &mut rediscope::Block) -> rediscope::Queued<i64> {
-    tx.exists("nothing")
 }
 
 #[track_caller]

@@ -3,7 +3,8 @@
 //! Guarantee: exactly-once
 
 use super::fixture::{start, start_with};
-use crate::fixture::Fixture;
+use crate::fixture::proxied::warm;
+use crate::fixture::{Fixture, OF_ONE, add_on, add_on_each};
 use rediscope::prelude::*;
 use rediscope::{Begin, Outcome, TransactionOptions};
 
@@ -14,25 +15,29 @@ fn words(fixture: &Fixture) -> Vec<String> {
 #[test]
 fn the_first_transaction_arms_its_connection_and_the_next_ones_take_one_round_trip() {
     let fixture = start();
+    warm(&fixture.sessions);
     let handle = fixture.exactly_once();
-    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    words(&fixture);
+    for nth in 0..OF_ONE {
+        add_on(nth, &handle, "n");
+        assert_eq!(
+            words(&fixture),
+            ["SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"],
+            "armed, acknowledged, then committed and armed again"
+        );
+    }
     let before = fixture.proxy.turns();
-    let sent = words(&fixture);
-    let at = sent.iter().position(|word| word == "SET").unwrap();
-    assert_eq!(
-        sent[at..],
-        ["SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"],
-        "armed, acknowledged, then committed and armed again"
-    );
-    for nth in 2..=5 {
-        assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), nth);
+    for nth in (0..4).flat_map(|_| 0..OF_ONE) {
+        add_on(nth, &handle, "n");
         assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
     }
-    assert_eq!(fixture.proxy.turns() - before, 4, "one round trip each");
-    assert_eq!(fixture.number("n"), 5);
-    assert_eq!(fixture.registers().len(), 1, "one register for the one connection");
-    let ttl: i64 = fixture.server.ask(&["PTTL", &fixture.registers()[0]]);
-    assert!((3_500_000..=3_600_000).contains(&ttl), "{ttl}");
+    assert_eq!(fixture.proxy.turns() - before, 4 * OF_ONE as u64, "one round trip each");
+    assert_eq!(fixture.number("n"), 5 * OF_ONE as i64);
+    assert_eq!(fixture.registers().len(), OF_ONE, "one register a connection");
+    for register in fixture.registers() {
+        let ttl: i64 = fixture.server.ask(&["PTTL", &register]);
+        assert!((3_500_000..=3_600_000).contains(&ttl), "{ttl}");
+    }
 }
 
 #[test]
@@ -51,13 +56,24 @@ fn a_plain_transaction_disarms_the_connection_and_the_next_one_arms_it_again() {
     let fixture = start();
     let (fenced, plain) = (fixture.armed(), fixture.sessions.transactional());
     words(&fixture);
-    plain.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(words(&fixture), ["UNWATCH", "MULTI", "INCRBY", "EXEC"]);
-    plain.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    assert_eq!(words(&fixture), ["MULTI", "INCRBY", "EXEC"]);
-    fenced.run(|tx| Ok(tx.incr("n", 1))).unwrap();
-    let armed_again = ["SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"];
-    assert_eq!(words(&fixture), armed_again);
+    let sent: [(_, &[&str]); 3] = [
+        (&plain, &["UNWATCH", "MULTI", "INCRBY", "EXEC"]),
+        (&plain, &["MULTI", "INCRBY", "EXEC"]),
+        (&fenced, &["SET", "WATCH", "MULTI", "INCRBY", "SET", "EXEC", "WATCH"]),
+    ];
+    for (handle, expected) in sent {
+        add_on(0, handle, "n");
+        assert_eq!(words(&fixture), expected);
+    }
+    // A lane is armed again in the same write.
+    for nth in (1..).take(OF_ONE.saturating_sub(1)) {
+        add_on(nth, &plain, "n");
+        assert_eq!(words(&fixture), ["UNWATCH", "MULTI", "INCRBY", "EXEC", "WATCH"]);
+    }
+    for nth in (1..).take(OF_ONE.saturating_sub(1)) {
+        add_on(nth, &fenced, "n");
+        assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
+    }
 }
 
 #[test]
@@ -72,7 +88,7 @@ fn commands_that_end_a_watch_arm_the_connection_again_in_the_same_write() {
     drop(handle.watch(["w"]).begin().unwrap());
     crate::side::settled(&fixture.sessions);
     assert_eq!(words(&fixture), ["WATCH", "UNWATCH", "WATCH"]);
-    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    add_on(0, &handle, "n");
     assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
 }
 
@@ -87,7 +103,7 @@ fn a_conflict_is_the_users_own_and_leaves_the_connection_armed() {
     tx.incr("n", 1);
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
     words(&fixture);
-    handle.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    add_on(0, &handle, "n");
     assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
     assert_eq!(fixture.number("n"), 1);
 }
@@ -97,12 +113,14 @@ fn a_register_that_is_deleted_from_outside_is_no_conflict_and_no_error() {
     let fixture = start();
     let handle = fixture.armed();
     fixture.server.ask::<()>(&["FLUSHALL"]);
-    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    add_on_each(&handle, "n");
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
-    fixture.server.ask::<i64>(&["DEL", &fixture.registers()[0]]);
+    for register in fixture.registers() {
+        fixture.server.ask::<i64>(&["DEL", &register]);
+    }
     tx.commit().unwrap();
-    assert_eq!(fixture.number("n"), 2);
+    assert_eq!(fixture.number("n"), 1 + OF_ONE as i64);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn ids(server: &Server) -> BTreeSet<String> {
 fn a_server_that_became_a_replica_has_its_older_connections_replaced_once() {
     let (server, master) = (Server::start(), Server::start());
     let builder = SessionManager::builder(server.url()).max_size(CONNECTIONS as u32);
-    let sessions = builder.checkout_timeout(SOON).build_side().unwrap();
+    let sessions = builder.checkout_timeout(SOON).without_lanes().build_side().unwrap();
     let accounts = sessions.transactional();
     open_connections(&accounts);
     let before = ids(&server);

@@ -2,8 +2,8 @@
 //!
 //! Guarantee: in-doubt
 
-use crate::fixture::{LONG, SOON};
-use crate::side::BuildSide as _;
+use crate::fixture::{LONG, SOON, add_on};
+use crate::side::{BuildSide as _, LANES, open_lanes, open_pooled_lanes};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +31,8 @@ fn a_busy_connection_pays_no_extra_round_trip() {
     let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
     accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
     let _: i64 = db.incr("n", 1).unwrap();
+    open_lanes(&sessions, "n");
+    open_pooled_lanes(&sessions, "n");
     let turns = proxy.turns();
     (0..1000).for_each(|_| _ = accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap());
     assert_eq!(proxy.turns() - turns, 1000, "transactions");
@@ -133,18 +135,27 @@ fn after_one_death_every_older_connection_is_checked_first() {
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
-    // All eight are trusted. The first dies under its EXEC; the others at their check. Without
-    // a check the transaction would be in doubt.
+    open_lanes(&sessions, "n");
+    // All eight are trusted, and so are the lanes. The first dies under its EXEC; the others at their check.
+    // Without a check the transaction would be in doubt.
     proxy.arm(Script::from((AfterCommandNamed("EXEC"), Cut)).once());
-    let first = accounts.run(|tx| Ok(tx.incr("first", 1)));
+    let guard = || -> Result<(), Error> {
+        let mut tx = accounts.begin()?;
+        tx.incr("n", 1);
+        tx.commit().map(drop)
+    };
+    let first = guard();
     let in_doubt = |error: &Error| matches!(error.as_commit(), Some(CommitError::InDoubt(_)));
     assert!(first.as_ref().is_err_and(in_doubt), "{first:?}");
     proxy.arm((BeforeReplyTo("MULTI"), Cut));
     proxy.script(Which::All, Script::new());
-    let reported: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
+    let run = |_| accounts.run(|tx| Ok(tx.incr("n", 1))).map(drop);
+    let reported: Vec<_> = (0..8).map(|_| guard()).chain((0..LANES).map(run)).collect();
     assert!(reported.iter().all(Result::is_ok), "{reported:?}");
-    assert_eq!(proxy.fired(), 8);
-    assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
+    assert_eq!(proxy.fired(), 8 + LANES);
+    // The first one may have been applied.
+    let n: usize = server.ask(&["GET", "n"]);
+    assert!((8 + LANES..=9 + LANES).contains(&n), "{n}");
 }
 
 #[test]
@@ -156,9 +167,11 @@ fn connections_that_are_known_to_be_dead_cost_no_call_anything_though_all_are_tr
     let accounts = sessions.transactional();
     let scopes: Vec<_> = (0..8).map(|_| accounts.begin().unwrap()).collect();
     drop(scopes);
+    open_lanes(&sessions, "n");
     proxy.cut_all();
-    let reported: Vec<_> = (0..8).map(|_| accounts.run(|tx| Ok(tx.incr("n", 1)))).collect();
-    assert!(reported.iter().all(Result::is_ok), "{reported:?}");
+    for nth in 0..8 {
+        add_on(nth % 2, &accounts, "n");
+    }
     assert_eq!(server.ask::<u32>(&["GET", "n"]), 8);
 }
 
@@ -167,8 +180,9 @@ fn a_restart_costs_at_most_one_doubt_per_busy_connection() {
     const CONNECTIONS: u32 = 8;
     const KILLS: u32 = 12;
     let server = Server::start();
-    let sessions =
-        SessionManager::builder(server.url()).max_size(CONNECTIONS).build_side().unwrap();
+    // A lane has the blocks of several callers, and so may have several in doubt.
+    let builder = SessionManager::builder(server.url()).max_size(CONNECTIONS).without_lanes();
+    let sessions = builder.build_side().unwrap();
     let over = AtomicBool::new(false);
     // What each thread's calls returned: committed, in doubt.
     let reported: Vec<(String, u32, u32)> = thread::scope(|scope| {
@@ -188,6 +202,8 @@ fn a_restart_costs_at_most_one_doubt_per_busy_connection() {
             })
         };
         let threads: Vec<_> = (0..CONNECTIONS).map(busy).collect();
+        // Also if what follows fails.
+        scopeguard::defer! { over.store(true, Ordering::Release) }
         for _ in 0..KILLS {
             // The same for a connection as a restart, but the counters survive it.
             let connects = sessions.status().transactional.counts.connects;

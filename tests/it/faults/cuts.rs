@@ -14,13 +14,13 @@ use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::side::SessionManager;
+use crate::side::{LANES, SessionManager};
 use redis::cmd;
 use rediscope::prelude::*;
 use rediscope::{Begin, RetryPolicy, TransactionOptions};
 
 use super::forms::{Attempt, Keys};
-use super::model::{Applied, FORMS, Form, KINDS, Point, Reported, is_known};
+use super::model::{Applied, At, FORMS, Form, KINDS, Point, Reported, is_known};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for, unique};
@@ -217,6 +217,7 @@ impl Group {
         let (reported, applied) = self.expected(nth);
         server.ask::<()>(&["SET", &keys.watched, "7"]);
         clean_caller(sessions, server, &keys.watched)?;
+        crate::side::open_lanes(sessions, "nothing");
 
         let fired = proxy.fired();
         // The last of the user's gaps before the cut: what has the same name earlier is spared.
@@ -252,6 +253,10 @@ impl Group {
         let status = sessions.status().transactional;
         if (status.in_use, status.waiting) != (0, 0) || status.size > 1 {
             return Err(format!("the pool was not whole when the call returned: {status}"));
+        }
+        if point.at == At::Over && !is_known(self.kind) {
+            // A trusted lane learns of a silence by a reply that does not come.
+            crate::side::open_lanes(sessions, "nothing");
         }
         clean_caller(sessions, server, &unique("unrelated"))?;
         if applied == Applied::OnceLate && self.applied(server, nth)? {
@@ -296,7 +301,7 @@ impl Group {
 }
 
 /// Works on whatever connection the pool has: first with a change of `key`, which a WATCH left
-/// behind would not forgive, then once more, so that a reply too many would be noticed.
+/// behind would not forgive, then once more, so that a reply too many would be noticed. Then on the lanes.
 fn clean_caller(sessions: &SessionManager, server: &Server, key: &str) -> Result<(), String> {
     server.ask::<()>(&["SET", key, "7"]);
     let unrelated = unique("next");
@@ -314,6 +319,17 @@ fn clean_caller(sessions: &SessionManager, server: &Server, key: &str) -> Result
             .map_err(|error| format!("the next borrower: {error}"))?;
         if (echo, number) != (word, nth) {
             return Err("the next borrower was given another caller's replies".to_owned());
+        }
+    }
+    for nth in (0..).take(LANES) {
+        let accounts =
+            sessions.transactional().with(TransactionOptions::new().retry(RetryPolicy::never()));
+        let run =
+            accounts.run(|tx| Ok((tx.append(&unrelated, "."), tx.get::<_, String>(&unrelated))));
+        let (length, text) =
+            run.map_err(|error| format!("the next borrower of a lane: {error}"))?;
+        if (length as usize, text) != (2 + nth, format!("2{}", ".".repeat(nth + 1))) {
+            return Err("the next borrower of a lane was given another caller's replies".to_owned());
         }
     }
     server.ask::<()>(&["DEL", &unrelated]);

@@ -4,7 +4,7 @@
 //! Guarantee: dead-connections
 
 use crate::fixture::{SOON, Way};
-use crate::side::BuildSide as _;
+use crate::side::{BuildSide as _, open_lanes, open_pooled_lanes};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -103,6 +103,8 @@ const USES: &[(&str, bool, Use)] = &[
 
 /// Uses every connection of the pool at the same time, so that none of them is dead.
 fn warm(sessions: &SessionManager, pooled: bool) {
+    open_lanes(sessions, "n");
+    open_pooled_lanes(sessions, "n");
     if !pooled {
         let immediate = TransactionOptions::new().begin(Begin::Immediate);
         let accounts = sessions.transactional().with(immediate);

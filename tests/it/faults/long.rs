@@ -3,8 +3,8 @@
 //!
 //! Guarantee: replies-of-every-size
 
-use crate::fixture::SOON;
-use crate::side::BuildSide as _;
+use crate::fixture::{OF_ONE, SOON, add_on};
+use crate::side::{BuildSide as _, open_lanes, open_pooled_lanes};
 use std::time::Duration;
 
 use crate::side::SessionManager;
@@ -30,7 +30,9 @@ fn fixture() -> (Server, Proxy, SessionManager, Vec<u8>) {
         .unwrap();
     let value: Vec<u8> = (0..LONG).map(|n| (n % 251) as u8).collect();
     sessions.pooled().set::<_, _, ()>("long", &value).unwrap();
-    sessions.transactional().run(|tx| Ok(tx.incr("before", 1))).unwrap();
+    sessions.transactional().begin().unwrap().commit().unwrap();
+    open_lanes(&sessions, "before");
+    open_pooled_lanes(&sessions, "before");
     (server, proxy, sessions, value)
 }
 
@@ -47,6 +49,7 @@ fn a_read_whose_long_reply_was_cut_is_sent_again() {
             let before = sessions.status().pooled.counts.connects;
             proxy.arm(inside("GET", bytes, fault));
             assert_eq!(db.get::<_, Vec<u8>>("long").unwrap(), value, "{bytes} {fault:?}");
+            open_pooled_lanes(&sessions, "before");
             assert_eq!(sessions.status().pooled.counts.connects, before + 1, "{bytes} {fault:?}");
         }
     }
@@ -71,12 +74,13 @@ fn a_transaction_whose_long_reply_was_cut_is_in_doubt_and_applied_once() {
             assert_eq!(error.applied(), Applied::Unknown);
             doubts += 1;
             assert_eq!(server.ask::<u32>(&["GET", "n"]), doubts);
-            accounts.run(|tx| Ok(tx.incr("after", 1))).unwrap();
+            add_on(0, &accounts, "after");
+            open_lanes(&sessions, "before");
         }
     }
     proxy.disarm();
     assert_eq!(server.ask::<u32>(&["GET", "after"]), doubts);
-    eventually(SOON, "the cut connections are gone", || server.clients() == 2);
+    eventually(SOON, "the cut connections are gone", || server.clients() == 2 * OF_ONE);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //!
 //! Guarantee: the-pooled-handle
 
-use crate::fixture::{SLACK, SOON};
-use crate::side::BuildSide as _;
+use crate::fixture::{SLACK, SOON, add_on_each_pooled};
+use crate::side::{BuildSide as _, LANES, open_pooled_lanes};
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -133,7 +133,8 @@ impl Cell {
         let sessions = builder.build_side().unwrap();
         let mut db = sessions.pooled();
         let (key, warm) = (unique("cell"), unique("warm"));
-        let _: i64 = db.incr(&warm, 1).unwrap();
+        add_on_each_pooled(&mut db, &warm);
+        open_pooled_lanes(&sessions, &warm);
         let fired = proxy.fired();
         self.arm(&proxy);
         let begun = Instant::now();
@@ -169,6 +170,11 @@ impl Cell {
         let echo: String =
             redis::cmd("ECHO").arg(&word).query(&mut db).map_err(|e| e.to_string())?;
         assert_eq!(echo, word, "{self:?}: the next borrower was given another reply");
+        for _ in (0..).take(LANES) {
+            let text: String = db.get(&warm).map_err(|e| e.to_string())?;
+            let right: String = server.ask(&["GET", &warm]);
+            assert_eq!(text, right, "{self:?}: the next borrower of a lane");
+        }
         let count = || server.ask::<Option<u32>>(&["GET", &key]).unwrap_or(0);
         try_for(SOON, || (count() >= executions).then_some(()));
         // When the proxy is gone nothing is on its way any more.

@@ -3,9 +3,10 @@
 //!
 //! Guarantee: pools
 
+use crate::fixture::SOON;
 use crate::side::BuildSide as _;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use rediscope_testing::proxy::Trigger::{
 };
 use rediscope_testing::proxy::{Proxy, Which};
 use rediscope_testing::server::Server;
+use rediscope_testing::try_for;
 
 const CONNECT: Duration = Duration::from_millis(800);
 /// Time enough for a busy machine to try more often than it must.
@@ -128,11 +130,22 @@ fn dies_again_and_again(min_idle: u32, tear: fn(&Proxy)) {
     let sessions = builder.checkout_timeout(CHECKOUT).build_side().unwrap();
     let options = TransactionOptions::new().begin(Begin::Immediate).retry(RetryPolicy::never());
     let accounts = sessions.transactional().with(options);
-    let over = AtomicBool::new(false);
+    let (over, done) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !over.load(Ordering::Acquire) {
+            let mut seen = 0;
+            for nth in 1.. {
+                if over.load(Ordering::Acquire) {
+                    break;
+                }
                 tear(&proxy);
+                // If all handshakes ended for long, the server would seem to be a proxy without transactions.
+                if nth % 2 == 0 {
+                    let moved =
+                        || done.load(Ordering::Acquire) != seen || over.load(Ordering::Acquire);
+                    try_for(SOON, || moved().then_some(()));
+                    seen = done.load(Ordering::Acquire);
+                }
                 // The pace of the faults: a handshake has to fit in between.
                 thread::sleep(PACE.mul_f64(fastrand::f64()));
             }
@@ -141,13 +154,14 @@ fn dies_again_and_again(min_idle: u32, tear: fn(&Proxy)) {
             scope.spawn(|| {
                 for _ in 0..60 {
                     match accounts.run(|tx| Ok(tx.incr("n", 1))) {
-                        Err(Error::Checkout(error)) => panic!("{error}"),
+                        Err(Error::Checkout(error)) => panic!("{error:#}"),
                         Err(Error::Commit(error)) if error.is_retryable() => {
                             let checkout = std::error::Error::source(&error)
                                 .and_then(|source| source.downcast_ref::<CheckoutError>());
                             assert!(checkout.is_none(), "{error}");
                         }
                         // Committed, or in doubt: another test checks what is returned.
+                        Ok(_) => _ = done.fetch_add(1, Ordering::AcqRel),
                         _ => {}
                     }
                 }

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::side::SessionManager;
+use crate::side::{LANES, SessionManager, open_lanes, open_pooled_lanes};
 use rediscope::Error;
 use rediscope::prelude::*;
 
@@ -67,6 +67,8 @@ fn with_idle_connections() -> Fixture {
         });
         fixture.sessions.status().pooled.idle == CONNECTIONS
     });
+    open_lanes(&fixture.sessions, "none");
+    open_pooled_lanes(&fixture.sessions, "none");
     let quiet = Instant::now();
     eventually(SOON, "the trust window is over", || quiet.elapsed() > 10 * WINDOW);
     let status = fixture.sessions.status();
@@ -83,7 +85,8 @@ impl Fixture {
                 self.server.config_set("timeout", "0");
             }
             Death::ClientKill => {
-                assert_eq!(self.server.kill_all_clients_except_me(), 2 * CONNECTIONS as usize);
+                let killed = self.server.kill_all_clients_except_me();
+                assert_eq!(killed, 2 * (CONNECTIONS as usize + LANES));
                 self.all_gone();
             }
             Death::Sigterm => self.server.restart_on_same_port(),
@@ -144,11 +147,13 @@ fn transaction(sessions: &SessionManager, how: Use) -> Result<(), Error> {
 }
 
 fn command(sessions: &SessionManager, nth: u32) -> Result<(), Error> {
-    let mut db = sessions.pooled();
-    if nth.is_multiple_of(2) {
-        let _: i64 = db.incr("commands", 1)?;
-    } else {
-        let _: Option<String> = db.get("none")?;
+    let (mut db, mut pipe) = (sessions.pooled(), redis::pipe());
+    match nth % 4 {
+        0 => db.incr::<_, _, ()>("commands", 1)?,
+        1 => assert_eq!(db.get::<_, Option<String>>("none")?, None),
+        // These have a connection alone.
+        2 => pipe.incr("commands", 1).get("none").exec(&mut db)?,
+        _ => pipe.get("none").get("none").exec(&mut db)?,
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! Guarantee: deadlines
 
-use crate::fixture::SOON;
+use crate::fixture::proxied::warm;
+use crate::fixture::{OF_ONE, SOON, add_on_each};
 use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ fn narrow_for(response: Duration) -> (Server, Proxy, SessionManager) {
         .flush_bytes(2 * BIG)
         .build_side()
         .unwrap();
-    sessions.transactional().run(|tx| Ok(tx.incr("before", 1))).unwrap();
+    warm(&sessions);
     (server, proxy, sessions)
 }
 
@@ -81,8 +82,8 @@ fn a_write_that_stops_in_the_middle_was_not_sent_and_is_never_applied() {
     // What came half-way arrives after all, and so does its end.
     proxy.disarm();
     proxy.release();
-    sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
-    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    add_on_each(&sessions.transactional(), "after");
+    eventually(SOON, "the old connection is gone", || server.clients() == OF_ONE);
     assert!(!server.ask::<bool>(&["EXISTS", "n", "big"]));
 }
 
@@ -97,7 +98,7 @@ fn a_block_whose_write_stopped_in_the_middle_is_sent_again_and_applied_once() {
     });
     assert_eq!(n.unwrap(), 1);
     proxy.release();
-    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    eventually(SOON, "the old connection is gone", || server.clients() == OF_ONE);
     assert_eq!(server.ask::<u32>(&["GET", "n"]), 1);
     assert_eq!(server.ask::<usize>(&["STRLEN", "big"]), BIG);
 }
@@ -115,8 +116,8 @@ fn a_write_that_crawls_ends_at_its_deadline() {
     assert!(matches!(error, Error::Commit(CommitError::NotSent { .. })), "{error}");
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     proxy.set_delays(Duration::ZERO, Duration::ZERO);
-    sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
-    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    add_on_each(&sessions.transactional(), "after");
+    eventually(SOON, "the old connection is gone", || server.clients() == OF_ONE);
     assert!(!server.ask::<bool>(&["EXISTS", "n"]));
 }
 
@@ -133,8 +134,8 @@ fn the_first_write_of_a_new_connection_ends_in_time_too() {
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
     proxy.disarm();
     proxy.release();
-    sessions.transactional().run(|tx| Ok(tx.incr("after", 1))).unwrap();
-    eventually(SOON, "the old connection is gone", || server.clients() == 1);
+    add_on_each(&sessions.transactional(), "after");
+    eventually(SOON, "the old connection is gone", || server.clients() == OF_ONE);
     assert!(!server.ask::<bool>(&["EXISTS", "n", "big"]));
 }
 

@@ -13,7 +13,8 @@ use rediscope::error::{Applied, PinExpired};
 use rediscope::prelude::*;
 
 use crate::fixture::proxied::{
-    Proxied, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, pool_is_whole,
+    Proxied, assert_outcome, client_ids, exists, get, no_connection_is_in_multi, one_is_gone,
+    pool_is_whole,
 };
 use rediscope_testing::eventually;
 
@@ -26,6 +27,7 @@ fn hasty(fixture: &Proxied) -> SessionManager {
     // Making it warm is a scope too.
     let sessions = builder.build_side().unwrap();
     assert_eq!(sessions.transactional().run(|tx| Ok(tx.ping())).unwrap(), "PONG");
+    crate::side::open_lanes(&sessions, "nothing");
     fixture.journal();
     sessions
 }
@@ -36,7 +38,7 @@ fn is_reclaimed(fixture: &Proxied, sessions: &SessionManager) {
     let before = client_ids(&fixture.server);
     eventually(SOON, "the scope is taken back", || sessions.status().transactional.in_use == 0);
     pool_is_whole(sessions, &fixture.server);
-    eventually(SOON, "its connection is gone", || client_ids(&fixture.server).is_disjoint(&before));
+    one_is_gone(&fixture.server, &before);
     no_connection_is_in_multi(&fixture.server);
 }
 

@@ -30,7 +30,9 @@ fn one_connection(url: String) -> SessionManager {
 #[track_caller]
 fn capacity_comes_back(sessions: &SessionManager, server: &Server) {
     let begun = Instant::now();
-    let other = sessions.transactional().run(|tx| Ok(tx.incr("others", 1)));
+    let mut other = sessions.transactional().begin().unwrap();
+    other.incr("others", 1);
+    let other = other.commit();
     assert!(other.is_ok(), "{other:?} after {:?}", begun.elapsed());
     let status = sessions.status().transactional;
     assert_eq!((status.in_use, status.size, status.waiting), (0, 1, 0), "{status}");

@@ -1,7 +1,7 @@
 //! The fixture of the tests of the pooled handle.
 
-use crate::fixture::LONG;
-use crate::side::{BuildSide as _, Pooled, SessionManager};
+use crate::fixture::{LONG, OF_ONE, add_on_each_pooled};
+use crate::side::{BuildSide as _, Pooled, SessionManager, open_pooled_lanes};
 use std::collections::BTreeSet;
 
 use rediscope::error::Applied;
@@ -15,10 +15,11 @@ pub(crate) fn sized(url: &str, max_size: u32) -> Builder {
     SessionManager::builder(url).max_size(max_size)
 }
 
-/// Trusted once it is open, and one connection is open.
+/// Trusted once it is open. One connection is open, and so are the lanes.
 pub(crate) fn trusting(url: &str) -> SessionManager {
     let sessions = sized(url, 1).trust_window(LONG).build_side().unwrap();
-    assert!(redis::ConnectionLike::check_connection(&mut sessions.pooled()));
+    id(&mut sessions.pooled());
+    open_pooled_lanes(&sessions, "nothing");
     sessions
 }
 
@@ -31,6 +32,9 @@ pub(crate) fn pool_is_whole(sessions: &SessionManager, server: &Server) {
     assert_eq!(db.incr::<_, _, i64>(&key, 1).unwrap(), 1);
     assert_eq!(server.ask::<i64>(&["GET", &key]), 1);
     assert_eq!(db.get_del::<_, i64>(&key).unwrap(), 1);
+    open_pooled_lanes(sessions, &key);
+    add_on_each_pooled(&mut db, &key);
+    assert_eq!(db.get_del::<_, usize>(&key).unwrap(), OF_ONE);
     assert_eq!(sessions.status().pooled.in_use, 0);
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Guarantee: the-pooled-handle
 
+use crate::fixture::OF_ONE;
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
@@ -35,8 +36,8 @@ fn eight_threads_take_turns_on_one_connection() {
     assert_eq!(turns.len(), 800);
     assert!(changes > 100, "they came one after the other: {changes} changes");
     let counts = sessions.status().pooled.counts;
-    assert_eq!((counts.connects, counts.refused), (1, 0));
-    assert_eq!(server.clients(), 1);
+    assert_eq!((counts.connects, counts.refused), (OF_ONE as u64, 0));
+    assert_eq!(server.clients(), OF_ONE);
     pool_is_whole(&sessions, &server);
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Guarantee: checkout-errors
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{LONG, SOON, immediate};
 use crate::side::{BuildSide as _, SessionManager, Transactional};
 use std::thread;
 use std::time::Duration;
@@ -127,7 +127,8 @@ fn a_run_that_finds_no_connection_is_not_sent_and_its_closure_ran_once() {
     let accounts = sessions.transactional();
     let held = accounts.begin().unwrap();
     let mut runs = 0;
-    let error = accounts.run(|tx| {
+    // A block that no lane carries.
+    let error = accounts.with(immediate()).run(|tx| {
         runs += 1;
         Ok(tx.set("key", 1))
     });

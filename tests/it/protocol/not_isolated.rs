@@ -2,7 +2,7 @@
 //!
 //! Guarantee: not-isolated, which-reply-proves-what
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{LONG, OF_ONE, SOON};
 use crate::side::{BuildSide as _, SessionManager, Transactional};
 use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind, ReplyError};
 use rediscope::prelude::*;
@@ -44,7 +44,11 @@ impl Operated {
     /// when it is allowed again all is well.
     #[track_caller]
     fn recovers(&self, sessions: &SessionManager) {
-        eventually(SOON, "the connection is closed", || self.server.clients() == 0);
+        eventually(SOON, "the connection is closed", || self.server.clients() == OF_ONE - 1);
+        self.proxy.cut_all();
+        eventually(SOON, "the others are closed", || self.server.clients() == 0);
+        // The client's kernel may learn of it a moment later.
+        eventually(SOON, "begin fails", || sessions.transactional().begin().is_err());
         match sessions.transactional().begin().map(drop) {
             Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
                 assert_eq!(source.kind(), ConnectionErrorKind::Refused);

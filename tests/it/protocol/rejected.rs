@@ -3,7 +3,7 @@
 //!
 //! Guarantee: rejected
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::LONG;
 use crate::side::{BuildSide as _, SessionManager};
 use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind};
 use rediscope::prelude::*;
@@ -11,9 +11,9 @@ use rediscope::redis::Commands;
 use rediscope::{CommitError, Error};
 
 use crate::fixture::proxied::{
-    Proxied, assert_outcome, client_ids, commit_error, exists, get, pool_is_whole, warm,
+    Proxied, assert_outcome, client_ids, commit_error, exists, get, one_is_gone, pool_is_whole,
+    warm,
 };
-use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
 /// What a `Rejected` names: the command's index, its name, the server's code.
@@ -94,16 +94,17 @@ fn the_first_refusal_is_the_one_that_is_returned() {
     pool_is_whole(&sessions, &fixture.server);
 }
 
-/// As a user that an ACL restricts. `on` the rules come behind everything being allowed.
+/// As a user that an ACL restricts, once the connections are open. The rules come behind everything being allowed.
 fn restricted(server: &Server, rules: &[&str]) -> SessionManager {
     let all = ["SETUSER", "app", "reset", "on", ">secret", "~*", "&*", "+@all"];
-    server.acl(&[&all, rules].concat());
+    server.acl(&all);
     let sessions = SessionManager::builder(server.url_as("app", "secret"))
         .max_size(1)
         .trust_window(LONG)
         .build_side()
         .unwrap();
     warm(&sessions);
+    server.acl(&[&["SETUSER", "app"], rules].concat());
     sessions
 }
 
@@ -217,6 +218,6 @@ fn a_connection_that_may_not_be_cleaned_is_replaced() {
         // If the next caller still watched it, its commit would be a conflict.
         server.ask::<()>(&["INCR", "key"]);
         pool_is_whole(&sessions, &server);
-        eventually(SOON, "the old one is closed", || client_ids(&server).is_disjoint(&before));
+        one_is_gone(&server, &before);
     }
 }

@@ -12,8 +12,7 @@ use rediscope::error::{Applied, ReplyError, Resolution};
 use rediscope::prelude::*;
 use rediscope::{Begin, Builder, CommitError, Condition, Error, TransactionOptions};
 
-use crate::fixture::proxied::{Proxied, assert_outcome, exists, get, pool_is_whole};
-use rediscope_testing::eventually;
+use crate::fixture::proxied::{Proxied, assert_outcome, exists, get, one_is_gone, pool_is_whole};
 use rediscope_testing::front::Front;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -179,6 +178,7 @@ impl Way {
             .unwrap()
             .discard()
             .unwrap();
+        crate::side::open_lanes(&self.sessions, "nothing");
     }
 
     /// One transaction under a rule: what it returned, and how often it was applied.
@@ -315,9 +315,7 @@ fn a_connection_with_a_doubt_is_closed_and_never_used_again() {
         doubt(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))), "run");
         fixture.proxy.disarm();
         pool_is_whole(&sessions, &fixture.server);
-        eventually(SOON, "its connection is gone", || {
-            crate::fixture::proxied::client_ids(&fixture.server).is_disjoint(&before)
-        });
+        one_is_gone(&fixture.server, &before);
     }
     assert_eq!(get(&fixture.server, "n").unwrap(), "2");
 }

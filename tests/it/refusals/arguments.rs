@@ -5,6 +5,7 @@
 //!
 //! Guarantee: settings
 
+use crate::fixture::add_on;
 use crate::side::BuildSide as _;
 use std::collections::BTreeSet;
 use std::fs;
@@ -118,7 +119,7 @@ impl Target {
         let sessions = SessionManager::connect(proxy.url()).unwrap();
         let once = TransactionOptions::new().exactly_once();
         let accounts = sessions.transactional().with(once);
-        accounts.run(|tx| Ok(tx.incr("d", 1))).unwrap();
+        add_on(0, &accounts, "d");
         proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::Cut));
         proxy.refuse_new(true);
         let mut tx = accounts.begin().unwrap();

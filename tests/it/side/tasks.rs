@@ -13,10 +13,10 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, FromRedisValue, RedisResult, ToRedisArgs, ToSingleRedisArg, Value};
-use rediscope::commands::QueueCommands;
+use rediscope::commands::{KeyCommands as _, QueueCommands};
 use rediscope::error::{CommitToken, ConfigError, InDoubt, Resolution};
 use rediscope::lock::{HoldToken, LockHolder};
-use rediscope::status::{Closed, OpenScope, Status};
+use rediscope::status::{Closed, OpenScope, PoolStatus, Status};
 use rediscope::{
     Block, Builder, Condition, Error, IntoAddress, IntoKeys, Mode, Outcome, Plain, Replies,
     Resolve, RetryPolicy, TransactionOptions, Watched, WatchedRead, aio,
@@ -46,11 +46,8 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     builder.worker_threads(2).thread_name("side-of-tasks").enable_all().build().unwrap()
 });
 
-/// Number of lanes. Most suites count the connections of a pool, so by default each block has one of its own.
-static LANES: LazyLock<u32> = LazyLock::new(|| {
-    let lanes = std::env::var("REDISCOPE_TEST_LANES").ok();
-    lanes.map_or(0, |lanes| lanes.parse().expect("a number of lanes"))
-});
+/// Number of connections that a pool has in addition to `max_size`: the library's default number of lanes.
+pub(crate) const LANES: usize = 2;
 
 struct Unpark {
     thread: Thread,
@@ -93,6 +90,35 @@ pub(crate) fn settled(sessions: &SessionManager) {
     });
 }
 
+/// Opens each lane of the transactional handle, in the slot of `key`, if there are lanes.
+#[track_caller]
+pub(crate) fn open_lanes(sessions: &SessionManager, key: &str) {
+    let block = || wait(sessions.inner.transactional().run(|tx| Ok(tx.exists(key)))).map(drop);
+    open_each(block, || sessions.status().transactional);
+}
+
+/// The same for the pooled handle.
+#[track_caller]
+pub(crate) fn open_pooled_lanes(sessions: &SessionManager, key: &str) {
+    let read = || {
+        let exists = redis::cmd("EXISTS").arg(key).take();
+        exists.query::<i64>(&mut sessions.pooled()).map(drop).map_err(Error::from)
+    };
+    open_each(read, || sessions.status().pooled);
+}
+
+/// The calls use the lanes in turn. One whose turn it is has a connection opened, if it has none.
+#[track_caller]
+fn open_each(call: impl Fn() -> Result<(), Error>, status: impl Fn() -> PoolStatus) {
+    // So a lane whose connection is dead has noticed it.
+    (0..LANES).for_each(|_| drop(call()));
+    eventually(SOON, "each lane is open", || {
+        let open = call().is_ok();
+        // In a cluster, each node has all of its lanes, or none yet.
+        open && status().lanes.open.is_multiple_of(LANES)
+    });
+}
+
 /// Sends what `tx` has queued, which stays until the commit otherwise.
 #[track_caller]
 pub(crate) fn send_ahead<M: Mode>(tx: &mut Transaction<M>) {
@@ -126,11 +152,18 @@ impl ResolveDoubt for InDoubt {
 /// `builder.build()` on this side.
 pub(crate) trait BuildSide {
     fn build_side(self) -> Result<SessionManager, ConfigError>;
+
+    /// Each block and each command has a connection of the pool, which the test is about.
+    fn without_lanes(self) -> Self;
 }
 
 impl BuildSide for Builder {
     fn build_side(self) -> Result<SessionManager, ConfigError> {
-        Ok(SessionManager { inner: self.lanes(*LANES).build_async()? })
+        Ok(SessionManager { inner: self.build_async()? })
+    }
+
+    fn without_lanes(self) -> Self {
+        self.lanes(0)
     }
 }
 

@@ -291,9 +291,11 @@ impl ServerPool for StubPool {
             })
             .await;
         Ok(match exchanged {
-            Err(Interruption { left, cause }) => {
-                BatchResponse::Interrupted(Interrupted { left: left.is_none(), cause })
-            }
+            Err(Interruption { left, cause }) => BatchResponse::Interrupted(Interrupted {
+                left: left.is_none(),
+                trusted: true,
+                cause,
+            }),
             Ok(()) => match own.kind {
                 RequestKind::Block { .. } => BatchResponse::Block(collector.verdict()),
                 RequestKind::Read => BatchResponse::Read(values.remove(0)),
