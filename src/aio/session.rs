@@ -330,7 +330,8 @@ impl SessionManager {
     /// progress fails, and later calls fail with [`PinExpired`](crate::error::PinExpired). A command that
     /// waits on the server (`BLPOP` and similar) ends at once, with [`Error::Lost`](crate::Error::Lost).
     /// The output counts what was still open after `timeout`. When the future is ready, no task of the
-    /// manager is alive, unless a lock is held.
+    /// manager is alive, unless a lock is held. If the program blocks the runtime's threads, their end is
+    /// awaited for 5 seconds at most.
     ///
     /// Held locks are extended until `timeout` is over. They can be released before and after it,
     /// and are never taken from a living guard: see [`Closed::locks`]. The tasks that release them end

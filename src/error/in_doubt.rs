@@ -31,7 +31,8 @@ use crate::text::display;
 /// return after EXEC ran. [`cause`](Self::cause) has that error.
 ///
 /// If the transaction was [`exactly_once`](crate::TransactionOptions::exactly_once),
-/// [`resolve`](Self::resolve) finds out; otherwise read your own data.
+/// [`resolve`](Self::resolve) finds out; otherwise read your own data. Such a value keeps the session
+/// manager's pools open, also after the last handle was dropped.
 #[derive(Clone)]
 pub struct InDoubt {
     source: ConnectionError,

@@ -648,10 +648,11 @@ fn the_report_shows_the_lanes_and_where_each_call_is() {
 #[test]
 fn a_block_on_a_lane_is_reported_as_a_transaction_and_the_lane_as_a_connection() {
     let (server, runtime) = (Server::start(), runtime());
-    let seen = crate::measured::recorder::Seen::default();
-    let builder = rediscope::SessionManager::builder(server.url()).lanes(1).pool_name("orders");
+    let (seen, proxy) = (crate::measured::recorder::Seen::default(), Proxy::to(&server));
+    let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1).max_in_flight(1);
     // The levels are reported often.
-    let builder = builder.pin_warning(Some(Duration::from_millis(20)));
+    let builder = builder.pool_name("orders").pin_warning(Some(Duration::from_millis(20)));
+    let builder = builder.connect_timeout(SOON).response_timeout(SOON).checkout_timeout(4 * SOON);
     let sessions = ::metrics::with_local_recorder(&seen, || builder.build_async()).unwrap();
     let handle = sessions.transactional();
     for n in 1..=3 {
@@ -663,6 +664,20 @@ fn a_block_on_a_lane_is_reported_as_a_transaction_and_the_lane_as_a_connection()
     assert_eq!(seen.values("db.client.connection.create_time", pool).len(), 1);
     eventually(SOON, "the lane is reported", || seen.connections("lane", pool) == 1);
     assert_eq!((seen.connections("used", pool), seen.connections("idle", pool)), (0, 0));
+    let pending = || seen.level("db.client.connection.pending_requests", pool);
+    assert_eq!(pending(), 0);
+    proxy.arm((Trigger::Now, Fault::HoldReplies));
+    let calls = [(); 2].map(|()| {
+        let handle = handle.clone();
+        runtime.spawn(async move { handle.run(|tx| Ok(tx.incr("n", 1))).await })
+    });
+    eventually(SOON, "one call waits for a place in the lane", || pending() == 1);
+    proxy.disarm();
+    proxy.release();
+    for call in calls {
+        runtime.block_on(call).unwrap().unwrap();
+    }
+    eventually(SOON, "none waits", || pending() == 0);
     runtime.block_on(sessions.close(SOON));
     eventually(SOON, "none is left", || seen.connections("lane", pool) == 0);
 }

@@ -180,7 +180,8 @@ impl TaskPool {
             pool.tend_idle();
             levels.report(|| {
                 let [size, idle] = pool.idle.sizes().map(|size| size as usize);
-                [idle, size - idle, pool.lanes.open(), pool.permits.waiting()]
+                let waiting = pool.permits.waiting() + pool.lanes.status().waiting;
+                [idle, size - idle, pool.lanes.open(), waiting]
             });
             Some(period)
         });
