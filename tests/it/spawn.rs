@@ -570,3 +570,55 @@ fn a_future_that_was_never_polled_is_dropped_outside_of_a_runtime() {
         });
     });
 }
+
+/// The size of the future that a call returns, which is not run.
+fn size<F: Future>(call: F) -> usize {
+    size_of_val(&call)
+}
+
+#[test]
+fn a_calls_future_is_small_enough_to_be_moved() {
+    let server = Server::start();
+    let sessions = connect(&server, 2);
+    let accounts = sessions.transactional();
+    let once = accounts.with(TransactionOptions::new().exactly_once());
+    let mut db = sessions.pooled();
+    let queue = |tx: &mut Block| Ok((tx.incr("a", 1), tx.incr("b", 1)));
+    let (runtime, lock) = (several(), sessions.lock("l"));
+    let guard = runtime.block_on(accounts.begin()).unwrap();
+    let guards_commit = size(guard.commit());
+    let watching = runtime.block_on(accounts.watch(["a"]).begin()).unwrap();
+    let watched_commit = size(watching.multi().commit());
+    let watch = accounts.watch(["a"]);
+    let mut tries = accounts.watch(["a"]).tries();
+    let condition = accounts.require(Condition::exists("a"));
+    // A closure is part of its future, and so is the future that an async one returns.
+    let sizes = [
+        ("run", size(accounts.run(queue)), 1024),
+        ("run, exactly once", size(once.run(queue)), 1024),
+        ("submit", size(once.submit(queue).unwrap()), 1024),
+        ("pooled", size(db.get::<_, i64>("a")), 256),
+        ("begin", size(accounts.begin()), 4096),
+        ("commit", guards_commit, 4096),
+        ("commit, watched", watched_commit, 4096),
+        ("watch, begin", size(watch.begin()), 4096),
+        (
+            "watch, run",
+            size(watch.run(async |read, tx| {
+                let a: i64 = read.get("a").await?;
+                Ok(tx.set("a", a))
+            })),
+            8192,
+        ),
+        ("tries", size(tries.next()), 4096),
+        ("require", size(condition.run(queue)), 8192),
+        ("acquire", size(lock.acquire(SOON)), 4096),
+        ("try_acquire", size(lock.try_acquire()), 4096),
+        ("hold", size(lock.hold(SOON, async |_| Ok::<_, Error>(()))), 4096),
+        ("close", size(sessions.close(SOON)), 4096),
+        ("ready", size(sessions.ready(SOON)), 4096),
+    ];
+    for (call, size, most) in sizes {
+        assert!(size <= most, "{call}: {size} bytes");
+    }
+}
