@@ -186,6 +186,35 @@ fn members_that_are_dropped_at_any_poll_leave_whole_blocks_and_no_torn_reply() {
 }
 
 #[test]
+fn a_block_that_is_dropped_behind_its_multi_costs_no_connection() {
+    let (runtime, server) = (runtime(), Server::start());
+    let proxy = Proxy::to(&server);
+    let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1);
+    let builder = builder.trust_window(Duration::ZERO).checkout_timeout(4 * SOON);
+    let builder = builder.connect_timeout(SOON).response_timeout(SOON);
+    let sessions = builder.build_async().unwrap();
+    let plain = sessions.transactional();
+    let once = plain.with(TransactionOptions::new().exactly_once());
+    for accounts in [&plain, &once, &plain] {
+        let add = || runtime.block_on(accounts.run(|tx| Ok(tx.incr("n", 1))));
+        add().unwrap();
+        let fired = proxy.fired();
+        proxy.arm(Script::from((Trigger::BeforeReplyTo("MULTI"), Fault::HoldReplies)).once());
+        let handle = accounts.clone();
+        let call = runtime.spawn(async move { handle.run(|tx| Ok(tx.incr("never", 1))).await });
+        eventually(SOON, "MULTI was sent", || proxy.fired() > fired);
+        call.abort();
+        assert!(runtime.block_on(call).unwrap_err().is_cancelled());
+        proxy.disarm();
+        proxy.release();
+        add().unwrap();
+    }
+    assert_eq!(server.ask::<[Option<i64>; 2]>(&["MGET", "n", "never"]), [Some(6), None]);
+    let counts = sessions.status().transactional.counts;
+    assert_eq!((counts.connects, counts.withdrawn, counts.all_replaced()), (1, 3, 0), "{counts}");
+}
+
+#[test]
 fn a_stopped_server_ends_each_call_in_time_and_says_nothing_applied_for_what_was_not_sent() {
     let (runtime, server) = (runtime(), Server::start());
     let (timeout, waits) = (Duration::from_millis(300), Duration::from_millis(900));

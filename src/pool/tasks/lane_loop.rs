@@ -262,14 +262,10 @@ impl LaneLoop {
         if group.has_left_exactly_once() {
             self.lane.awaits_register.store(true, Ordering::Release);
         }
-        if group.is_empty() {
-            // What MULTI was sent for was withdrawn.
-            let connection =
-                self.line.current().filter(|connection| connection.state().is_in_multi());
-            if let Some(connection) = connection {
-                connection.taint(CloseReason::LeftDirty);
-                return false;
-            }
+        // In MULTI, what it was sent for was withdrawn: the write is DISCARD.
+        if group.is_empty()
+            && !self.line.current().is_some_and(|connection| connection.state().is_in_multi())
+        {
             return true;
         }
         self.average = (self.average * 15).div_ceil(16) + group.len();
