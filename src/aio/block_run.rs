@@ -15,7 +15,6 @@ use crate::error::token_cell::TokenCell;
 use crate::pool::router::Router;
 use crate::pool::tasks::lane::LaneCall;
 use crate::pool::tasks::pool::TaskPool;
-use crate::protocol::cluster::slot::SlotBinding;
 use crate::transaction::block::Block;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
@@ -151,11 +150,11 @@ where
         else {
             return Begun::Unfinished;
         };
-        // Of a forked child, and of a cluster, the general future decides.
+        // Of a forked child the general future decides.
         let router = self.router.borrow();
-        let Ok(Some(pool)) = router.only_pool() else { return Begun::Unfinished };
+        let Ok(only_pool) = router.only_pool() else { return Begun::Unfinished };
         if let Some(closure) = self.closure.take() {
-            let pending = Pending::new(router.settings(), SlotBinding::None);
+            let pending = Pending::new(router.settings(), router.binding());
             match closure(self.block.insert(Block { pending, pinned: None })) {
                 Ok(handles) => self.handles = Some(handles),
                 Err(error) => return Begun::Failed(error),
@@ -164,9 +163,14 @@ where
         let Some(Block { pending, .. }) = &mut self.block else { return Begun::Unfinished };
         // The closure may have forked.
         if pending.is_for_lane() && router.here().is_ok() {
+            // In a cluster, of the slot's master.
+            let slot = pending.slot();
+            let of_slot = slot.and_then(|slot| router.open_pool(slot));
+            let Some(pool) = only_pool.or(of_slot.as_ref()) else { return Begun::Unfinished };
             let token = self.token.clone();
-            let request = || pending.lane_request(router.settings(), exactly_once, token);
-            match pool.try_submit(None, context, request) {
+            let settings = router.settings();
+            let request = || pending.lane_request(settings, exactly_once, slot, token);
+            match pool.try_submit(None, slot, context, request) {
                 Some(Ok(call)) => {
                     self.call = Some(call);
                     return Begun::InLane;

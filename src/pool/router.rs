@@ -269,6 +269,17 @@ impl<P: ServerPool> Pools<P> {
         })
     }
 
+    /// Returns the pool of the slot's master in a cluster, if it is known and in use already.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn open_pool(&self, slot: u16) -> Option<P> {
+        let slot_map = self.slot_map()?;
+        self.prune(slot_map);
+        let map = slot_map.map();
+        let pools = self.pools.read().unwrap_or_else(PoisonError::into_inner);
+        let pool = pools.get(map.master(slot)?)?.clone();
+        (!self.closed.load(Ordering::Acquire)).then_some(pool)
+    }
+
     /// Takes a connection for one round trip.
     pub(crate) async fn checkout(
         &self,

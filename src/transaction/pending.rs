@@ -102,18 +102,25 @@ impl Pending {
         self.failed.is_none() && self.queue.error().is_none() && self.queue.is_batchable()
     }
 
+    /// The slot of the commands in a cluster, if a key has shown it.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn slot(&self) -> Option<u16> {
+        self.queue.binding().slot()
+    }
+
     /// The request for a lane, which has the commands' bytes until [`carried`](Self::carried).
     #[cfg(feature = "tokio")]
     pub(crate) fn lane_request(
         &mut self,
         settings: &Settings,
         exactly_once: bool,
+        slot: Option<u16>,
         token: Option<TokenCell>,
     ) -> BatchRequest {
         own_writes::record(settings, self.queue.body());
         let kind = RequestKind::Block { commands: self.queue.commands() };
         let (bytes, skipped) = self.queue.take_block();
-        BatchRequest { bytes, skipped, kind, exactly_once, slot: None, token }
+        BatchRequest { bytes, skipped, kind, exactly_once, slot, token }
     }
 
     /// Returns the replies to a block that a lane has carried, if it was applied and no command failed.

@@ -129,9 +129,11 @@ impl<P: ServerPool> Pools<P> {
     }
 
     /// Retires the pools of former masters.
-    fn prune(&self, slot_map: &SlotMapCache) {
+    pub(super) fn prune(&self, slot_map: &SlotMapCache) {
         let generation = slot_map.generation();
-        if self.pruned.swap(generation, Ordering::AcqRel) == generation {
+        if self.pruned.load(Ordering::Acquire) == generation
+            || self.pruned.swap(generation, Ordering::AcqRel) == generation
+        {
             return;
         }
         let map = slot_map.map();
