@@ -134,7 +134,7 @@ impl Lock {
     ///
     /// If the future is dropped, no lock is left behind: a request that was sent is released by its token,
     /// in the background, and a place in the queue is given up. A wakeup that it had goes to the next
-    /// waiting call.
+    /// waiting call. Drop a future that is not polled any more: a release may have given it the lock.
     ///
     /// # Errors
     /// [`LockError::Timeout`] with the holder; the last failure to reach the server, if it lasted

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
 
+use crate::connection::io::Io as _;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
@@ -17,6 +18,8 @@ use crate::lock::client::{ScriptReplies, Via, refused, unexpected_reply};
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::{LockIo, Renewals, Waiter};
 use crate::lock::lease::LockLease;
+use crate::lock::waiters::{Given, GivenLock};
+use crate::pool::server_pool::ServerPool;
 use crate::protocol::lock::acquire::{
     AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT, owner_token,
 };
@@ -82,18 +85,20 @@ pub(crate) async fn acquire<M: LockIo>(
     let _begun = manager.renewals().begin_acquisition()?;
     let mut attempt = Acquisition::new(manager, request, permits, deadline)?;
     // If other callers already wait, one request before the wait is enough.
-    let mut waiter = manager.join_live(&request.names.wake, &attempt.owner_token);
-    if let Some(waiter) = &waiter {
+    attempt.waiter = manager.join_live(request, &attempt.owner_token);
+    if let Some(waiter) = &attempt.waiter {
         waiter.checked();
     }
+    let mut given = None;
     let mut pauses = backoff();
     let mut holder: Option<LockHolder> = None;
     loop {
-        let failure = match attempt.try_once(!wait.is_zero()).await {
+        let tried = match given.take() {
+            Some(given) => attempt.given(given),
+            None => attempt.try_once(!wait.is_zero()).await,
+        };
+        let failure = match tried {
             Ok(AttemptResult::Held(held)) => {
-                if let Some(waiter) = waiter {
-                    waiter.acquired(request.mode.is_shared());
-                }
                 manager.counters().metrics.acquired(started);
                 tracing::debug!(waited = ?started.elapsed(), "lock acquired");
                 return Ok(held);
@@ -106,8 +111,7 @@ pub(crate) async fn acquire<M: LockIo>(
             Err(error) => return Err(error),
         };
         if Instant::now() < deadline {
-            let join = || manager.join(&request.names.wake, &attempt.owner_token);
-            let waiter = waiter.get_or_insert_with(join);
+            let waiter = attempt.join();
             let live = waiter.is_live();
             if !live {
                 manager.listen(deadline).await;
@@ -122,6 +126,14 @@ pub(crate) async fn acquire<M: LockIo>(
             tracing::trace!(?bound, live, "lock wait");
             let until = deadline.min(Instant::now() + bound);
             waiter.wait(until, request.wake_filter()).await;
+            match waiter.take_given() {
+                Given::No => {}
+                Given::Maybe => attempt.may_hold = true,
+                Given::Yes(lock) => {
+                    given = Some(lock);
+                    continue;
+                }
+            }
         }
         if Instant::now() >= deadline {
             let waited = started.elapsed();
@@ -186,6 +198,9 @@ struct Acquisition<'a, M: LockIo> {
     queued: bool,
     /// The script was stopped halfway.
     maybe_partial: bool,
+    waiter: Option<M::Waiter>,
+    /// The hold that was adopted has a label.
+    labelled: bool,
 }
 
 impl<'a, M: LockIo> Acquisition<'a, M> {
@@ -209,7 +224,28 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
             may_hold: false,
             queued: false,
             maybe_partial: false,
+            waiter: None,
+            labelled: false,
         })
+    }
+
+    /// Queues the caller for messages about releases, once.
+    fn join(&mut self) -> &M::Waiter {
+        let Self { manager, request, owner_token, .. } = self;
+        self.waiter.get_or_insert_with(|| manager.join(request, owner_token))
+    }
+
+    /// Takes over the lock that a release has given to this caller.
+    fn given(&mut self, given: GivenLock) -> Result<AttemptResult<M>, Error> {
+        let GivenLock { fencing, timing, repeated } = given;
+        let maybe_in_flight = self.may_hold || repeated;
+        self.may_hold = true;
+        if valid_until(self.request.lease, timing) <= Instant::now() {
+            // The caller's task was not run for long: the server knows whether it holds the lock.
+            return Ok(AttemptResult::Busy(None));
+        }
+        let replies = ScriptReplies { values: Vec::new(), timing, repeated };
+        self.held(Ok(fencing), self.request.lease, &replies, maybe_in_flight)
     }
 
     async fn try_once(&mut self, enqueue: bool) -> Result<AttemptResult<M>, Error> {
@@ -269,26 +305,49 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
         }
     }
 
-    /// Adopts the hold of `token`.
+    /// Adopts the hold of `token`. A request without a reply is sent again until the deadline: the server
+    /// knows whether the first one has adopted it.
     async fn adopt(mut self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
+        let (mut pauses, mut unknown) = (backoff(), None);
+        loop {
+            let mut error = match self.adopt_once(token).await {
+                Ok(adopted) => return Ok(adopted),
+                Err(error) => error,
+            };
+            let (pause, is_retryable) = (pauses.wait(), error.is_retryable());
+            if let Error::Checkout(_) = error {
+                // Nothing was sent for this attempt, but for a former one.
+                error = unknown.take().unwrap_or(error);
+            }
+            if !is_retryable || Instant::now() + pause >= self.deadline {
+                return Err(error);
+            }
+            unknown = Some(error).filter(|error| error.applied() == Applied::Unknown);
+            <M::Pool as ServerPool>::Io::pause(pause).await;
+        }
+    }
+
+    async fn adopt_once(&mut self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
         let manager = self.manager;
         let remember = manager.remember(self.request.lease, true);
         let call = adopt_call(self.request, token, &self.owner_token, remember);
         // Set before the bytes are sent, as for an acquisition.
-        self.may_hold = true;
+        let maybe_in_flight = std::mem::replace(&mut self.may_hold, true);
         let asked = manager.client().ask(&[&call], Via::PooledFirst, self.over).await;
         let replies = asked.map_err(|failed| {
-            self.may_hold = failed.may_arrive();
+            self.may_hold = maybe_in_flight || failed.may_arrive();
             failed.into_error("adopt")
         })?;
+        let maybe_in_flight = maybe_in_flight || replies.repeated;
         let failure = match AdoptReply::of(replies.values.first()) {
-            AdoptReply::Held(fencing, left) => {
+            AdoptReply::Held(fencing, left, labelled) => {
                 let lease = if self.request.renewed { self.request.lease } else { left };
+                self.labelled = labelled;
                 if valid_until(lease, replies.timing) <= Instant::now() {
-                    (self.may_hold, self.maybe_partial) = (replies.repeated, true);
+                    (self.may_hold, self.maybe_partial) = (maybe_in_flight, true);
                     return Err(Error::lock_lost(LostReason::Expired));
                 }
-                return match self.held(Ok(fencing), lease, &replies, replies.repeated)? {
+                return match self.held(Ok(fencing), lease, &replies, maybe_in_flight)? {
                     AttemptResult::Held(held) => Ok(held),
                     AttemptResult::Busy(_) => Err(unexpected_reply("adopt")),
                 };
@@ -297,11 +356,11 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
             AdoptReply::Unexpected => return Err(unexpected_reply("adopt")),
             AdoptReply::Error(error) => {
                 let error = refused("adopt", error);
-                self.maybe_partial = error.applied() != Applied::No;
+                self.maybe_partial |= error.applied() != Applied::No;
                 error
             }
         };
-        self.may_hold = replies.repeated;
+        self.may_hold = maybe_in_flight;
         Err(failure)
     }
 
@@ -337,7 +396,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
         }
         let counters = Arc::clone(self.manager.counters());
         let token = self.owner_token.clone();
-        let lock_lease = LockLease::new(
+        let mut lock_lease = LockLease::new(
             self.request,
             lease,
             token,
@@ -346,7 +405,11 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
             replies.timing,
             counters,
         );
+        lock_lease.labelled |= self.labelled;
         let held = AcquiredLock::new(Arc::clone(self.manager), Arc::new(lock_lease));
+        if let Some(waiter) = self.waiter.take() {
+            waiter.acquired(self.request.mode.is_shared());
+        }
         // From here on the guard has to release the lock.
         (self.may_hold, self.queued, self.maybe_partial) = (false, false, false);
         held.start_renewal();
@@ -356,6 +419,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
 
 impl<M: LockIo> Drop for Acquisition<'_, M> {
     fn drop(&mut self) {
+        self.may_hold |= self.waiter.take().is_some_and(Waiter::leave);
         if !self.may_hold && !self.queued && !self.maybe_partial {
             return;
         }
@@ -409,7 +473,7 @@ impl<M: LockIo> AcquisitionTraces<M> {
     }
 
     fn call(&self) -> ScriptCall {
-        release(&self.request.names, &self.owner_token, self.remember(), Vec::new())
+        release(&self.request.names, &self.owner_token, self.remember(), Vec::new(), None)
     }
 
     /// The effect of a late copy lasts no longer than its lease, or its place in the queue.

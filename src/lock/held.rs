@@ -15,11 +15,12 @@ use crate::error::lock::LostReason;
 use crate::lock::callbacks::Callback;
 use crate::lock::client::Via;
 use crate::lock::fencing::FencingLock;
-use crate::lock::io::{LockIo, Renewals};
+use crate::lock::io::{LockIo, NextWaiter, Renewals};
 use crate::lock::lease::LockLease;
+use crate::lock::waiters::GivenLock;
 use crate::protocol::cluster::slot;
 use crate::protocol::lock::hold_token::HoldToken;
-use crate::protocol::lock::lease::release;
+use crate::protocol::lock::lease::{NextHolder, given_token, release};
 use crate::protocol::lock::ownership::LockOwnership;
 use crate::protocol::lock::script::ScriptCall;
 use crate::sync::caught::caught;
@@ -288,9 +289,17 @@ async fn release_held<M: LockIo>(
 ) -> Result<bool, Error> {
     let renewals = manager.renewals();
     let answered = renewals.take_answered(&lock_lease.names.holders);
-    let call = release_call(manager, lock_lease, answered);
+    // Dropped without an outcome, it has the waiter send a request.
+    let next = manager.next_waiter(&lock_lease.names.wake);
+    let next_holder = next.as_ref().map(NextWaiter::next_holder);
+    let call = release_call(manager, lock_lease, answered, next_holder);
     let reply = manager.client().ask_one("release", &call, Via::OwnConnection, limit).await;
     let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
+    if let (Some(next), Ok(reply)) = (next, &reply)
+        && let Some(fencing) = reply.values.first().and_then(given_token)
+    {
+        next.give(GivenLock { fencing, timing: reply.timing, repeated });
+    }
     let was_held = reply.and_then(|reply| reply.was_held("release"));
     if was_held.is_err() {
         release_in_background(manager, lock_lease);
@@ -306,7 +315,7 @@ async fn release_held<M: LockIo>(
 /// Releases a lock in the background, and logs nothing.
 fn release_in_background<M: LockIo>(manager: &M, lock_lease: &Arc<LockLease>) {
     lock_lease.end();
-    let call = release_call(manager, lock_lease, Vec::new());
+    let call = release_call(manager, lock_lease, Vec::new(), None);
     let renewals = manager.renewals();
     // The lease has ended by then.
     renewals.pending_release(call, Instant::now() + lock_lease.lease);
@@ -317,7 +326,8 @@ fn release_call<M: LockIo>(
     manager: &M,
     lock_lease: &LockLease,
     answered: Vec<String>,
+    next: Option<&NextHolder>,
 ) -> ScriptCall {
     let remember = manager.remember(lock_lease.lease, lock_lease.maybe_in_flight);
-    release(&lock_lease.names, &lock_lease.owner_token, remember, answered)
+    release(&lock_lease.names, &lock_lease.owner_token, remember, answered, next)
 }

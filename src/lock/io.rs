@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use crate::error::any::Error;
 use crate::lock::client::ScriptClient;
 use crate::lock::lease::LockLease;
+use crate::lock::waiters::{Given, GivenLock};
 use crate::pool::server_pool::ServerPool;
-use crate::protocol::lock::acquire::WakeFilter;
+use crate::protocol::lock::acquire::{LockRequest, WakeFilter};
+use crate::protocol::lock::lease::NextHolder;
 use crate::protocol::lock::script::ScriptCall;
 use crate::settings::settings::Settings;
 use crate::status::locks::LockCounters;
@@ -20,6 +22,7 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     type Pool: ServerPool;
     type Renewals: Renewals;
     type Waiter: Waiter;
+    type NextWaiter: NextWaiter;
     /// The order of the changes of a semaphore's number of permits.
     type Changes: Default + Send + Sync;
 
@@ -31,11 +34,14 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
 
     fn renewals(&self) -> &Self::Renewals;
 
-    /// Queues a waiter for the messages on `channel`.
-    fn join(&self, channel: &str, owner_token: &str) -> Self::Waiter;
+    /// Queues a waiter for the messages about releases of the lock.
+    fn join(&self, request: &LockRequest, owner_token: &str) -> Self::Waiter;
 
-    /// The same, if the channel is already subscribed.
-    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Self::Waiter>;
+    /// The same, if its channel is already subscribed.
+    fn join_live(&self, request: &LockRequest, owner_token: &str) -> Option<Self::Waiter>;
+
+    /// Selects the waiter here to which a release of the lock is to give it.
+    fn next_waiter(&self, channel: &str) -> Option<Self::NextWaiter>;
 
     /// Has the channel of a new waiter subscribed soon; it may be subscribed even if the future is
     /// dropped.
@@ -87,8 +93,22 @@ pub(crate) trait Waiter: Send + Sync {
         wake_filter: Option<WakeFilter>,
     ) -> impl Future<Output = bool> + Send;
 
+    /// Returns whether a release has given it the lock. Until it waits again, none will.
+    fn take_given(&self) -> Given;
+
     /// Leaves with the lock. If the lock is `shared`, the next waiter may be able to join.
     fn acquired(self, shared: bool);
+
+    /// Leaves without it, and returns whether a release may have given it.
+    fn leave(self) -> bool;
+}
+
+/// A waiter to which a release is to give the lock. Without an outcome it sends a request.
+pub(crate) trait NextWaiter: Send {
+    fn next_holder(&self) -> &NextHolder;
+
+    /// The release has given it the lock.
+    fn give(self, given: GivenLock);
 }
 
 /// The renewal of leases in the background. No method waits for a server.

@@ -31,6 +31,8 @@ pub(crate) struct LockLease {
     pub(crate) lease: Duration,
     /// Whether renewals extend the lease while the lock is held.
     pub(crate) renewed: bool,
+    /// Whether the server has a label of the holder.
+    pub(crate) labelled: bool,
     counters: Arc<LockCounters>,
     /// Number of guards that share the lease.
     handles: AtomicUsize,
@@ -77,6 +79,7 @@ impl LockLease {
             maybe_in_flight,
             lease,
             renewed: request.renewed,
+            labelled: request.label.as_deref().is_some_and(|label| !label.is_empty()),
             counters,
             handles: AtomicUsize::new(1),
             renewal_pauses: AtomicUsize::new(0),
@@ -260,12 +263,12 @@ impl LockLease {
     }
 
     pub(crate) fn renewal(&self) -> ScriptCall {
-        renew(&self.names, &self.owner_token, self.lease)
+        renew(&self.names, &self.owner_token, self.lease, self.labelled)
     }
 
     /// Returns the call that checks whether the lock is held, and extends nothing.
     pub(crate) fn ownership_query(&self) -> ScriptCall {
-        renew(&self.names, &self.owner_token, Duration::ZERO)
+        renew(&self.names, &self.owner_token, Duration::ZERO, self.labelled)
     }
 }
 

@@ -9,10 +9,11 @@ use std::time::Instant;
 use crate::lock::client::ScriptClient;
 use crate::lock::io::LockIo;
 use crate::lock::renewer::LeaseRenewer;
-use crate::lock::thread_waiters::{ThreadRegistration, ThreadWaiters};
+use crate::lock::thread_waiters::{NextThread, ThreadRegistration, ThreadWaiters};
 use crate::lock::wakeups::ReleaseListener;
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
+use crate::protocol::lock::acquire::LockRequest;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
 use crate::sync::binary_semaphore::BinarySemaphore;
@@ -61,6 +62,7 @@ impl LockIo for LockManager {
     type Pool = Pool;
     type Renewals = LeaseRenewer;
     type Waiter = ThreadRegistration;
+    type NextWaiter = NextThread;
     type Changes = BinarySemaphore;
 
     fn client(&self) -> &ScriptClient {
@@ -79,12 +81,18 @@ impl LockIo for LockManager {
         &self.renewer
     }
 
-    fn join(&self, channel: &str, owner_token: &str) -> ThreadRegistration {
-        ThreadWaiters::join(&self.waiters, channel, owner_token)
+    fn join(&self, request: &LockRequest, owner_token: &str) -> ThreadRegistration {
+        let next_holder = request.next_holder(owner_token);
+        ThreadWaiters::join(&self.waiters, &request.names.wake, owner_token, next_holder)
     }
 
-    fn join_live(&self, channel: &str, owner_token: &str) -> Option<ThreadRegistration> {
-        ThreadWaiters::join_live(&self.waiters, channel, owner_token)
+    fn join_live(&self, request: &LockRequest, owner_token: &str) -> Option<ThreadRegistration> {
+        let next_holder = request.next_holder(owner_token);
+        ThreadWaiters::join_live(&self.waiters, &request.names.wake, owner_token, next_holder)
+    }
+
+    fn next_waiter(&self, channel: &str) -> Option<NextThread> {
+        self.waiters.next_holder(channel)
     }
 
     fn listen(&self, limit: Instant) -> impl Future<Output = ()> + Send {

@@ -3,11 +3,12 @@
 use std::future::ready;
 use std::time::Instant;
 
-use crate::lock::waiters::{Flags, Notifier, Registration, Waiters};
+use crate::lock::waiters::{Flags, Giving, Notifier, Registration, Waiters};
 use crate::sync::shim::{Condvar, Mutex, PoisonError, lock};
 
 pub(crate) type ThreadWaiters = Waiters<Condvar>;
 pub(crate) type ThreadRegistration = Registration<Condvar>;
+pub(crate) type NextThread = Giving<Condvar>;
 
 impl Notifier for Condvar {
     fn notify(&self) {

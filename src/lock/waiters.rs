@@ -3,7 +3,12 @@
 //! A message about a release wakes one waiter. A waiter that leaves after it was woken passes the
 //! wakeup on, unless it has taken the lock and will release it. So each release leads to a request
 //! while any caller waits. If several permits become free at once, each waiter that takes its own
-//! wakes the next one, and a waiter that needs more than are free wakes one that needs fewer. A waiter, its channel and its wakeup end with its [`Registration`].
+//! wakes the next one, and a waiter that needs more than are free wakes one that needs fewer. A waiter, its
+//! channel and its wakeup end with its [`Registration`].
+//!
+//! A release of this process gives the lock to a waiter of this process, in the same request, and publishes
+//! nothing. Waiters of other processes get their message after at most [`MAX_GIVEN`] such releases. A waiter
+//! knows from then on that it may hold the lock, also if the reply to that request is lost.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/waiters.rs"]
@@ -12,8 +17,9 @@ mod model;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::lock::io::Waiter;
+use crate::lock::io::{NextWaiter, Waiter};
 use crate::protocol::lock::acquire::WakeFilter;
+use crate::protocol::lock::lease::{NextHolder, Timing};
 use crate::protocol::retry::Backoff;
 use crate::sync::shim::{Arc, Mutex, lock};
 
@@ -31,6 +37,9 @@ pub(crate) const LISTENER_PAUSE: Duration = Duration::from_millis(250);
 pub(crate) fn listener_pauses() -> Backoff {
     Backoff::new(LISTENER_PAUSE / 32, LISTENER_PAUSE)
 }
+
+/// Maximum number of successive releases that give the lock to a waiter of the same process.
+pub(crate) const MAX_GIVEN: u32 = 16;
 
 /// How a waiting caller is notified.
 pub(crate) trait Notifier: Default + Send + Sync {
@@ -54,10 +63,14 @@ struct Channel<N> {
     live: bool,
     /// Time since which the channel has no waiter.
     idle: Option<Instant>,
+    /// Number of releases that gave the lock to a waiter here since the last one that did not.
+    given: u32,
 }
 
 struct LockWaiter<N> {
     owner_token: String,
+    /// How a release may give it the lock.
+    next_holder: Option<NextHolder>,
     flags: Mutex<Flags>,
     notifier: N,
 }
@@ -71,6 +84,28 @@ pub(crate) struct Flags {
     consumed: bool,
     /// The waiter has to send a request, although no release is known.
     recheck: bool,
+    /// The waiter waits, and sends no request.
+    waits: bool,
+    given: Given,
+}
+
+/// Whether a release has given the lock to a waiter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Given {
+    #[default]
+    No,
+    /// A release that may give it, or may have given it, is or was under way.
+    Maybe,
+    Yes(GivenLock),
+}
+
+/// A lock that a release has given to a waiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GivenLock {
+    pub(crate) fencing: u64,
+    pub(crate) timing: Timing,
+    /// Another copy of the request may still arrive.
+    pub(crate) repeated: bool,
 }
 
 /// The changes that the listener has to make.
@@ -83,6 +118,9 @@ pub(crate) struct Changes {
 impl Flags {
     /// Returns whether there is a reason to send a request, and takes it.
     pub(crate) fn take_reason(&mut self) -> bool {
+        if let Given::Yes(_) = self.given {
+            return true;
+        }
         if std::mem::take(&mut self.pending) {
             (self.consumed, self.recheck) = (true, false);
             return true;
@@ -93,9 +131,15 @@ impl Flags {
 
 impl<N: Notifier> Waiters<N> {
     /// Queues a waiter for the messages on `channel`.
-    pub(crate) fn join(this: &Arc<Self>, channel: &str, owner_token: &str) -> Registration<N> {
+    pub(crate) fn join(
+        this: &Arc<Self>,
+        channel: &str,
+        owner_token: &str,
+        next_holder: Option<NextHolder>,
+    ) -> Registration<N> {
         let mut channels = lock(&this.channels);
-        Self::enter(this, channels.entry(channel.to_owned()).or_default(), channel, owner_token)
+        let entered = channels.entry(channel.to_owned()).or_default();
+        Self::enter(this, entered, channel, (owner_token, next_holder))
     }
 
     /// The same, if the channel is already subscribed.
@@ -103,22 +147,24 @@ impl<N: Notifier> Waiters<N> {
         this: &Arc<Self>,
         channel: &str,
         owner_token: &str,
+        next_holder: Option<NextHolder>,
     ) -> Option<Registration<N>> {
         let mut channels = lock(&this.channels);
         let live = channels.get_mut(channel).filter(|channel| channel.live)?;
-        Some(Self::enter(this, live, channel, owner_token))
+        Some(Self::enter(this, live, channel, (owner_token, next_holder)))
     }
 
     fn enter(
         this: &Arc<Self>,
         channel: &mut Channel<N>,
         name: &str,
-        owner_token: &str,
+        (owner_token, next_holder): (&str, Option<NextHolder>),
     ) -> Registration<N> {
         // Releases since the caller's last request woke other waiters.
         let flags = Flags { recheck: channel.live, ..Flags::default() };
         let waiter = Arc::new(LockWaiter {
             owner_token: owner_token.to_owned(),
+            next_holder,
             flags: Mutex::new(flags),
             notifier: N::default(),
         });
@@ -128,11 +174,27 @@ impl<N: Notifier> Waiters<N> {
         Registration { waiters, channel: name.to_owned(), waiter, has_lock: false }
     }
 
+    /// Selects the waiter to which a release is to give the lock. `None`: the release is published.
+    pub(crate) fn next_holder(&self, channel: &str) -> Option<Giving<N>> {
+        let mut channels = lock(&self.channels);
+        let channel = channels.get_mut(channel)?;
+        if channel.given >= MAX_GIVEN {
+            channel.given = 0;
+            return None;
+        }
+        let giving = channel.queue.iter().find_map(LockWaiter::choose)?;
+        channel.given += 1;
+        Some(giving)
+    }
+
     /// Wakes the waiter that a published release names, or else the first one.
     pub(crate) fn released(&self, channel: &str, to: &str) {
-        let channels = lock(&self.channels);
+        let mut channels = lock(&self.channels);
         let fits = |waiter: &LockWaiter<N>| to.is_empty() || waiter.owner_token == to;
-        let woken = channels.get(channel).and_then(|channel| channel.wake(fits));
+        let woken = channels.get_mut(channel).and_then(|channel| {
+            channel.given = 0;
+            channel.wake(fits)
+        });
         drop(channels);
         notify(woken);
     }
@@ -218,7 +280,7 @@ impl<N: Notifier> Waiters<N> {
 
 impl<N> Default for Channel<N> {
     fn default() -> Self {
-        Self { queue: VecDeque::new(), live: false, idle: None }
+        Self { queue: VecDeque::new(), live: false, idle: None, given: 0 }
     }
 }
 
@@ -244,6 +306,49 @@ fn notify<N: Notifier>(woken: impl IntoIterator<Item = Arc<LockWaiter<N>>>) {
     woken.into_iter().for_each(|waiter| waiter.notifier.notify());
 }
 
+impl<N> LockWaiter<N> {
+    /// Has a release give it the lock, unless it is about to send a request.
+    fn choose(self: &Arc<Self>) -> Option<Giving<N>>
+    where
+        N: Notifier,
+    {
+        let next_holder = self.next_holder.as_ref()?;
+        let mut flags = lock(&self.flags);
+        if !flags.waits || flags.pending || flags.recheck || flags.given != Given::No {
+            return None;
+        }
+        flags.given = Given::Maybe;
+        Some(Giving { waiter: Arc::clone(self), next_holder: next_holder.clone() })
+    }
+}
+
+/// A release that gives the lock to a waiter. Dropped without an outcome, it has the waiter send a
+/// request: the server knows whether it holds the lock.
+pub(crate) struct Giving<N: Notifier> {
+    waiter: Arc<LockWaiter<N>>,
+    next_holder: NextHolder,
+}
+
+impl<N: Notifier> NextWaiter for Giving<N> {
+    fn next_holder(&self) -> &NextHolder {
+        &self.next_holder
+    }
+
+    fn give(self, given: GivenLock) {
+        // The drop notifies the waiter. A waiter that has left releases the lock.
+        lock(&self.waiter.flags).given = Given::Yes(given);
+    }
+}
+
+impl<N: Notifier> Drop for Giving<N> {
+    fn drop(&mut self) {
+        let mut flags = lock(&self.waiter.flags);
+        flags.recheck |= flags.given == Given::Maybe;
+        drop(flags);
+        self.waiter.notifier.notify();
+    }
+}
+
 /// A place among the waiters. Its drop leaves it and passes an unused wakeup on.
 pub(crate) struct Registration<N: Notifier> {
     waiters: Arc<Waiters<N>>,
@@ -266,11 +371,27 @@ impl<N: Notifier> Waiter for Registration<N> {
         if had && let Some(filter) = wake_filter {
             self.pass_on(filter);
         }
-        self.waiter.notifier.wait(&self.waiter.flags, until).await
+        lock(&self.waiter.flags).waits = true;
+        let woken = self.waiter.notifier.wait(&self.waiter.flags, until).await;
+        lock(&self.waiter.flags).waits = false;
+        woken
+    }
+
+    fn take_given(&self) -> Given {
+        let mut flags = lock(&self.waiter.flags);
+        let given = flags.given;
+        if let Given::Yes(_) = given {
+            flags.given = Given::No;
+        }
+        given
     }
 
     fn acquired(mut self, shared: bool) {
         self.has_lock = !shared;
+    }
+
+    fn leave(mut self) -> bool {
+        self.leave_queue() != Given::No
     }
 }
 
@@ -287,8 +408,15 @@ impl<N: Notifier> Registration<N> {
 
 impl<N: Notifier> Drop for Registration<N> {
     fn drop(&mut self) {
+        let _: Given = self.leave_queue();
+    }
+}
+
+impl<N: Notifier> Registration<N> {
+    /// Leaves the queue, and returns whether a release has given the waiter the lock.
+    fn leave_queue(&mut self) -> Given {
         let mut channels = lock(&self.waiters.channels);
-        let Some(channel) = channels.get_mut(&self.channel) else { return };
+        let Some(channel) = channels.get_mut(&self.channel) else { return Given::No };
         channel.queue.retain(|queued| !Arc::ptr_eq(queued, &self.waiter));
         if channel.queue.is_empty() {
             channel.idle = Some(Instant::now());
@@ -300,5 +428,6 @@ impl<N: Notifier> Drop for Registration<N> {
         let woken = if passes_on { channel.wake(|_| true) } else { None };
         drop(channels);
         notify(woken);
+        flags.given
     }
 }

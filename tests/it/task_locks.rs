@@ -158,6 +158,22 @@ fn calls(sessions: &SessionManager) -> Vec<(&'static str, Boxed)> {
             guard.release().await
         }),
     );
+    let (of, status) = (lock("given"), sessions.clone());
+    add(
+        "a release that gives the lock to a waiter",
+        Box::pin(async move {
+            let guard = of.acquire(SOON).await?;
+            let release = async {
+                while status.status().locks.waiting == 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                guard.release().await
+            };
+            let (next, released) = tokio::join!(of.acquire(SOON), release);
+            released?;
+            next?.release().await
+        }),
+    );
     let both = sessions.lock_all(["all 1", "all 2"]).lease(LONG);
     add(
         "lock_all",

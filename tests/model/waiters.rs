@@ -4,7 +4,7 @@
 //! waits until it is woken: a lost wakeup ends in a deadlock, which shuttle reports. A fail-fast waiter
 //! gives up at a point that the schedule decides.
 //!
-//! Three planted mistakes show that the checks can fail.
+//! Four planted mistakes show that the checks can fail.
 //!
 //! Guarantee: locks
 
@@ -76,7 +76,7 @@ impl Fixture {
         if self.try_once(wants) {
             return true;
         }
-        let registration = Waiters::join(&self.waiters, CHANNEL, &format!("x:{wants}"));
+        let registration = Waiters::join(&self.waiters, CHANNEL, &format!("x:{wants}"), None);
         loop {
             if self.try_once(wants) {
                 (self.leave)(registration, Some(self.permits > 1));
@@ -217,4 +217,120 @@ fn leave_too_late(registration: Registration, acquired: Option<bool>) {
 #[test]
 fn model_finds_a_wakeup_for_a_waiter_that_has_left() {
     assert_found(|| play(1, leave_too_late), &["deadlock"]);
+}
+
+/// A lock whose release gives it to a waiter. The server is its holder here, and the tokens that were
+/// released for good.
+struct Given {
+    state: Mutex<(Option<String>, Vec<String>)>,
+    waiters: Arc<Waiters>,
+    leave: fn(Registration) -> bool,
+}
+
+impl Given {
+    fn new(leave: fn(Registration) -> bool) -> Self {
+        Self { state: Mutex::new((None, Vec::new())), waiters: Arc::default(), leave }
+    }
+
+    fn try_once(&self, me: &str) -> bool {
+        let mut state = lock(&self.state);
+        let is_free = state.0.as_deref().is_none_or(|holder| holder == me);
+        if is_free {
+            state.0 = Some(me.to_owned());
+        }
+        is_free
+    }
+
+    /// As `release_held` does it. `replies`: the reply to it arrives.
+    fn release(&self, me: &str, replies: bool) {
+        let next = self.waiters.next_holder(CHANNEL);
+        thread::yield_now();
+        let mut state = lock(&self.state);
+        let held = state.0.as_deref() == Some(me);
+        state.1.push(me.to_owned());
+        let to = next.as_ref().map(|next| next.next_holder().owner_token.clone());
+        let to = to.filter(|to| held && !state.1.contains(to));
+        let given = to.is_some();
+        if held {
+            state.0 = to;
+        }
+        drop(state);
+        if held && !given {
+            self.waiters.released(CHANNEL, "");
+        }
+        if let Some(next) = next.filter(|_| given && replies) {
+            let timing = Timing { sent: Instant::now(), took: Duration::ZERO };
+            next.give(GivenLock { fencing: 1, timing, repeated: false });
+        }
+    }
+
+    /// As `acquire` does it. A caller that leaves and may hold the lock releases it.
+    fn acquire(&self, me: &str, until: Instant) -> bool {
+        if self.try_once(me) {
+            return true;
+        }
+        let (owner_token, lease) = (me.to_owned(), Duration::from_secs(1));
+        let next_holder = NextHolder { owner_token, lease, label: None };
+        let registration = Waiters::join(&self.waiters, CHANNEL, me, Some(next_holder));
+        let mut may_hold = false;
+        loop {
+            if self.try_once(me) {
+                registration.acquired(false);
+                return true;
+            }
+            let woken = now(registration.wait(until, None));
+            match registration.take_given() {
+                super::Given::Yes(_) => {
+                    registration.acquired(false);
+                    return true;
+                }
+                super::Given::Maybe => may_hold = true,
+                super::Given::No => {}
+            }
+            if !woken {
+                may_hold |= (self.leave)(registration);
+                if may_hold {
+                    self.release(me, true);
+                }
+                return false;
+            }
+        }
+    }
+}
+
+fn play_given(leave: fn(Registration) -> bool) {
+    let lock_of_one = Plain::new(Given::new(leave));
+    let threads: Vec<_> = (0..3)
+        .map(|nth| {
+            let of = Plain::clone(&lock_of_one);
+            thread::spawn(move || {
+                let (me, until) =
+                    (format!("x{nth}"), if nth == 1 { Instant::now() } else { patient() });
+                if of.acquire(&me, until) {
+                    assert_eq!(lock(&of.state).0.as_ref(), Some(&me), "held by another");
+                    thread::yield_now();
+                    of.release(&me, nth != 0);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let waiters = &lock_of_one.waiters;
+    assert_eq!(lock(&lock_of_one.state).0, None, "the lock is left behind");
+    assert_eq!((waiters.waiting(), waiters.wakeups()), (0, 0), "a waiter is left");
+}
+
+#[test]
+fn model_of_a_lock_that_a_release_gives_to_a_waiter() {
+    check(|| play_given(Registration::leave));
+}
+
+/// The fourth planted mistake: a waiter that leaves forgets that a release may have given it the lock.
+#[test]
+fn model_finds_a_lock_that_was_given_to_a_waiter_that_left() {
+    let forgetful: fn(Registration) -> bool = |registration| {
+        let _: bool = registration.leave();
+        false
+    };
+    assert_found(move || play_given(forgetful), &["left behind", "deadlock"]);
 }

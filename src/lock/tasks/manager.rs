@@ -12,9 +12,10 @@ use crate::lock::client::ScriptClient;
 use crate::lock::io::LockIo;
 use crate::lock::tasks::listener::TaskListener;
 use crate::lock::tasks::renewer::TaskRenewer;
-use crate::lock::tasks::task_waiters::{TaskRegistration, TaskWaiters};
+use crate::lock::tasks::task_waiters::{NextTask, TaskRegistration, TaskWaiters};
 use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
+use crate::protocol::lock::acquire::LockRequest;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
 use crate::status::metrics::LockMetrics;
@@ -142,6 +143,7 @@ impl LockIo for TaskLockManager {
     type Pool = TaskPool;
     type Renewals = TaskRenewer;
     type Waiter = TaskRegistration;
+    type NextWaiter = NextTask;
     type Changes = TaskChanges;
 
     fn client(&self) -> &ScriptClient<TaskPool> {
@@ -160,12 +162,22 @@ impl LockIo for TaskLockManager {
         &self.renewer
     }
 
-    fn join(&self, channel: &str, owner_token: &str) -> TaskRegistration {
-        TaskWaiters::join(&self.listener().waiters, channel, owner_token)
+    fn join(&self, request: &LockRequest, owner_token: &str) -> TaskRegistration {
+        let next_holder = request.next_holder(owner_token);
+        TaskWaiters::join(&self.listener().waiters, &request.names.wake, owner_token, next_holder)
     }
 
-    fn join_live(&self, channel: &str, owner_token: &str) -> Option<TaskRegistration> {
-        TaskWaiters::join_live(&self.listener().waiters, channel, owner_token)
+    fn join_live(&self, request: &LockRequest, owner_token: &str) -> Option<TaskRegistration> {
+        let (waiters, wake) = (&self.listener().waiters, &request.names.wake);
+        TaskWaiters::join_live(waiters, wake, owner_token, request.next_holder(owner_token))
+    }
+
+    /// Of this runtime: another one may not be run.
+    fn next_waiter(&self, channel: &str) -> Option<NextTask> {
+        let runtime = Handle::try_current().ok()?.id();
+        let listeners = lock(&self.listeners);
+        let (_, listener) = listeners.all.iter().find(|(id, _)| *id == Some(runtime))?;
+        listener.waiters.next_holder(channel)
     }
 
     fn listen(&self, _limit: Instant) -> impl Future<Output = ()> + Send {

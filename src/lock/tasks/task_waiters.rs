@@ -5,12 +5,13 @@ use std::sync::Mutex as PlainMutex;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
-use crate::lock::waiters::{Flags, Notifier, Registration, Waiters};
+use crate::lock::waiters::{Flags, Giving, Notifier, Registration, Waiters};
 use crate::sync::shim::{Mutex, lock};
 use crate::sync::timer::DeadlineTimer;
 
 pub(crate) type TaskWaiters = Waiters<TaskNotifier>;
 pub(crate) type TaskRegistration = Registration<TaskNotifier>;
+pub(crate) type NextTask = Giving<TaskNotifier>;
 
 /// Wakes a task that waits for a lock.
 #[derive(Debug, Default)]

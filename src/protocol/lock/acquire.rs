@@ -6,6 +6,7 @@ use std::time::Duration;
 use redis::{ServerError, Value};
 
 use crate::protocol::lock::keys::LockKeys;
+use crate::protocol::lock::lease::NextHolder;
 use crate::protocol::lock::script::{ACQUIRE, ScriptCall};
 use crate::protocol::replication::Durability;
 
@@ -98,6 +99,18 @@ impl LockRequest {
     /// keeps the number of permits for it.
     pub(crate) fn is_known_to_wait(&self) -> bool {
         self.fair || self.mode == LockMode::Semaphore
+    }
+
+    /// Returns this request's caller as the next holder, if a release in this process may give it the lock.
+    /// In fair mode callers of other processes may come first, and a replicated lock needs a WAIT.
+    pub(crate) fn next_holder(&self, owner_token: &str) -> Option<NextHolder> {
+        let may_be_given =
+            self.mode == LockMode::Exclusive && !self.fair && self.replicas.is_none();
+        may_be_given.then(|| NextHolder {
+            owner_token: owner_token.to_owned(),
+            lease: self.lease,
+            label: self.label.clone(),
+        })
     }
 
     /// Selects the waiters that get a wakeup which this one cannot use.

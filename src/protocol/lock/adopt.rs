@@ -11,8 +11,8 @@ use crate::protocol::lock::script::{ADOPT, ScriptCall};
 /// The server's reply to an adoption.
 #[derive(Debug)]
 pub(crate) enum AdoptReply<'a> {
-    /// The new token holds the lock, with this fencing token and for this time.
-    Held(u64, Duration),
+    /// The new token holds the lock, with this fencing token and for this time; and whether it has a label.
+    Held(u64, Duration, bool),
     /// The former token does not hold the lock any more.
     Lost,
     /// The new token was released before.
@@ -43,6 +43,7 @@ pub(crate) fn adopt(
         request.label.as_deref().unwrap_or_default(),
         &remember.as_millis().to_string(),
         &names.wake,
+        &token.fencing_token().to_string(),
     ];
     ScriptCall::new(&ADOPT, keys, arguments)
 }
@@ -52,10 +53,11 @@ impl<'a> AdoptReply<'a> {
         match reply {
             Some(Value::ServerError(error)) => Self::Error(error),
             Some(Value::Array(values)) => match values.as_slice() {
-                [Value::BulkString(digits), Value::Int(left)] => {
+                [Value::BulkString(digits), Value::Int(left), Value::Int(labelled)] => {
                     let fencing = std::str::from_utf8(digits).ok().and_then(|it| it.parse().ok());
                     let left = Duration::from_millis(u64::try_from(*left).unwrap_or_default());
-                    fencing.map_or(Self::Unexpected, |fencing| Self::Held(fencing, left))
+                    let labelled = *labelled == 1;
+                    fencing.map_or(Self::Unexpected, |it| Self::Held(it, left, labelled))
                 }
                 [Value::Int(0)] => Self::Lost,
                 [Value::Int(-1)] => Self::Released,

@@ -9,7 +9,7 @@ use crate::protocol::cluster::slot;
 pub(crate) struct LockKeys {
     /// Owner tokens, sorted by the end of their leases in the server's milliseconds.
     pub(crate) holders: String,
-    /// Fencing token and label of each holder.
+    /// Fencing token and label of each holder that has a label.
     pub(crate) info: String,
     /// Waiters in fair mode, by arrival, and until when each of them counts as alive.
     pub(crate) queue: String,

@@ -2,6 +2,7 @@
 //!
 //! A lease never counts as certain for longer than it lasts on the server.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
@@ -10,7 +11,7 @@ use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::script::{RELEASE, RENEW, ScriptCall};
 
 /// The time at which a call was sent, and the time that its reply took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timing {
     pub(crate) sent: Instant,
     pub(crate) took: Duration,
@@ -68,10 +69,16 @@ impl LeaseTimes {
 }
 
 /// Returns the call that extends the lease; with a lease of zero, it only checks whether the lock is
-/// held.
-pub(crate) fn renew(names: &LockKeys, owner_token: &str, lease: Duration) -> ScriptCall {
-    let LockKeys { holders, info, alive, .. } = names;
-    let keys = [holders, info].into_iter().chain(names.is_semaphore.then_some(alive));
+/// held. While its slot migrates, the server has it only if every key exists: `labelled`, info does.
+pub(crate) fn renew(
+    names: &LockKeys,
+    owner_token: &str,
+    lease: Duration,
+    labelled: bool,
+) -> ScriptCall {
+    let LockKeys { holders, info, alive, is_semaphore, .. } = names;
+    let keys = [holders].into_iter().chain((labelled || *is_semaphore).then_some(info));
+    let keys = keys.chain(is_semaphore.then_some(alive));
     ScriptCall::new(&RENEW, keys, [owner_token, &lease.as_millis().to_string()])
 }
 
@@ -80,8 +87,25 @@ pub(crate) fn renew(names: &LockKeys, owner_token: &str, lease: Duration) -> Scr
 pub(crate) fn was_held(reply: &Value) -> Option<bool> {
     match reply {
         Value::Int(held) => Some(*held == 1),
+        Value::Array(values) => values.first().and_then(was_held),
         _ => None,
     }
+}
+
+/// Returns the fencing token of the next holder, by the reply to a release. `None`: the release gave the
+/// lock to no waiter, or did so when it was sent before.
+pub(crate) fn given_token(reply: &Value) -> Option<u64> {
+    let Value::Array(values) = reply else { return None };
+    let [_, Value::BulkString(digits)] = values.as_slice() else { return None };
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// The waiter that holds a lock after its release.
+#[derive(Clone)]
+pub(crate) struct NextHolder {
+    pub(crate) owner_token: String,
+    pub(crate) lease: Duration,
+    pub(crate) label: Option<Arc<str>>,
 }
 
 /// Returns the call that releases what `owner_token` has acquired, requested or queued for. The
@@ -92,11 +116,23 @@ pub(crate) fn release(
     owner_token: &str,
     remember: Duration,
     answered: Vec<String>,
+    next: Option<&NextHolder>,
 ) -> ScriptCall {
-    let keys = names.state().into_iter().cloned().chain([names.done(owner_token)]).chain(answered);
-    let remember = remember.as_millis().max(1).to_string();
+    let of_next = next.map(|next| [names.fencing.clone(), names.done(&next.owner_token)]);
+    let keys = names.state().into_iter().cloned().chain([names.done(owner_token)]);
+    let keys = keys.chain(of_next.into_iter().flatten()).chain(answered);
     let is_semaphore = u8::from(names.is_semaphore).to_string();
-    ScriptCall::new(&RELEASE, keys, [owner_token, &remember, &names.wake, &is_semaphore])
+    let own = [
+        owner_token.to_owned(),
+        remember.as_millis().max(1).to_string(),
+        names.wake.to_string(),
+        is_semaphore,
+    ];
+    let of_next = next.map(|NextHolder { owner_token, lease, label }| {
+        let label = label.as_deref().unwrap_or_default().to_owned();
+        [owner_token.clone(), lease.as_millis().to_string(), label]
+    });
+    ScriptCall::new(&RELEASE, keys, own.into_iter().chain(of_next.into_iter().flatten()))
 }
 
 #[cfg(test)]

@@ -15,9 +15,11 @@ pub(crate) struct Script {
 }
 
 /// Takes the lock, or returns its holder and the time left.
-pub(crate) static ACQUIRE: Script = Script::new(include_str!("scripts/acquire.lua"));
-/// Releases the lock and wakes one waiter.
-pub(crate) static RELEASE: Script = Script::new(include_str!("scripts/release.lua"));
+pub(crate) static ACQUIRE: Script =
+    Script::new(concat!(include_str!("scripts/take.lua"), include_str!("scripts/acquire.lua"),));
+/// Releases the lock, and gives it to a waiter or wakes one.
+pub(crate) static RELEASE: Script =
+    Script::new(concat!(include_str!("scripts/take.lua"), include_str!("scripts/release.lua"),));
 /// Gives a hold to another token.
 pub(crate) static ADOPT: Script = Script::new(include_str!("scripts/adopt.lua"));
 /// Extends the lease if the token still holds the lock.

@@ -87,7 +87,7 @@ fn an_acquisition_that_was_stopped_in_the_middle_leaves_the_lock_free() {
     let (sessions, other) = (fixture.sessions(LONG), others(&fixture));
     for right in ["-zadd", "-pexpireat", "-hset"] {
         fixture.operator(right);
-        let error = sessions.lock("l").acquire(SOON).unwrap_err();
+        let error = sessions.lock("l").label("host 7").acquire(SOON).unwrap_err();
         assert_eq!((error.applied(), error.is_retryable()), (Applied::Unknown, false), "{error}");
         // Before this was returned.
         assert_eq!((holders(&fixture), fixture.keys("rediscope:lock:{l}:info").len()), (0, 0));

@@ -3,6 +3,8 @@
 //! Guarantee: locks
 
 use crate::fixture::{Fixture, LONG, SOON};
+use crate::side::LockGuard;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rediscope::Error;
@@ -81,6 +83,74 @@ fn a_release_without_a_reply_is_repeated_and_returns_the_first_ones_result() {
     is_lost(guard.release());
     assert_eq!((fixture.proxy.fired(), fixture.holders()), (2, 1));
     others.release().unwrap();
+}
+
+/// A caller that waits for the lock, and what it got.
+fn waits(fixture: &Fixture, wait: Duration) -> JoinHandle<Result<LockGuard, Error>> {
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    let waiting = thread::spawn(move || lock.acquire(wait));
+    fixture.wait_for_waiters(&fixture.sessions, 1);
+    // It has looked again since the subscription was made.
+    let mut asked = 0;
+    eventually(SOON, "it only waits", || {
+        thread::sleep(Duration::from_millis(50));
+        let before = std::mem::replace(&mut asked, fixture.server.calls("evalsha"));
+        asked == before
+    });
+    waiting
+}
+
+#[test]
+fn a_lock_that_a_release_gave_to_a_waiter_without_a_reply_is_the_waiters() {
+    let fixture = warm();
+    let guard = fixture.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
+    let former = guard.fencing_token();
+    let waiting = waits(&fixture, LONG);
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+    guard.release().unwrap();
+    let guard = waiting.join().unwrap().unwrap();
+    assert_eq!((fixture.proxy.fired(), fixture.holders()), (1, 1));
+    let counter: u64 = fixture.server.ask(&["GET", "rediscope:fence"]);
+    assert!(guard.fencing_token() == counter && counter > former, "sent twice and given once");
+    guard.release().unwrap();
+    assert_eq!(fixture.holders(), 0);
+}
+
+#[test]
+fn a_waiter_that_leaves_while_a_release_gives_it_the_lock_leaves_no_lock() {
+    let fixture = warm();
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    let guard = lock.try_acquire().unwrap().unwrap();
+    let waiting = waits(&fixture, Duration::from_millis(700));
+    fixture.proxy.mute_new(true);
+    fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::HoldReplies);
+    let releasing = thread::spawn(move || guard.release());
+    eventually(SOON, "it is given", || fixture.proxy.fired() == 1);
+    assert!(waiting.join().unwrap().is_err());
+    fixture.proxy.mute_new(false);
+    fixture.proxy.cut_all();
+    // Repeated, it returns its first result, or continues in the background.
+    drop(releasing.join().unwrap());
+    eventually(SOON, "the lock is given back", || fixture.holders() == 0);
+    drop(lock.acquire(SOON).unwrap());
+    eventually(SOON, "nothing is left", || fixture.holders() == 0 && fixture.locks().held == 0);
+}
+
+#[test]
+fn a_release_that_arrives_again_gives_the_lock_to_no_waiter() {
+    let fixture = warm();
+    let guard = fixture.sessions.lock("l").lease(LONG).try_acquire().unwrap().unwrap();
+    let waiting = waits(&fixture, LONG);
+    fixture.arm(Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);
+    guard.release().unwrap();
+    waiting.join().unwrap().unwrap().release().unwrap();
+    // What the server remembers of both ends, or is deleted.
+    let keys: Vec<String> = fixture.server.ask(&["KEYS", "rediscope:lock:{l}:done:*"]);
+    keys.iter().for_each(|key| assert_eq!(fixture.server.ask::<u64>(&["DEL", key]), 1));
+    let before = fixture.server.calls("evalsha");
+    fixture.proxy.release();
+    eventually(SOON, "the late request arrives", || fixture.server.calls("evalsha") > before);
+    assert_eq!(fixture.holders(), 0);
 }
 
 #[test]

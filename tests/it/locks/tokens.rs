@@ -10,7 +10,7 @@ use crate::side::{Lock, SessionManager};
 use rediscope::error::{Applied, InvalidHoldToken, LockError};
 use rediscope::lock::{HoldToken, LostReason};
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error};
+use rediscope::{Builder, CommitError, Error};
 
 use super::fixture::{is_lost, start, start_with, timed_out};
 use rediscope_testing::eventually;
@@ -24,6 +24,12 @@ fn lock(sessions: &SessionManager) -> Lock {
 fn warm(fixture: &Fixture) {
     let token = lock(&fixture.sessions).acquire(SOON).unwrap().into_token().unwrap();
     lock(&fixture.sessions).adopt(&token).unwrap().release().unwrap();
+}
+
+/// Calls that find no server are over soon.
+fn with_short_timeouts(builder: Builder) -> Builder {
+    let short = Duration::from_millis(400);
+    builder.connect_timeout(short).response_timeout(short).checkout_timeout(3 * short)
 }
 
 impl Fixture {
@@ -261,9 +267,27 @@ fn an_adoption_whose_reply_is_lost_is_asked_for_again() {
 }
 
 #[test]
-fn an_adoption_without_a_reply_is_unknown_and_leaves_no_lock() {
-    let fixture = start();
+fn an_adoption_without_a_reply_is_asked_for_again_and_else_unknown() {
+    let fixture = start_with(with_short_timeouts);
     warm(&fixture);
+    // The server is silent for one request: whether that has adopted the hold is asked on another connection.
+    for (trigger, fault) in [
+        (Trigger::BeforeReplyTo("EVALSHA"), Fault::HoldReplies),
+        (Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests),
+    ] {
+        let token = lock(&fixture.other()).acquire(SOON).unwrap().into_token().unwrap();
+        fixture.arm(trigger, fault);
+        let guard = lock(&fixture.sessions).adopt(&token).unwrap();
+        assert_eq!((guard.fencing_token(), fixture.holders()), (token.fencing_token(), 1));
+        guard.release().unwrap();
+        let before = fixture.server.calls("evalsha");
+        fixture.proxy.release();
+        if trigger == Trigger::BeforeCommandNamed("EVALSHA") {
+            let came = || fixture.server.calls("evalsha") > before;
+            eventually(SOON, "the late request arrives", came);
+        }
+        assert_eq!(fixture.holders(), 0);
+    }
     let token = lock(&fixture.other()).acquire(SOON).unwrap().into_token().unwrap();
     // It arrived.
     fixture.proxy.mute_new(true);
@@ -287,7 +311,7 @@ fn an_adoption_without_a_reply_is_unknown_and_leaves_no_lock() {
 
 #[test]
 fn an_adoption_that_arrives_after_it_was_given_up_adopts_nothing() {
-    let fixture = start();
+    let fixture = start_with(with_short_timeouts);
     warm(&fixture);
     let token = lock(&fixture.other()).acquire(SOON).unwrap().into_token().unwrap();
     fixture.arm(Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);

@@ -4,9 +4,10 @@
 //!
 //! Guarantee: locks
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::BuildSide as _;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -49,24 +50,62 @@ fn a_release_wakes_a_waiter_in_this_process_and_in_another() {
 #[test]
 fn a_release_wakes_one_waiter_of_a_process_and_the_next_release_the_next() {
     let fixture = start();
-    let mut guard = holds(&fixture.sessions);
+    let guard = holds(&fixture.other());
     let acquired = waiters(&fixture.sessions, 6);
     fixture.wait_for_waiters(&fixture.sessions, 6);
-    // Every waiter has looked again since the subscription was made.
+    no_waiter_polls(&fixture);
+    fixture.server.reset_stats();
+    guard.release().unwrap();
+    let mut guard = acquired.recv_timeout(SOON).unwrap();
+    assert_eq!(fixture.server.calls("evalsha"), 2, "one releases and one asks");
+    // In the same process the release gives the lock to the next waiter.
+    for left in (0..5).rev() {
+        eventually(SOON, "the others wait on", || fixture.locks().waiting == left + 1);
+        fixture.server.reset_stats();
+        let before = guard.fencing_token();
+        guard.release().unwrap();
+        guard = acquired.recv_timeout(SOON).unwrap();
+        assert!(guard.fencing_token() > before && guard.ensure_held().is_ok());
+        let [calls, messages] = ["evalsha", "publish"].map(|name| fixture.server.calls(name));
+        assert_eq!((calls, messages), (2, 0), "one releases for both, and one checks it");
+        assert_eq!(fixture.holders(), 1);
+    }
+    guard.release().unwrap();
+    assert_eq!((fixture.holders(), fixture.locks().waiting, fixture.locks().held), (0, 0, 0));
+}
+
+/// Waits until every waiter has looked again since the subscription was made.
+fn no_waiter_polls(fixture: &Fixture) {
     let mut asked = 0;
     eventually(SOON, "no waiter polls any more", || {
         thread::sleep(Duration::from_millis(200));
         let before = std::mem::replace(&mut asked, fixture.server.calls("evalsha"));
         asked == before
     });
-    for left in (0..6).rev() {
-        fixture.server.reset_stats();
+}
+
+#[test]
+fn a_lock_that_goes_round_in_one_process_comes_to_another_one() {
+    let fixture = start();
+    let ends = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..3)
+        .map(|_| {
+            let (lock, ends) = (fixture.sessions.lock("l").lease(LONG), Arc::clone(&ends));
+            thread::spawn(move || {
+                while !ends.load(Ordering::Relaxed) {
+                    lock.acquire(LONG).unwrap().release().unwrap();
+                }
+            })
+        })
+        .collect();
+    eventually(SOON, "they wait for each other", || fixture.locks().waiting > 0);
+    let other = fixture.other();
+    for guard in waiters(&other, 2).iter() {
         guard.release().unwrap();
-        guard = acquired.recv_timeout(SOON).unwrap();
-        assert_eq!(fixture.server.calls("evalsha"), 2, "one releases and one asks");
-        eventually(SOON, "the others wait on", || fixture.locks().waiting == left);
     }
-    guard.release().unwrap();
+    ends.store(true, Ordering::Relaxed);
+    busy.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!((fixture.holders(), fixture.locks().waiting), (0, 0));
 }
 
 #[test]
@@ -126,7 +165,7 @@ fn a_subscriber_connection_that_has_gone_silent_is_found_out() {
 fn without_a_subscription_waiters_poll() {
     let fixture = start();
     fixture.server.acl(&["SETUSER", "default", "-subscribe"]);
-    let guard = holds(&fixture.sessions);
+    let guard = holds(&fixture.other());
     let acquired = waiters(&fixture.sessions, 2);
     eventually(SOON, "they wait", || fixture.locks().waiting == 2);
     guard.release().unwrap();

@@ -147,8 +147,9 @@ impl<'a> Worker<'a> {
             server,
             number,
             random,
-            mine: mine.lock(&name).lease(LEASE),
-            theirs: theirs.lock(&name).lease(LEASE),
+            // The server keeps the fencing token of a holder that has a label.
+            mine: mine.lock(&name).lease(LEASE).label("mine"),
+            theirs: theirs.lock(&name).lease(LEASE).label("theirs"),
             handle: mine.transactional(),
             fenced,
         }

@@ -15,7 +15,7 @@ use crate::lock::lease::LockLease;
 use crate::lock::manager::LockManager;
 use crate::lock::renewal::{Due, RenewalState};
 use crate::lock::target::LockTarget;
-use crate::lock::waiters::{Flags, Notifier, Registration, Waiters};
+use crate::lock::waiters::{Flags, Giving, Notifier, Registration, Waiters};
 use crate::pool::config::PoolConfig;
 use crate::pool::pending::conversations::Found;
 use crate::pool::pending::stub::StubPool;
@@ -25,7 +25,7 @@ use crate::pool::server_pool::ServerPool;
 use crate::pool::tests::{SOON, Server, config_of_one, eventually};
 use crate::process::worker::Next;
 use crate::protocol::handshake::Purpose;
-use crate::protocol::lock::acquire::LockMode;
+use crate::protocol::lock::acquire::{LockMode, LockRequest};
 use crate::protocol::lock::script::ScriptCall;
 use crate::settings::settings::Settings;
 use crate::status::locks::LockCounters;
@@ -88,6 +88,7 @@ impl LockIo for StubLocks {
     type Pool = StubPool;
     type Renewals = StubRenewals;
     type Waiter = Registration<StubNotifier>;
+    type NextWaiter = Giving<StubNotifier>;
     type Changes = ();
 
     fn client(&self) -> &ScriptClient<StubPool> {
@@ -106,12 +107,22 @@ impl LockIo for StubLocks {
         &self.renewals
     }
 
-    fn join(&self, channel: &str, owner_token: &str) -> Registration<StubNotifier> {
-        Waiters::join(&self.waiters, channel, owner_token)
+    fn join(&self, request: &LockRequest, owner_token: &str) -> Registration<StubNotifier> {
+        let next_holder = request.next_holder(owner_token);
+        Waiters::join(&self.waiters, &request.names.wake, owner_token, next_holder)
     }
 
-    fn join_live(&self, channel: &str, owner_token: &str) -> Option<Registration<StubNotifier>> {
-        Waiters::join_live(&self.waiters, channel, owner_token)
+    fn join_live(
+        &self,
+        request: &LockRequest,
+        owner_token: &str,
+    ) -> Option<Registration<StubNotifier>> {
+        let next_holder = request.next_holder(owner_token);
+        Waiters::join_live(&self.waiters, &request.names.wake, owner_token, next_holder)
+    }
+
+    fn next_waiter(&self, channel: &str) -> Option<Giving<StubNotifier>> {
+        self.waiters.next_holder(channel)
     }
 
     async fn listen(&self, _limit: Instant) {

@@ -10,37 +10,18 @@ local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ends = string.format('%.0f', now + ARGV[2])
 
--- The fencing token is the server's time in microseconds, or the last token plus 1 if that is larger.
--- This write is the first one of the script, because a server that is short of memory refuses a script
--- only at its first write. The token is built as text, because Lua formats numbers slowly. Numbers are
--- exact up to 2^53: once the last token has reached that, no token is given.
-local function take()
-  local token = time[1] .. string.sub('00000' .. time[2], -6)
-  local last = call('GETSET', KEYS[6], token)
-  if last and (#last > #token or (#last == #token and last >= token)) then
-    local number = string.match(last, '^%d+$') and tonumber(last)
-    if not number or number >= 9007199254740992 then
-      call('SET', KEYS[6], last)
-      return nil
-    end
-    token = string.format('%.0f', number + 1)
-    call('SET', KEYS[6], token)
-  end
-  call('HSET', KEYS[2], me, token .. ':' .. ARGV[5])
-  call('ZADD', KEYS[1], ends, me)
-  return token
-end
-
 -- Nearly always the lock is free, and nothing else has to be read. The server runs nothing else
 -- meanwhile, so each call counts.
 local taken = call('EXISTS', KEYS[5], KEYS[1]) > 0
 if not taken and ARGV[6] == '0' and ARGV[9] == '' then
-  local token = take()
+  local token = take(KEYS[6], KEYS[1], KEYS[2], me, ARGV[5], time, ends)
   if not token then
     return {-3}
   end
   call('PEXPIREAT', KEYS[1], ends)
-  call('PEXPIREAT', KEYS[2], ends)
+  if ARGV[5] ~= '' then
+    call('PEXPIREAT', KEYS[2], ends)
+  end
   return token
 end
 
@@ -95,12 +76,15 @@ local function wake_head()
 end
 
 if taken and call('ZSCORE', holders, me) then
+  -- The first reply was lost, or will not be read: another fencing token is as good.
   local mine = call('HGET', info, me)
-  if mine then
-    call('ZADD', holders, ends, me)
-    keep()
-    return string.match(mine, '^%d+')
+  local token = mine and string.match(mine, '^%d+') or next_token(KEYS[6], time)
+  if not token then
+    return {-3}
   end
+  call('ZADD', holders, ends, me)
+  keep()
+  return token
 end
 
 if heartbeat > 0 or waits then
@@ -165,7 +149,7 @@ if room and heartbeat > 0 then
 end
 
 if mine_to_take then
-  local token = take()
+  local token = take(KEYS[6], KEYS[1], KEYS[2], me, ARGV[5], time, ends)
   if not token then
     return {-3}
   end

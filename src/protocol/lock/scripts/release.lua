@@ -1,34 +1,52 @@
--- KEYS: holders, info, queue, alive, done, then those of releases that need not be remembered any more
--- ARGV: member, how long that is remembered (ms), channel, whether it is a semaphore (1)
+-- KEYS: holders, info, queue, alive, done; with a next holder also fence and its done; then those of
+--       releases that need not be remembered any more
+-- ARGV: member, how long that is remembered (ms), channel, whether it is a semaphore (1); and if a waiter is
+--       to hold the lock next: its member, lease (ms) and label
+-- Returns whether the member held the lock; and the fencing token of the next holder, if there is one.
 local call = redis.call
 local me = ARGV[1]
 
--- Removing comes first: neither this write nor one after it is refused when memory is short. If
--- the token is still among the holders, no other caller has acquired the lock since, even if the
--- lease has ended: every acquisition first removes the holders whose lease has ended.
-local function remove()
-  local held = call('ZREM', KEYS[1], me)
-  call('HDEL', KEYS[2], me)
-  return held
-end
-
--- The lock is released even if the user has no right to publish: waiters also send requests
--- without a message.
-local function wake(token)
-  redis.pcall('PUBLISH', ARGV[3], token)
-end
-
 -- The keys have a time to live, so they may stay if the user has no right to delete them.
-if KEYS[6] then
-  redis.pcall('DEL', unpack(KEYS, 6))
+local answered = ARGV[5] and 8 or 6
+if KEYS[answered] then
+  redis.pcall('DEL', unpack(KEYS, answered))
 end
 
--- Nearly always no waiter is queued, and this release was not sent before.
-if ARGV[4] ~= '1' and call('EXISTS', KEYS[5], KEYS[3]) == 0 then
-  local held = remove()
+-- Gives the lock to a waiter. Only a call that has removed the former holder does: it may be sent again,
+-- when others have had the lock.
+local function hand_over()
+  local time = call('TIME')
+  local ends = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[6])
+  local token = take(KEYS[6], KEYS[1], KEYS[2], ARGV[5], ARGV[7], time, ends)
+  call('PEXPIREAT', KEYS[1], ends)
+  if ARGV[7] ~= '' then
+    call('PEXPIREAT', KEYS[2], ends)
+  end
+  return token
+end
+
+-- Nearly always no waiter is queued, no holder has a label, this release was not sent before, and the waiter
+-- has not left.
+local special = ARGV[4] == '1' or call('EXISTS', KEYS[5], KEYS[3], KEYS[2], KEYS[ARGV[5] and 7 or 5]) > 0
+if not special or (ARGV[4] ~= '1' and call('EXISTS', KEYS[5], KEYS[3]) == 0) then
+  -- Removing comes first: neither this write nor one after it is refused when memory is short. If
+  -- the token is still among the holders, no other caller has acquired the lock since, even if the
+  -- lease has ended: every acquisition first removes the holders whose lease has ended.
+  local held = call('ZREM', KEYS[1], me)
+  if special then
+    call('HDEL', KEYS[2], me)
+  end
   call('SET', KEYS[5], held, 'PX', ARGV[2])
   if held == 1 then
-    wake('')
+    if ARGV[5] and not (special and call('EXISTS', KEYS[7]) == 1) then
+      local given, token = pcall(hand_over)
+      if given and token then
+        return {held, token}
+      end
+    end
+    -- The lock is released even if the user has no right to publish: waiters also send requests
+    -- without a message.
+    redis.pcall('PUBLISH', ARGV[3], '')
   end
   return held
 end
@@ -40,7 +58,8 @@ if before then
 end
 local time = call('TIME')
 local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
-local held = remove()
+local held = call('ZREM', KEYS[1], me)
+call('HDEL', KEYS[2], me)
 local waited = call('ZREM', queue, me)
 call('ZREM', alive, me)
 call('SET', done, held, 'PX', ARGV[2])
@@ -54,6 +73,6 @@ if ARGV[4] == '1' and call('EXISTS', KEYS[1], alive) == 0 then
 end
 local head = call('ZRANGE', queue, 0, 0)[1]
 if held == 1 or (waited == 1 and head) then
-  wake(head or '')
+  redis.pcall('PUBLISH', ARGV[3], head or '')
 end
 return held

@@ -1,6 +1,6 @@
--- KEYS: holders, info, and of a semaphore alive
+-- KEYS: holders; info, if it exists; and of a semaphore alive
 -- ARGV: member, lease (ms; 0: only checks whether the token holds the lock)
-local holders, info, me = KEYS[1], KEYS[2], ARGV[1]
+local holders, me = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = math.floor((time[1] * 1000000 + time[2]) / 1000)
 local ends = redis.call('ZSCORE', holders, me)
@@ -17,5 +17,7 @@ if KEYS[3] then
   -- The number of permits is kept for as long as a caller waits.
   last = math.max(last, tonumber(redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')[2] or 0))
 end
-redis.call('PEXPIREAT', info, string.format('%.0f', last))
+if KEYS[2] then
+  redis.call('PEXPIREAT', KEYS[2], string.format('%.0f', last))
+end
 return 1
