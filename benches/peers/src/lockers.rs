@@ -38,9 +38,11 @@ pub enum Locker {
     TasksFair,
     Rslock,
     RslockQuick,
+    Scripts,
 }
 
 impl Locker {
+    /// The locks.
     pub const ALL: [Self; 6] =
         [Self::Ours, Self::Fair, Self::Tasks, Self::TasksFair, Self::Rslock, Self::RslockQuick];
 
@@ -52,6 +54,7 @@ impl Locker {
             Self::TasksFair => "rediscope aio, fair",
             Self::Rslock => "rslock",
             Self::RslockQuick => "rslock, 10 ms",
+            Self::Scripts => "the same scripts, bare",
         }
     }
 
@@ -70,6 +73,10 @@ impl Locker {
                  cores, `acquire` and `release`"
             }
             Self::RslockQuick => "the same with `set_retry(3, 10 ms)`",
+            Self::Scripts => {
+                "no lock, but a bound: a loop that sends the scripts of this crate by EVALSHA on redis-rs's \
+                 multiplexed connection, with prepared arguments, and looks at no reply"
+            }
         }
     }
 
@@ -82,6 +89,11 @@ impl Locker {
     }
 
     fn is_ours(self) -> bool {
+        !matches!(self, Self::Rslock | Self::RslockQuick | Self::Scripts)
+    }
+
+    /// Whether its releases are published.
+    fn publishes(self) -> bool {
         !matches!(self, Self::Rslock | Self::RslockQuick)
     }
 
@@ -175,6 +187,10 @@ pub fn alone(locker: Locker, server: &Server, runtime: &Runtime, via: Via, plan:
             done += count(began);
         }
         done
+    } else if locker == Locker::Scripts {
+        let client = server.client(via);
+        runtime
+            .block_on(async { tokio::spawn(scripts(client, start, end)).await.expect("the task") })
     } else {
         let lock = locker.task_lock(server, via);
         let task = async move {
@@ -198,6 +214,49 @@ pub fn alone(locker: Locker, server: &Server, runtime: &Runtime, via: Via, plan:
         server: spent.seconds / all,
         ..Shown::default()
     }
+}
+
+/// Sends the scripts of an acquisition and of its release, and returns the number of both after `start`.
+async fn scripts(client: redis::Client, start: Instant, end: Instant) -> u64 {
+    const TAKE: &str = include_str!("../../../src/protocol/lock/scripts/take.lua");
+    const ACQUIRE: &str = include_str!("../../../src/protocol/lock/scripts/acquire.lua");
+    const RELEASE: &str = include_str!("../../../src/protocol/lock/scripts/release.lua");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
+    let [acquire, release] =
+        [ACQUIRE, RELEASE].map(|text| redis::Script::new(&(TAKE.to_owned() + text)));
+    for script in [&acquire, &release] {
+        script.load_async(&mut connection).await.expect("SCRIPT LOAD");
+    }
+    let key = |end: &str| format!("rediscope:lock:{{{NAME}}}{end}");
+    let state = ["", ":info", ":queue", ":alive"].map(key);
+    let wake = key(":wake");
+    let (mut done, mut former) = (0, None);
+    while Instant::now() < end {
+        let began = Instant::now();
+        let token = format!("x{:032x}", fastrand::u128(..));
+        let released = key(&format!(":done:{token}"));
+        let mut taken = redis::cmd("EVALSHA");
+        taken.arg(acquire.get_hash()).arg(6).arg(&state).arg(&released).arg("rediscope:fence");
+        taken
+            .arg(&token)
+            .arg(LEASE.as_millis() as u64)
+            .arg(&["x", "1", "", "0", "1"])
+            .arg(&wake)
+            .arg("");
+        let _: String = taken.query_async(&mut connection).await.expect("it is free");
+        let mut given = redis::cmd("EVALSHA");
+        given
+            .arg(release.get_hash())
+            .arg(5 + usize::from(former.is_some()))
+            .arg(&state)
+            .arg(&released);
+        given.arg(&former).arg(&token).arg(12_000).arg(&wake).arg(0);
+        let held: u64 = given.query_async(&mut connection).await.expect("it is held");
+        assert_eq!(held, 1, "it was released");
+        former = Some(released);
+        done += u64::from(began >= start);
+    }
+    done
 }
 
 /// So many want it, and it goes round.
@@ -370,7 +429,7 @@ impl Spent {
         let of = |name: &str| stats.get(name).copied().unwrap_or_default();
         // What scripts call is counted by the server as well, and timed twice: a script is a request,
         // and what it calls is not.
-        let sent: &[&str] = match locker.is_ours() {
+        let sent: &[&str] = match locker.publishes() {
             true => &["evalsha", "eval", "subscribe", "unsubscribe", "ping"],
             false => &["set", "evalsha", "eval", "script|load"],
         };
@@ -379,7 +438,7 @@ impl Spent {
             requests += of(name).0;
             micros += of(name).1;
         }
-        let released = if locker.is_ours() { of("publish").0 } else { of("del").0 };
+        let released = if locker.publishes() { of("publish").0 } else { of("del").0 };
         Self { requests, seconds: micros as f64 / 1e6, released }
     }
 }

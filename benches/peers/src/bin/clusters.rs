@@ -14,22 +14,29 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::hint::black_box;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use redis::aio::MultiplexedConnection;
 use rediscope::aio::{SessionManager, Transactional};
 use rediscope::{TransactionOptions, prelude::*};
 use rediscope_peers::machine;
 use rediscope_peers::report::{SPREAD, Spread, thousands};
 use rediscope_peers::section::Section;
-use rediscope_testing::cluster::Cluster;
+use rediscope_testing::cluster::{Cluster, SLOTS};
 use rediscope_testing::server::Server;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
 
 const MASTERS: u32 = 3;
 /// Number of lanes to each master.
-const LANES: [u32; 5] = [2, 4, 8, 16, 32];
+const LANES: [u32; 6] = [1, 2, 4, 8, 16, 64];
 /// Number of lanes that one server may have.
 const MOST_LANES: u32 = 64;
+/// Number of connections of redis-rs to each master.
+const BARE: u32 = 2;
 const TASKS: [usize; 2] = [64, 1_000];
 /// Number of hash tags, most of which have a slot of their own.
 const TAGS: usize = 4_096;
@@ -50,6 +57,15 @@ enum Way {
     /// Three masters, with so many lanes to each.
     Plain(u32),
     Once(u32),
+    /// The exchanges of exactly-once blocks on 3 masters, one a block, from as many sockets to each: bytes are
+    /// written and lines of replies are counted.
+    Exchanges(u32),
+    /// redis-rs's multiplexed connections, without transactions: two INCRs in a pipeline, on as many connections.
+    BareServer(u32),
+    BareMasters(u32),
+    /// The same with a MULTI and an EXEC around them.
+    AtomicServer(u32),
+    AtomicMasters(u32),
 }
 
 impl Way {
@@ -57,11 +73,16 @@ impl Way {
         let all = |lanes: u32| lanes * MASTERS;
         let of = |lanes: u32| {
             let one = [Self::Server(all(lanes)), Self::Alone(all(lanes))];
-            one.into_iter()
-                .filter(move |_| all(lanes) <= MOST_LANES)
-                .chain([Self::Plain(lanes), Self::Once(lanes)])
+            one.into_iter().filter(move |_| all(lanes) <= MOST_LANES).chain([
+                Self::Plain(lanes),
+                Self::Once(lanes),
+                Self::Exchanges(lanes),
+            ])
         };
-        LANES.into_iter().flat_map(of).collect()
+        let (one, each) = (all(BARE), BARE);
+        let bare = [Self::BareServer(one), Self::BareMasters(each)];
+        let atomic = [Self::AtomicServer(one), Self::AtomicMasters(each)];
+        LANES.into_iter().flat_map(of).chain(bare).chain(atomic).collect()
     }
 
     fn name(self) -> String {
@@ -70,16 +91,32 @@ impl Way {
             Self::Alone(lanes) => format!("a cluster of one master, {lanes} lanes"),
             Self::Plain(lanes) => format!("3 masters, {lanes} lanes to each"),
             Self::Once(lanes) => format!("3 masters, {lanes} lanes to each, exactly once"),
+            Self::Exchanges(lanes) => format!("3 masters, {lanes} sockets to each, bare exchanges"),
+            Self::BareServer(lanes) => {
+                format!("redis-rs, INCRs on one server, {lanes} connections")
+            }
+            Self::BareMasters(lanes) => format!("redis-rs, INCRs on 3 masters, {lanes} to each"),
+            Self::AtomicServer(lanes) => {
+                format!("redis-rs, atomic pipelines on one server, {lanes} connections")
+            }
+            Self::AtomicMasters(lanes) => {
+                format!("redis-rs, atomic pipelines on 3 masters, {lanes} to each")
+            }
         }
     }
 
-    fn handle(
-        self,
-        Servers { server, alone, cluster }: &Servers,
-        runtime: &Runtime,
-    ) -> Transactional {
+    fn handle(self, Servers { server, alone, cluster }: &Servers, runtime: &Runtime) -> Handle {
         let _inside = runtime.enter();
+        let bare = |urls: Vec<String>, masters, each, atomic| {
+            Handle::Bare(runtime.block_on(Bare::connect(&urls, masters, each, atomic)))
+        };
+        let masters = || cluster.nodes().iter().map(|node| node.server.url()).collect();
         let (url, lanes) = match self {
+            Self::BareServer(each) => return bare(vec![server.url()], None, each, false),
+            Self::AtomicServer(each) => return bare(vec![server.url()], None, each, true),
+            Self::Exchanges(each) => return Handle::Exchanges(Exchanges::to(cluster, each)),
+            Self::BareMasters(each) => return bare(masters(), Some(cluster), each, false),
+            Self::AtomicMasters(each) => return bare(masters(), Some(cluster), each, true),
             Self::Server(lanes) => (server.url(), lanes),
             Self::Alone(lanes) => (alone.url(), lanes),
             Self::Plain(lanes) | Self::Once(lanes) => (cluster.url(), lanes),
@@ -87,8 +124,168 @@ impl Way {
         let builder = SessionManager::builder(url).lanes(lanes);
         let handle = builder.build_async().expect("settings").transactional();
         match self {
-            Self::Once(_) => handle.with(TransactionOptions::new().exactly_once()),
-            _ => handle,
+            Self::Once(_) => Handle::Ours(handle.with(TransactionOptions::new().exactly_once())),
+            _ => Handle::Ours(handle),
+        }
+    }
+}
+
+/// What the tasks write with.
+#[derive(Clone)]
+enum Handle {
+    Ours(Transactional),
+    Bare(Bare),
+    Exchanges(Exchanges),
+}
+
+/// The address of each master, with its tags, and the number of sockets to each.
+#[derive(Clone)]
+struct Exchanges {
+    masters: Arc<[(SocketAddr, Vec<usize>)]>,
+    each: u32,
+}
+
+impl Exchanges {
+    fn to(cluster: &Cluster, each: u32) -> Self {
+        let of = |nth| {
+            let slots = cluster.slots_of(nth);
+            let tags = (0..TAGS).filter(|tag| slots.contains(&slot_of(tag.to_string().as_bytes())));
+            (cluster.nodes()[nth].server.address(), tags.collect())
+        };
+        Self { masters: (0..MASTERS as usize).map(of).collect(), each }
+    }
+
+    /// Returns the number of exchanges between `start` and `end`, and of all.
+    async fn run(&self, start: Instant, end: Instant) -> (u64, u64) {
+        let mut sockets = Vec::new();
+        for nth in 0..self.masters.len() {
+            for _ in 0..self.each {
+                let of = self.clone();
+                sockets.push(tokio::spawn(async move {
+                    let (address, tags) = &of.masters[nth];
+                    one_socket(*address, tags, start, end).await
+                }));
+            }
+        }
+        let (mut counted, mut all) = (0, 0);
+        for socket in sockets {
+            let (its_counted, its_all) = socket.await.expect("a task");
+            counted += its_counted;
+            all += its_all;
+        }
+        (counted, all)
+    }
+}
+
+/// Sends the commands of one exactly-once block after the other, and reads the replies of each: the block, its
+/// register, and the register of the next block.
+async fn one_socket(
+    address: SocketAddr,
+    tags: &[usize],
+    start: Instant,
+    end: Instant,
+) -> (u64, u64) {
+    /// MULTI, three QUEUED, four of EXEC, SET and WATCH.
+    const LINES: usize = 10;
+    let mut socket = TcpStream::connect(address).await.expect("a socket");
+    socket.set_nodelay(true).expect("a socket");
+    let (mut counted, mut all, mut replies) = (0_u64, 0_u64, [0; 4096]);
+    let own = fastrand::u64(..);
+    let mut random = fastrand::Rng::with_seed(own);
+    let word = |words: &[&str]| redis::cmd(words[0]).arg(&words[1..]).get_packed_command();
+    let mut tag = tags[random.usize(..tags.len())];
+    while Instant::now() < end {
+        let next = tags[random.usize(..tags.len())];
+        let register = |tag: usize| format!("{{{tag}}}:register:{own}");
+        let written = |tag: usize| word(&["SET", &register(tag), &all.to_string(), "EX", "60"]);
+        let bytes = [
+            redis::cmd("MULTI").get_packed_command(),
+            word(&["INCR", &format!("{{{tag}}}:a")]),
+            word(&["INCR", &format!("{{{tag}}}:b")]),
+            written(tag),
+            redis::cmd("EXEC").get_packed_command(),
+            written(next),
+            word(&["WATCH", &register(next)]),
+        ]
+        .concat();
+        socket.write_all(&bytes).await.expect("a write");
+        let mut lines = 0;
+        while lines < LINES {
+            let read = socket.read(&mut replies).await.expect("a read");
+            assert!(read > 0, "the server has closed");
+            lines += replies[..read].iter().filter(|byte| **byte == b'\n').count();
+        }
+        all += 1;
+        counted += u64::from((start..end).contains(&Instant::now()));
+        tag = next;
+    }
+    (counted, all)
+}
+
+/// The multiplexed connections to each master, and the master of each tag.
+#[derive(Clone)]
+struct Bare {
+    connections: Arc<[Vec<MultiplexedConnection>]>,
+    masters: Arc<[usize]>,
+    atomic: bool,
+}
+
+impl Bare {
+    async fn connect(urls: &[String], of: Option<&Cluster>, each: u32, atomic: bool) -> Self {
+        let mut connections = Vec::new();
+        for url in urls {
+            let client = redis::Client::open(&**url).expect("its address");
+            let mut to_one = Vec::new();
+            for _ in 0..each {
+                let connection = client.get_multiplexed_async_connection().await;
+                to_one.push(connection.expect("a connection"));
+            }
+            connections.push(to_one);
+        }
+        let slots = of.map_or(Vec::new(), |cluster| {
+            (0..urls.len()).map(|nth| cluster.slots_of(nth)).collect::<Vec<_>>()
+        });
+        let master = |tag: usize| {
+            let slot = slot_of(tag.to_string().as_bytes());
+            slots.iter().position(|slots| slots.contains(&slot)).unwrap_or(0)
+        };
+        let masters: Vec<_> = (0..TAGS).map(master).collect();
+        Self { connections: connections.into(), masters: masters.into(), atomic }
+    }
+}
+
+/// The hash slot of a tag: CRC-16 of the XMODEM kind.
+fn slot_of(tag: &[u8]) -> u16 {
+    let sum = tag.iter().fold(0_u16, |sum, byte| {
+        (0..8).fold(sum ^ (u16::from(*byte) << 8), |sum, _| match sum & 0x8000 {
+            0 => sum << 1,
+            _ => (sum << 1) ^ 0x1021,
+        })
+    });
+    sum % SLOTS
+}
+
+impl Handle {
+    /// Two INCRs of a tag.
+    async fn write(&self, tag: usize, random: usize) {
+        let (a, b) = (format!("{{{tag}}}:a"), format!("{{{tag}}}:b"));
+        match self {
+            Self::Ours(handle) => {
+                let both = handle.run(|tx| Ok((tx.incr(&a, 1), tx.incr(&b, 1))));
+                black_box(both.await.expect("two INCRs"));
+            }
+            Self::Exchanges(_) => {}
+            Self::Bare(bare) => {
+                let to_one = &bare.connections[bare.masters[tag]];
+                let mut connection = to_one[random % to_one.len()].clone();
+                let mut pipe = redis::pipe();
+                if bare.atomic {
+                    pipe.atomic();
+                }
+                pipe.incr(&a, 1).incr(&b, 1);
+                let both: (u64, u64) = pipe.query_async(&mut connection).await.expect("INCRs");
+                black_box(both);
+            }
         }
     }
 }
@@ -148,18 +345,20 @@ fn main() {
 }
 
 /// Returns the transactions a second after a warm-up, and the number of all.
-async fn write(handle: &Transactional, tasks: usize, slice: Duration) -> (f64, u64) {
+async fn write(handle: &Handle, tasks: usize, slice: Duration) -> (f64, u64) {
     let start = Instant::now() + slice / 4;
     let end = start + slice;
+    if let Handle::Exchanges(exchanges) = handle {
+        let (counted, all) = exchanges.run(start, end).await;
+        return (counted as f64 / slice.as_secs_f64(), all);
+    }
     let tasks = (0..tasks).map(|_| {
         let (handle, mut random) = (handle.clone(), fastrand::Rng::with_seed(fastrand::u64(..)));
         tokio::spawn(async move {
             let (mut counted, mut all) = (0_u64, 0_u64);
             while Instant::now() < end {
                 let tag = random.usize(..TAGS);
-                let (a, b) = (format!("{{{tag}}}:a"), format!("{{{tag}}}:b"));
-                let both = handle.run(|tx| Ok((tx.incr(&a, 1), tx.incr(&b, 1))));
-                black_box(both.await.expect("two INCRs"));
+                handle.write(tag, random.usize(..)).await;
                 all += 1;
                 counted += u64::from((start..end).contains(&Instant::now()));
             }
@@ -230,12 +429,24 @@ fn targets(measured: &Measured) -> String {
         }
     }
     for tasks in TASKS {
+        let bare = (Way::BareMasters(BARE), Way::BareServer(BARE * MASTERS));
+        let atomic = (Way::AtomicMasters(BARE), Way::AtomicServer(BARE * MASTERS));
+        let what = "redis-rs, INCRs without transactions: 3 masters, of one server (the bound)";
+        line(what, None, (tasks, BARE), bare);
+        let what = "redis-rs, atomic pipelines: 3 masters, of one server";
+        line(what, None, (tasks, BARE), atomic);
+        let own = (Way::Plain(BARE), Way::AtomicMasters(BARE));
+        line("3 masters, of redis-rs's atomic pipelines there", None, (tasks, BARE), own);
+    }
+    for tasks in TASKS {
         for lanes in LANES {
             let once = Way::Once(lanes);
             let what = "exactly once on 3 masters, of plain with as many lanes";
             line(what, Some(0.4), (tasks, lanes), (once, Way::Plain(lanes)));
-            let what = "exactly once on 3 masters, of plain with 2 lanes";
-            line(what, None, (tasks, lanes), (once, Way::Plain(2)));
+            let what = "exactly once on 3 masters, of the bare exchanges on as many sockets";
+            line(what, None, (tasks, lanes), (once, Way::Exchanges(lanes)));
+            let what = "the bare exchanges, of plain with as many lanes (the bound)";
+            line(what, None, (tasks, lanes), (Way::Exchanges(lanes), Way::Plain(lanes)));
         }
     }
     text

@@ -65,7 +65,7 @@ impl Row {
     fn lockers(self) -> &'static [Locker] {
         match self {
             // Neither fairness nor pauses make a difference if no client waits.
-            Self::Alone(_) => &[Locker::Ours, Locker::Tasks, Locker::Rslock],
+            Self::Alone(_) => &[Locker::Ours, Locker::Tasks, Locker::Rslock, Locker::Scripts],
             Self::HandedOver(..) => &Locker::ALL,
         }
     }
@@ -166,6 +166,11 @@ fn targets(measured: &Measured) -> String {
         for (ours, handed_over) in [(Locker::Ours, 1.5), (Locker::Tasks, 5.0)] {
             if let Row::Alone(_) = row {
                 line((row, ours, Locker::Rslock), "rate, of {}", Some(1.0), |a, b| a.rate / b.rate);
+                line((row, ours, Locker::Scripts), "rate, of {}", None, |a, b| a.rate / b.rate);
+                if ours == Locker::Tasks {
+                    let both = (row, Locker::Scripts, Locker::Rslock);
+                    line(both, "rate, of {} (the bound)", None, |a, b| a.rate / b.rate);
+                }
                 continue;
             }
             for (peer, target) in [(Locker::Rslock, Some(handed_over)), (Locker::RslockQuick, None)]
@@ -213,6 +218,7 @@ fn table(measured: &Measured) -> String {
 
 fn settings() -> String {
     let line = |locker: &Locker| format!("| {} | {} |\n", locker.name(), locker.settings());
-    let lines: String = Locker::ALL.iter().map(line).collect();
+    let all = Locker::ALL.iter().chain([&Locker::Scripts]);
+    let lines: String = all.map(line).collect();
     format!("| peer | version and settings |\n|---|---|\n{lines}")
 }
