@@ -8,6 +8,7 @@ pub(crate) mod batch;
 pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod connection_state;
+pub(crate) mod effects;
 pub(crate) mod exec;
 pub(crate) mod handshake;
 pub(crate) mod idempotency_key;

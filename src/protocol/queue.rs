@@ -323,6 +323,19 @@ impl CommandQueue {
             && batch::fits_in_batch(self.commands, self.pending_bytes())
     }
 
+    /// Whether the transaction is small, or empty, and others can be sent with it.
+    pub(crate) fn can_be_merged(&self) -> bool {
+        self.error.is_none() && (self.is_batchable() || (self.commands == 0 && !self.is_flushed()))
+    }
+
+    /// Appends the commands of another transaction.
+    pub(crate) fn append_all(&mut self, body: &[u8], commands: u32) {
+        self.bytes.truncate(self.end);
+        self.bytes.extend_from_slice(body);
+        self.end = self.bytes.len();
+        self.commands += commands;
+    }
+
     /// Number of commands to be applied.
     pub(crate) fn commands(&self) -> u32 {
         self.commands

@@ -72,6 +72,11 @@ impl Replies {
         Self::new(transaction, Vec::new(), Vec::new(), Vec::new())
     }
 
+    /// Returns the values, if no other caller has them; `None`: they are lost.
+    pub(crate) fn into_values(self) -> Option<Vec<Value>> {
+        Arc::into_inner(self.inner).filter(|inner| !inner.lost).map(|inner| inner.values)
+    }
+
     /// The replies of a transaction that was applied and whose replies are lost.
     pub(crate) fn lost(transaction: u64) -> Self {
         Self::none(transaction).change(|inner| inner.lost = true)

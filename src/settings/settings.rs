@@ -78,6 +78,7 @@ impl Settings {
             ("max_size", self.max_size as usize),
             ("max_group", self.max_group as usize),
             ("max_leaders", self.max_leaders as usize),
+            ("max_merged", self.max_merged as usize),
             ("max_in_flight", self.max_in_flight as usize),
             ("flush_bytes", self.flush_bytes),
             ("max_commands", self.max_commands as usize),

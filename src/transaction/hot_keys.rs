@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use crate::pool::semaphore::FairSemaphore;
 use crate::process::current::Process;
+use crate::transaction::merge::MergeTable;
 
 /// Number of buckets. Keys with the same hash share one, which costs some of them a wait, and
 /// nothing else.
@@ -73,6 +74,7 @@ impl TurnSemaphore for ThreadTurns {
 pub(crate) struct ContentionLimiter<S = ThreadTurns> {
     buckets: Box<[OnceLock<Box<Bucket<S>>>]>,
     process: Process,
+    pub(crate) merges: MergeTable,
 }
 
 /// Shows no buckets, because there are many.
@@ -127,7 +129,8 @@ pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
 
 impl<S: TurnSemaphore> ContentionLimiter<S> {
     pub(crate) fn new() -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| OnceLock::new()).collect(), process: Process::here() }
+        let buckets = (0..BUCKETS).map(|_| OnceLock::new()).collect();
+        Self { buckets, process: Process::here(), merges: MergeTable::new() }
     }
 
     /// Returns the semaphore of a bucket.

@@ -9,6 +9,7 @@ pub(crate) mod guard;
 pub(crate) mod handle;
 pub(crate) mod hot_keys;
 pub(crate) mod keys;
+pub(crate) mod merge;
 pub(crate) mod options;
 pub(crate) mod outcome;
 pub(crate) mod pending;

@@ -229,7 +229,7 @@ impl TransactionOptions {
     ///
     /// Blocks that watch the same key in one session manager are admitted a few at a time, first
     /// come first served. They wait without a connection, at most until the policy's deadline. With
-    /// `false` all of them attempt at once: on a key that many blocks change, nearly all attempts
+    /// `false` none of them is [merged](crate::Builder::max_merged), and all attempt at once: on a key that many blocks change, nearly all attempts
     /// then end in a conflict. WATCH protects them either way.
     pub fn take_turns(mut self, take_turns: bool) -> Self {
         self.take_turns = Some(take_turns);

@@ -90,6 +90,12 @@ impl Pending {
         }
     }
 
+    /// Whether the commands can be sent with those of other blocks in one EXEC.
+    pub(crate) fn can_be_merged(&mut self) -> bool {
+        self.queue.rollback_deeper(0);
+        self.failed.is_none() && self.queue.can_be_merged()
+    }
+
     /// Has the transaction count from the begin of its first attempt.
     pub(crate) fn begun_at(&mut self, begun: Started) {
         self.begun = begun;

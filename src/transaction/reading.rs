@@ -47,6 +47,8 @@ pub(crate) struct Reading<P: Side = Pool> {
     redirect: Option<Redirect>,
     /// The whole WATCH command, if its slot is being migrated.
     watch: Box<[u8]>,
+    /// The declared values are predicted, so there is no connection to read on.
+    is_predicted: bool,
 }
 
 impl<P: Side> Reading<P> {
@@ -76,13 +78,39 @@ impl<P: Side> Reading<P> {
         declared: ReadReplies,
     ) -> Self {
         let watch = keys.map(Keys::watch).filter(|_| pinned.route().ask).unwrap_or_default().into();
-        let (connection_lost, again, redirect) = (false, false, None);
-        Self { pinned, binding, attempt, declared, connection_lost, again, redirect, watch }
+        Self {
+            pinned,
+            binding,
+            attempt,
+            declared,
+            connection_lost: false,
+            again: false,
+            redirect: None,
+            watch,
+            is_predicted: false,
+        }
+    }
+
+    /// A scope without a connection, whose declared reads have predicted values. Another read fails, and
+    /// the attempt is then repeated on a connection.
+    pub(crate) fn predicted(
+        pinned: Pinned<P>,
+        target: WatchTarget<'_>,
+        attempt: u32,
+        values: Vec<Value>,
+    ) -> Result<Self, Error> {
+        let declared = ReadReplies::of(Arc::clone(target.reads), values)?;
+        Ok(Self { is_predicted: true, ..Self::new(pinned, target, attempt, declared) })
     }
 
     /// Sends one read, and returns its reply.
     pub(crate) async fn reply_to(&mut self, name: &str, bytes: &[u8]) -> Result<Value, Error> {
         self.pinned.here()?;
+        if self.is_predicted {
+            self.connection_lost = true;
+            let none = ConnectionError::unexpected("this attempt is repeated on a connection");
+            return Err(lost(name, none));
+        }
         let (watched, deadline) = (self.pinned.plan().watched, self.pinned.checkout_deadline());
         keys::bind(&mut self.binding, bytes)?;
         if !self.pinned.is_pinned() && self.binding == SlotBinding::Pending {

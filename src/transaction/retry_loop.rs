@@ -6,18 +6,22 @@ use std::time::{Duration, Instant};
 
 use tracing::Span;
 
-use crate::commit::outcome::Committed;
+use crate::commit::outcome::{self, Committed, classify};
 use crate::commit::plan::CommitPlan;
 use crate::commit::side::Side;
 use crate::connection::deadline;
 use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
-use crate::error::in_doubt::Resolution;
+use crate::error::connection::ConnectionError;
+use crate::error::in_doubt::{InDoubt, Resolution};
 use crate::pool::own_writes::OwnWrites;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::SlotBinding;
+use crate::protocol::command::keys;
+use crate::protocol::effects::{self, ReadValues};
+use crate::protocol::exec::{Unproven, Verdict};
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::replies::Replies;
@@ -25,6 +29,7 @@ use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
 use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore};
 use crate::transaction::keys::Keys;
+use crate::transaction::merge::{self, Commands, Followers, Piece};
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
 use crate::transaction::reading::{self, Reading, WatchTarget};
@@ -341,6 +346,195 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             turn.committed();
         }
         replies(committed, attempt).map(Some)
+    }
+}
+
+/// Watching blocks that are sent as one: see [`merge`](crate::transaction::merge).
+impl<S: TurnSemaphore> WatchAttempts<S> {
+    /// Whether the run may be merged with others.
+    pub(crate) fn can_be_merged<P: Side>(
+        &self,
+        router: &Router<P>,
+        target: WatchTarget<'_>,
+    ) -> bool {
+        let (plan, reads) = (&self.run.plan, target.reads);
+        let is_plain = !plan.immediate && !plan.watches_internal_key() && plan.durability.is_none();
+        let watch = target.keys.map(Keys::watch).unwrap_or_default();
+        router.settings().max_merged > 1
+            && !router.is_cluster()
+            && is_plain
+            && !reads.has_conditions()
+            && effects::are_predictable(reads.bytes())
+            && keys::are_among(reads.bytes(), watch)
+    }
+
+    /// A scope for a closure that runs on predicted values.
+    pub(crate) fn predicted<P: Side>(
+        &mut self,
+        router: &Router<P>,
+        target: WatchTarget<'_>,
+        values: &ReadValues,
+    ) -> Result<Reading<P>, Error> {
+        let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
+        let pinned = Pinned::within(self.span.clone(), router, owner, plan);
+        let (attempt, values) =
+            (self.limits.attempts().number(), values.replies(target.reads.bytes()));
+        Reading::predicted(pinned, target, attempt, values)
+    }
+
+    /// Whether the block is to go alone, because its closure writes a watched key past it: each group
+    /// with it would end in a conflict.
+    pub(crate) fn conflicts_with_itself<P: Side>(&self, router: &Router<P>, keys: &Keys) -> bool {
+        self.warn_of_own_writes(router, Some(keys));
+        let writes = self.own_writes.as_ref();
+        writes.is_some_and(|writes| keys.are_written_by(writes, router.settings()))
+    }
+
+    /// Ends the turn on hot keys.
+    pub(crate) fn end_turn(&mut self) {
+        self.turn = None;
+    }
+
+    /// Commits the commands of one block, once.
+    pub(crate) async fn attempt<P: Side>(
+        &mut self,
+        reading: &mut Reading<P>,
+        pending: &mut Pending,
+    ) -> Result<Committed, CommitError> {
+        pending.bind(reading.binding);
+        let pinned = &mut reading.pinned;
+        pinned.closure_returned();
+        let deadline = deadline::after(self.limits.checkout.limit);
+        let committed = pending.attempt(pinned, deadline).await;
+        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &self.turn) {
+            turn.committed();
+        }
+        committed
+    }
+
+    /// Commits the leader's commands and those of its followers. Returns what became of each block, the
+    /// leader's first.
+    pub(crate) async fn commit_merged<P: Side>(
+        &mut self,
+        router: &Router<P>,
+        reading: &mut Reading<P>,
+        own: &Commands,
+        followers: &mut Followers,
+    ) -> Vec<Piece> {
+        let mut merged = Pending::new(router.settings(), reading.binding);
+        let mut blocks = Vec::with_capacity(followers.len() + 1);
+        blocks.extend(std::iter::once(own).chain(followers.commands()));
+        for commands in &blocks {
+            merged.queue().append_all(&commands.bytes, commands.count);
+        }
+        followers.sent();
+        let committed = self.attempt(reading, &mut merged).await;
+        let blocks = std::iter::once(own).chain(followers.commands());
+        pieces_of(committed, router, blocks.collect())
+    }
+
+    /// The outcome of a block that was sent with others. `None`: it goes alone.
+    pub(crate) fn outcome_of(
+        &self,
+        pending: &mut Pending,
+        piece: Piece,
+    ) -> Option<Result<Committed, CommitError>> {
+        let (plan, queue) = (&self.run.plan, pending.queue());
+        let none = |_: &Unproven| InDoubt::new(ConnectionError::unexpected("no reply"));
+        Some(match piece {
+            Piece::Applied(values) => classify(queue, plan, Verdict::Applied(values), None, none),
+            Piece::RepliesLost => classify(queue, plan, Verdict::RepliesLost, None, none),
+            Piece::NotIsolated(values) => {
+                Err(CommitError::NotIsolated { replies: outcome::replies(queue, values) })
+            }
+            Piece::Conflict => Ok(Committed::Conflict),
+            Piece::Failed(error) => Err(error),
+            Piece::Alone => return None,
+        })
+    }
+
+    /// Ends a block that was committed, alone or with others. `None`: there is another attempt.
+    /// `has_failed`: its closure has, and has queued nothing.
+    pub(crate) async fn end_block<P: Side>(
+        &mut self,
+        router: &Router<P>,
+        pending: &mut Pending,
+        committed: Result<Committed, CommitError>,
+        has_failed: bool,
+    ) -> Result<Option<Replies>, Error> {
+        let attempt = self.limits.number();
+        let why = match &committed {
+            Ok(Committed::Conflict) => Some("conflict"),
+            Err(error) if is_repeatable(error, router) => Some("not sent"),
+            _ => None,
+        };
+        let is_empty = has_failed || pending.queue().commands() == 0;
+        let (why, committed) = match committed {
+            // It has queued nothing, so only its result is in doubt.
+            Err(CommitError::InDoubt(_) | CommitError::NotIsolated { .. }) if is_empty => {
+                (Some("the group failed"), Ok(Committed::Conflict))
+            }
+            committed => (why, committed),
+        };
+        let immediately =
+            matches!(committed, Ok(Committed::Conflict)) && attempt <= MAX_IMMEDIATE_RETRIES;
+        if let Some(why) = why
+            && self.limits.retry(router, why, immediately).await
+        {
+            return Ok(None);
+        }
+        if has_failed && committed.is_ok() {
+            // Its own error is returned.
+            return replies(committed, attempt).map(Some);
+        }
+        pending.begun_at(self.begun);
+        let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
+        let pinned = Pinned::within(self.span.clone(), router, owner, plan);
+        pending.record(&pinned, &committed, attempt);
+        replies(committed, attempt).map(Some)
+    }
+}
+
+/// What became of each block of a group. The first one is counted already.
+fn pieces_of<P: Side>(
+    committed: Result<Committed, CommitError>,
+    router: &Router<P>,
+    blocks: Vec<&Commands>,
+) -> Vec<Piece> {
+    let all = |piece: Piece| vec![piece; blocks.len()];
+    let others = blocks.len() - 1;
+    let counters = router.counters();
+    let applied = |replies: Replies| {
+        counters.commits.add_all(others);
+        match replies.into_values() {
+            Some(values) => merge::cut(values, blocks.iter().copied()).collect(),
+            None => all(Piece::RepliesLost),
+        }
+    };
+    match committed {
+        Ok(Committed::Applied(replies)) => applied(replies),
+        Err(CommitError::PartlyApplied { replies }) => applied(replies),
+        Ok(Committed::Conflict) => {
+            counters.conflicts.add_all(others);
+            all(Piece::Conflict)
+        }
+        // Each command may have run by itself.
+        Err(CommitError::NotIsolated { replies }) => {
+            let values = replies.into_values().unwrap_or_default();
+            let mut values = values.into_iter();
+            let pieces = blocks.iter().map(|block| {
+                Piece::NotIsolated(values.by_ref().take(block.count as usize).collect())
+            });
+            pieces.collect()
+        }
+        Err(error @ CommitError::InDoubt(_)) => {
+            counters.in_doubt.add_all(others);
+            all(Piece::Failed(error))
+        }
+        Err(error) if is_repeatable(&error, router) => all(Piece::Failed(error)),
+        // Nothing was applied, and alone each block gets its own error.
+        Err(CommitError::NotSent { .. } | CommitError::Rejected { .. }) => all(Piece::Alone),
+        Err(error) => all(Piece::Failed(error)),
     }
 }
 

@@ -85,6 +85,11 @@ impl WatchReads {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// Whether there are conditions.
+    pub(crate) fn has_conditions(&self) -> bool {
+        self.conditions > 0
+    }
 }
 
 /// Returns the name of a command that may be sent as a read.
@@ -151,6 +156,11 @@ impl ReadReplies {
             }
         }
         Ok(Self { reads, values })
+    }
+
+    /// The replies in the order of the reads.
+    pub(crate) fn values(&self) -> &[Value] {
+        &self.values
     }
 
     pub(crate) fn get<T: FromRedisValue>(&self, handle: WatchedRead<T>) -> Result<T, Error> {

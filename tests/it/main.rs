@@ -37,6 +37,7 @@ mod lock_fencing;
 mod locks;
 #[cfg(feature = "metrics")]
 mod measured;
+mod merged_watches;
 mod not_replicated;
 mod observability;
 #[cfg(target_os = "linux")]

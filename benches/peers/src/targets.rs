@@ -113,9 +113,9 @@ fn of_threads() -> Vec<Target> {
         target(many, peers::WATCH, Metric::P99, deadpool, AtMost(1.0)),
         target(many, peers::WATCH, Metric::Slowest, NoPeer, AtLeast(0.5)),
         goal(target(many, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
-        goal(target(one, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
-        goal(target(one, peers::WATCH, Metric::Tries, Best, AtMost(0.5))),
-        goal(target(one, peers::WATCH, Metric::P99, deadpool, AtMost(1.0))),
+        target(one, peers::WATCH, Metric::Rate, Best, AtLeast(3.0)).hoping(8.0),
+        target(one, peers::WATCH, Metric::Tries, NoPeer, AtMost(1.01)),
+        target(one, peers::WATCH, Metric::P99, deadpool, AtMost(0.5)),
         target(get, peers::POOLED, Metric::Rate, unchecked, AtLeast(1.05)),
         target(get, peers::POOLED, Metric::P99, unchecked, AtMost(0.1)),
     ]

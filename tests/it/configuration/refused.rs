@@ -34,6 +34,7 @@ fn a_value_that_does_not_fit_is_refused_by_its_name() {
         "max_watched_keys",
         "max_group",
         "max_leaders",
+        "max_merged",
         "lanes",
         "max_in_flight",
     ]);

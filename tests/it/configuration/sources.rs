@@ -12,7 +12,7 @@ use super::{Entry, everywhere, toml, variables};
 const URL: Entry<'_> = ("url", "redis://app:S3CRET@h:1/3?protocol=resp3");
 
 /// Every setting, with a value that is not its default.
-const ALL: [Entry<'_>; 25] = [
+const ALL: [Entry<'_>; 26] = [
     ("max_size", "9"),
     ("min_idle", "3"),
     ("idle_timeout", "11m"),
@@ -33,6 +33,7 @@ const ALL: [Entry<'_>; 25] = [
     ("max_reply_bytes", "2000000"),
     ("max_group", "2"),
     ("max_leaders", "5"),
+    ("max_merged", "6"),
     ("lanes", "3"),
     ("max_in_flight", "100"),
     ("server_messages", "true"),
@@ -63,6 +64,7 @@ fn by_hand() -> Builder {
         .max_reply_bytes(2_000_000)
         .max_group(2)
         .max_leaders(5)
+        .max_merged(6)
         .lanes(3)
         .max_in_flight(100)
         .server_messages(true)

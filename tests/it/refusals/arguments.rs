@@ -178,6 +178,7 @@ fn rows() -> Vec<Row> {
         }),
         row("settings/table.rs max_group", |s, e| s.setting(|b| b.max_group(e.u32()))),
         row("settings/table.rs max_leaders", |s, e| s.setting(|b| b.max_leaders(e.u32()))),
+        row("settings/table.rs max_merged", |s, e| s.setting(|b| b.max_merged(e.u32()))),
         row("settings/table.rs lanes", |s, e| s.setting(|b| b.lanes(e.u32()))),
         row("settings/table.rs max_in_flight", |s, e| s.setting(|b| b.max_in_flight(e.u32()))),
         row("settings/table.rs register_ttl", |s, e| s.setting(|b| b.register_ttl(e.time()))),

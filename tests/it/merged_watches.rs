@@ -1,0 +1,400 @@
+//! Watching blocks on one key that run on each other's results and share one EXEC.
+//!
+//! Guarantee: turns
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::fixture::SOON;
+use redis::cmd;
+use rediscope::error::Applied;
+use rediscope::redis;
+use rediscope::{
+    CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional, prelude::*,
+};
+use serde_json::json;
+
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+
+fn patient() -> TransactionOptions {
+    TransactionOptions::new()
+        .retry(RetryPolicy::default().attempts(10_000).deadline(Duration::from_secs(60)))
+}
+
+fn sessions(url: String, most: u32) -> SessionManager {
+    let builder = SessionManager::builder(url).max_size(8).trust_window(SOON);
+    builder.checkout_timeout(SOON).max_merged(most).build().unwrap()
+}
+
+/// Calls of the command so far.
+fn calls(server: &Server, command: &str) -> u64 {
+    let stats: String = server.ask(&["INFO", "commandstats"]);
+    let prefix = format!("cmdstat_{command}:calls=");
+    let line = stats.lines().find_map(|line| line.strip_prefix(&prefix));
+    line.map_or(0, |line| line.split(',').next().unwrap().parse().unwrap())
+}
+
+fn get(key: &str) -> redis::Cmd {
+    cmd("GET").arg(key).take()
+}
+
+/// Adds one to `hot`, with the value that the watch has read.
+fn count(handle: &Transactional) -> i64 {
+    let mut watch = handle.watch(["hot"]);
+    let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+    watch
+        .run(|read, tx| {
+            let n = read.declared(n)?.unwrap_or_default();
+            tx.set("hot", n + 1);
+            Ok(tx.incr("commits", 1))
+        })
+        .unwrap()
+}
+
+#[test]
+fn blocks_on_one_key_share_an_exec_and_are_no_conflict_for_each_other() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(500));
+    for (most, threads, blocks) in [(64, 64, 10), (1, 4, 3)] {
+        server.ask::<()>(&["FLUSHALL"]);
+        server.ask::<()>(&["CONFIG", "RESETSTAT"]);
+        let sessions = sessions(proxy.url(), most);
+        let handle = sessions.transactional().with(patient());
+        let mut seen: Vec<i64> = thread::scope(|scope| {
+            let run = || (0..blocks).map(|_| count(&handle)).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        seen.sort_unstable();
+        let commits = threads * blocks;
+        assert!(seen.into_iter().eq(1..=commits), "each has a reply of its own");
+        assert_eq!(server.ask::<i64>(&["GET", "hot"]), commits);
+        let (execs, status) = (calls(&server, "exec"), sessions.status().transactional);
+        assert_eq!(status.counts.commits, commits as u64);
+        if most > 1 {
+            assert!(execs < commits as u64 / 4, "{execs} EXECs for {commits} commits");
+            assert!(
+                status.counts.conflicts <= commits as u64 / 100,
+                "{} conflicts",
+                status.counts.conflicts
+            );
+        } else {
+            assert!(execs >= commits as u64, "each has an EXEC of its own: {execs}");
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Shop {
+    #[error("sold out")]
+    SoldOut,
+    #[error(transparent)]
+    Redis(#[from] Error),
+}
+
+#[test]
+fn a_closures_own_error_is_returned_only_if_it_saw_what_was_committed() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(300));
+    server.ask::<()>(&["SET", "stock", "50"]);
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional().with(patient());
+    let (sold, left) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                for _ in 0..4 {
+                    let mut watch = handle.watch(["stock"]);
+                    let stock = watch.declare::<i64>(get("stock")).unwrap();
+                    let bought = watch.run_with(|read, tx| match read.declared(stock)? {
+                        0 => Err(Shop::SoldOut),
+                        _ => Ok(tx.decr("stock", 1)),
+                    });
+                    match bought {
+                        Ok(_) => sold.fetch_add(1, Ordering::Relaxed),
+                        Err(Shop::SoldOut) => left.fetch_add(1, Ordering::Relaxed),
+                        Err(Shop::Redis(error)) => panic!("{error}"),
+                    };
+                }
+            });
+        }
+    });
+    assert_eq!((sold.into_inner(), left.into_inner()), (50, 32 * 4 - 50));
+    assert_eq!(server.ask::<i64>(&["GET", "stock"]), 0);
+}
+
+/// What a block queues, by which key and with which value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Op {
+    Set,
+    SetEx,
+    Del,
+    Incr,
+    /// Its effect is not known here.
+    Append,
+    /// Goes to the closure's end without a command.
+    Fails,
+    Panics,
+    /// Needs a connection.
+    Reads,
+    /// A command on another key, which fails at run time.
+    Wrong,
+}
+
+const KEYS: [&str; 2] = ["a", "b"];
+
+type Values = Vec<Option<String>>;
+
+/// What the command leaves, as the server's documentation has it.
+fn model(values: &mut Values, op: Op, key: usize, text: &str) {
+    let held = &mut values[key];
+    match op {
+        Op::Set | Op::SetEx => *held = Some(text.to_owned()),
+        Op::Del => *held = None,
+        Op::Incr => {
+            let text = held.as_deref().unwrap_or("0");
+            let number = text.parse::<i64>().ok().filter(|number| number.to_string() == text);
+            if let Some(sum) = number.and_then(|number| number.checked_add(3)) {
+                *held = Some(sum.to_string());
+            }
+        }
+        Op::Append => held.get_or_insert_default().push_str(text),
+        Op::Fails | Op::Panics | Op::Reads | Op::Wrong => {}
+    }
+}
+
+/// One block on both keys. Its log has what the closure saw, and what it queued.
+fn random_block(handle: &Transactional, mget: bool) {
+    let ops = [Op::Set, Op::Set, Op::SetEx, Op::Del, Op::Incr, Op::Incr, Op::Incr, Op::Incr];
+    let odd = [Op::Append, Op::Fails, Op::Panics, Op::Reads, Op::Wrong];
+    let choose =
+        || if fastrand::u8(..12) == 0 { fastrand::choice(odd) } else { fastrand::choice(ops) };
+    let ops: Vec<_> = (0..fastrand::usize(1..4))
+        .map(|_| (choose().unwrap(), fastrand::usize(..2), fastrand::u8(..5).to_string()))
+        .collect();
+    let has = |wanted| ops.iter().any(|(op, ..)| *op == wanted);
+    let mut watch = handle.watch(KEYS);
+    let (mut both, mut each) = (None, None);
+    if mget {
+        both = Some(watch.declare::<Values>(cmd("MGET").arg(&KEYS).take()).unwrap());
+    } else {
+        each = Some(KEYS.map(|key| watch.declare::<Option<String>>(get(key)).unwrap()));
+    }
+    let run = || {
+        watch.run_with(|read, tx| -> Result<_, Shop> {
+            let seen: Values = match (both, each) {
+                (Some(both), _) => read.declared(both)?,
+                (None, each) => {
+                    let [a, b] = each.unwrap();
+                    vec![read.declared(a)?, read.declared(b)?]
+                }
+            };
+            let mut log = Vec::new();
+            for (op, key, text) in &ops {
+                let name = KEYS[*key];
+                match op {
+                    Op::Set => _ = tx.set(name, text),
+                    Op::SetEx => _ = tx.set_ex(name, text, 100),
+                    Op::Del => _ = tx.del(name),
+                    Op::Incr => _ = tx.incr(name, 3),
+                    Op::Append => _ = tx.append(name, text),
+                    Op::Fails => return Err(Shop::SoldOut),
+                    Op::Panics => panic!("a closure that panics"),
+                    // The commit finds out whether this is still what the watch has read.
+                    Op::Reads => _ = read.get::<_, Option<String>>(name)?,
+                    Op::Wrong => _ = tx.hset("log", "f", "v"),
+                }
+                log.push((*op as u8, *key, text));
+            }
+            tx.rpush("log", json!([seen, log]).to_string());
+            Ok(())
+        })
+    };
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(())) => assert!(!has(Op::Fails) && !has(Op::Panics)),
+        Ok(Err(Shop::SoldOut)) => assert!(has(Op::Fails)),
+        // INCR of a text, HSET of a list.
+        Ok(Err(Shop::Redis(Error::Commit(CommitError::PartlyApplied { .. })))) => {}
+        Ok(Err(Shop::Redis(error))) => panic!("{error:?} of {ops:?}"),
+        Err(_) => assert!(has(Op::Panics)),
+    }
+}
+
+/// Takes turns with the blocks, as another process.
+fn foreign_writer(server: &Server, writes: usize) {
+    let mut connection = server.connection();
+    for nth in 0..writes {
+        let (key, text) = (fastrand::usize(..2), nth.to_string());
+        let log = json!([null, [(Op::Set as u8, key, &text)]]).to_string();
+        let mut pipe = redis::pipe();
+        pipe.atomic().set(KEYS[key], &text).ignore().rpush("log", log).ignore();
+        pipe.exec(&mut connection).unwrap();
+        thread::sleep(Duration::from_millis(3));
+    }
+}
+
+#[test]
+fn every_closure_ran_on_what_the_blocks_before_it_left() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(200));
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional().with(patient());
+    thread::scope(|scope| {
+        for nth in 0..12 {
+            let handle = &handle;
+            scope.spawn(move || {
+                fastrand::seed(seed + nth);
+                (0..25).for_each(|_| random_block(handle, nth % 3 == 0));
+            });
+        }
+        scope.spawn(|| foreign_writer(&server, 30));
+    });
+    let mut values: Values = vec![None, None];
+    let (log, mut foreign) = (server.ask::<Vec<String>>(&["LRANGE", "log", "0", "-1"]), 0);
+    for (nth, entry) in log.iter().enumerate() {
+        let [seen, ops]: [serde_json::Value; 2] = serde_json::from_str(entry).unwrap();
+        if seen.is_null() {
+            foreign += 1;
+        } else {
+            assert_eq!(seen, json!(values), "entry {nth} of {log:#?}");
+        }
+        for op in ops.as_array().unwrap() {
+            let (code, key) = (op[0].as_u64().unwrap(), op[1].as_u64().unwrap() as usize);
+            let all = [Op::Set, Op::SetEx, Op::Del, Op::Incr, Op::Append, Op::Reads, Op::Wrong];
+            let op_of = all.into_iter().find(|op| *op as u64 == code).unwrap();
+            model(&mut values, op_of, key, op[2].as_str().unwrap());
+        }
+    }
+    assert_eq!(foreign, 30);
+    assert!(log.len() > 150, "only {} blocks were applied", log.len());
+    assert_eq!(server.ask::<Values>(&["MGET", "a", "b"]), values);
+}
+
+/// Counts and leaves a mark, so that the server shows whether the block was applied.
+fn marked(handle: &Transactional, mark: &str) -> Result<(), Error> {
+    let mut watch = handle.watch(["hot"]);
+    let n = watch.declare::<Option<i64>>(get("hot"))?;
+    watch.run(|read, tx| {
+        let n = read.declared(n)?.unwrap_or_default();
+        tx.set("hot", n + 1);
+        tx.incr(mark, 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connection_that_is_cut_at_any_byte_leaves_each_block_applied_as_its_outcome_says() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(100));
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional().with(patient());
+    let faults = [Fault::Cut, Fault::CutClientSide, Fault::Reset];
+    let results: Vec<(String, Result<(), Error>)> = (0..60)
+        .flat_map(|round| {
+            let at = match round % 3 {
+                0 => Trigger::InsideCommandNamed("EXEC", 1 + round / 3),
+                1 => Trigger::InsideReplyTo("EXEC", 1 + round / 2),
+                _ => Trigger::ClientBytes(1 + 11 * round),
+            };
+            let fault = faults[round as usize / 3 % 3];
+            proxy.arm(Script::from((at, fault)).once());
+            let results: Vec<_> = thread::scope(|scope| {
+                let run = |nth| {
+                    let mark = format!("mark:{round}:{nth}");
+                    let result = marked(&handle, &mark);
+                    (mark, result)
+                };
+                let threads: Vec<_> = (0..6).map(|nth| scope.spawn(move || run(nth))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            proxy.disarm();
+            results
+        })
+        .collect();
+    let (mut applied, mut in_doubt) = (0, 0);
+    for (mark, result) in &results {
+        let found = server.ask::<Option<i64>>(&["GET", mark]);
+        assert!(found.is_none_or(|found| found == 1), "{mark} was applied {found:?} times");
+        applied += found.unwrap_or(0);
+        match result {
+            Ok(()) => assert_eq!(found, Some(1), "{mark}"),
+            Err(error) if error.as_in_doubt().is_some() => in_doubt += 1,
+            Err(error) => {
+                assert_eq!((error.applied(), found), (Applied::No, None), "{mark}: {error}");
+            }
+        }
+    }
+    // A closure that ran on other values than those which the block before it left would be seen here.
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), applied);
+    assert!(in_doubt > 0 && applied > 200, "{in_doubt} in doubt, {applied} applied");
+}
+
+#[test]
+fn a_refused_command_concerns_its_own_block() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(300));
+    server
+        .ask::<()>(&["ACL", "SETUSER", "limited", "on", ">secret", "~*", "&*", "+@all", "-append"]);
+    let url = proxy.url().replace("redis://", "redis://limited:secret@");
+    let sessions = sessions(url, 16);
+    let handle = sessions.transactional().with(patient());
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..5).for_each(|_| _ = count(&handle)));
+        }
+        scope.spawn(|| {
+            for _ in 0..5 {
+                let mut watch = handle.watch(["hot"]);
+                watch.declare::<Option<i64>>(get("hot")).unwrap();
+                let refused = watch.run(|_, tx| Ok(tx.append("other", "x"))).unwrap_err();
+                let CommitError::Rejected { index, code, .. } = refused.as_commit().unwrap() else {
+                    panic!("{refused}");
+                };
+                assert_eq!((*index, &**code), (Some(0), "NOPERM"));
+            }
+        });
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 40);
+    assert_eq!(server.ask::<Option<String>>(&["GET", "other"]), None);
+}
+
+#[test]
+fn a_block_does_not_wait_past_its_deadline_for_the_closure_of_another() {
+    let server = Server::start();
+    let sessions = sessions(server.url(), 16);
+    let handle = sessions.transactional();
+    let (inside, is_inside) = mpsc::channel();
+    let (done, is_done) = mpsc::channel();
+    thread::scope(|scope| {
+        let handle = &handle;
+        let slow = scope.spawn(move || {
+            let mut watch = handle.watch(["hot"]);
+            let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+            watch.run(|read, tx| {
+                let n = read.declared(n)?.unwrap_or_default();
+                if read.attempt() == 1 {
+                    inside.send(()).unwrap();
+                    is_done.recv_timeout(SOON).unwrap();
+                }
+                Ok(tx.set("hot", n + 10))
+            })
+        });
+        is_inside.recv_timeout(SOON).unwrap();
+        let soon = RetryPolicy::default().deadline(Duration::from_millis(100));
+        count(&handle.with(TransactionOptions::new().retry(soon)));
+        done.send(()).unwrap();
+        slow.join().unwrap().unwrap();
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 11, "its conflict ran it again");
+}
