@@ -238,7 +238,19 @@ impl Transactional {
         R: Resolve + Send,
         E: From<Error>,
     {
-        let place = Location::caller();
+        self.run_at(Location::caller(), closure)
+    }
+
+    /// Runs a block of the caller at `place`.
+    pub(crate) fn run_at<R, E>(
+        &self,
+        place: &'static Location<'static>,
+        closure: impl FnOnce(&mut Block) -> Result<R, E> + Send,
+    ) -> impl Future<Output = Result<R::Output, E>> + Send
+    where
+        R: Resolve + Send,
+        E: From<Error>,
+    {
         let general = move |unfinished| self.run_alone(place, unfinished);
         BlockRun::new(&self.router, self.options.lane_block(), closure, general)
     }

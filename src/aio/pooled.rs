@@ -6,11 +6,13 @@
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use redis::aio::ConnectionLike;
 use redis::{Arg, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 
+use crate::aio::handle::Transactional;
 use crate::error::any::Error;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::own_writes;
@@ -18,6 +20,7 @@ use crate::pool::router::Router;
 use crate::pool::tasks::lane::LaneCall;
 use crate::pool::tasks::lanes::KnownLanes;
 use crate::pool::tasks::pool::TaskPool;
+use crate::pooled::atomic::AtomicRequest;
 use crate::pooled::request::{Carried, Request, batch_kind, reply};
 use crate::pooled::send::send;
 use crate::pooled::tag_errors::{self, CallKind};
@@ -33,6 +36,7 @@ use crate::protocol::resp::encode;
 ///
 /// A small command of constant work, such as `GET`, `SET` or `INCR`, shares a connection with the requests
 /// of other tasks. Every other command, and every pipeline, has a connection for its own round trip.
+/// `pipe().atomic()` is run as a block of [`Transactional::run`](crate::aio::Transactional::run).
 ///
 /// If the future of a command is dropped before it was sent, it is never sent. A later drop may find it
 /// sent: then its reply is read and thrown away, and the connection serves the next caller. On another
@@ -59,8 +63,8 @@ pub struct Pooled {
     router: Router<TaskPool>,
     /// The place that made the handle; it stands for the place of its commands.
     place: &'static Location<'static>,
-    /// Whether commands that are not reads are refused.
-    reads_only: bool,
+    /// For whole transactions. `None`: the handle reads from replicas, and refuses other commands.
+    transactional: Option<Arc<Transactional>>,
     lanes: KnownLanes,
 }
 
@@ -69,8 +73,8 @@ impl RefUnwindSafe for Pooled {}
 
 impl ConnectionLike for Pooled {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        let Self { router, place, reads_only, lanes } = self;
-        let handle = Handle { router, place, reads_only: *reads_only };
+        let Self { router, place, transactional, lanes } = self;
+        let handle = Handle { router, place, transactional: transactional.as_deref() };
         Box::pin(SingleCommand { handle, lanes, cmd, state: State::New })
     }
 
@@ -80,10 +84,13 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        let Self { router, place, reads_only, .. } = self;
-        let handle = Handle { router, place, reads_only: *reads_only };
+        let Self { router, place, transactional, .. } = self;
+        let handle = Handle { router, place, transactional: transactional.as_deref() };
         Box::pin(async move {
             let bytes = pipeline.get_packed_pipeline();
+            if let Some(block) = AtomicRequest::find(&bytes, offset.saturating_add(count)) {
+                return Ok(handle.run(&block, offset).await?);
+            }
             let all = (&*bytes, offset, count);
             Ok(handle.request(all, CallKind::Pipeline, None).await?)
         })
@@ -95,13 +102,18 @@ impl ConnectionLike for Pooled {
 }
 
 impl Pooled {
-    pub(crate) fn new(router: Router<TaskPool>, place: &'static Location<'static>) -> Self {
-        Self { router, place, reads_only: false, lanes: KnownLanes::default() }
+    pub(crate) fn new(
+        router: Router<TaskPool>,
+        place: &'static Location<'static>,
+        transactional: Arc<Transactional>,
+    ) -> Self {
+        let transactional = Some(transactional);
+        Self { router, place, transactional, lanes: KnownLanes::default() }
     }
 
     /// A handle that reads from replicas.
     pub(crate) fn reading(router: Router<TaskPool>, place: &'static Location<'static>) -> Self {
-        Self { reads_only: true, ..Self::new(router, place) }
+        Self { router, place, transactional: None, lanes: KnownLanes::default() }
     }
 }
 
@@ -110,10 +122,19 @@ impl Pooled {
 struct Handle<'a> {
     router: &'a Router<TaskPool>,
     place: &'static Location<'static>,
-    reads_only: bool,
+    transactional: Option<&'a Transactional>,
 }
 
 impl Handle<'_> {
+    /// Runs a whole transaction.
+    async fn run(self, block: &AtomicRequest<'_>, offset: usize) -> Result<Vec<Value>, Error> {
+        let Some(transactional) = self.transactional else {
+            return Err(AtomicRequest::refused_by_replicas());
+        };
+        let run = transactional.run_at(self.place, |tx| Ok::<_, Error>(block.queue(tx))).await;
+        block.replies(run, offset, self.router.settings().server_messages)
+    }
+
     /// Sends a request. `carried`: what became of it on a lane.
     async fn request(
         self,
@@ -121,10 +142,10 @@ impl Handle<'_> {
         call: CallKind,
         carried: Option<Box<Carried>>,
     ) -> Result<Vec<Value>, Error> {
-        let Self { router, place, reads_only } = self;
+        let Self { router, place, transactional } = self;
         router.here()?;
         let request = Request::parse(bytes, offset.saturating_add(count), place)?;
-        if reads_only {
+        if transactional.is_none() {
             request.ensure_read()?;
         }
         own_writes::record(router.settings(), bytes);
@@ -157,7 +178,7 @@ impl<'a> SingleCommand<'a> {
     fn submit(&mut self, context: &Context<'_>) -> Option<State<'a>> {
         let Some(Arg::Simple(name)) = self.cmd.args_iter().next() else { return None };
         let row = table::find(name)?;
-        if self.handle.reads_only && !row.has(table::READ) {
+        if self.handle.transactional.is_none() && !row.has(table::READ) {
             return None;
         }
         // Of a forked child, and of a cluster, `request` decides.

@@ -134,7 +134,7 @@ impl SessionManager {
     /// reported with the place of this call.
     #[track_caller]
     pub fn pooled(&self) -> Pooled {
-        Pooled::new(self.pooled.clone(), Location::caller())
+        Pooled::new(self.pooled.clone(), Location::caller(), Arc::new(self.transactional()))
     }
 
     /// Returns a handle for reads from the replicas behind sentinels, on a third pool of the same size.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
 use std::time::Instant;
 
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
@@ -18,12 +19,14 @@ use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::ScopeCall;
 use crate::pool::server_pool::PinnedLine;
+use crate::pooled::atomic::AtomicRequest;
 use crate::pooled::recent_replies;
 use crate::pooled::request::Request;
 use crate::pooled::send::send;
 use crate::pooled::tag_errors::{self, CallKind};
 use crate::protocol::cluster::route::Route;
 use crate::sync::now::now;
+use crate::transaction::handle::Transactional;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -36,8 +39,13 @@ use crate::sync::now::now;
 ///
 /// A command is refused by name, before it is sent, if it would change, end or occupy a shared
 /// connection. Examples are `MULTI`, `WATCH`, `SELECT`, `AUTH`, `HELLO`, `SUBSCRIBE`, `MONITOR` and
-/// `CLIENT REPLY`. This applies in upper and lower case, and inside pipelines. So `pipe().atomic()`
-/// and `redis::transaction` are refused: use [`Transactional`](crate::Transactional).
+/// `CLIENT REPLY`. This applies in upper and lower case, and inside pipelines. So `redis::transaction`
+/// is refused: use [`Transactional::watch`](crate::Transactional::watch).
+///
+/// `pipe().atomic()`, MULTI to EXEC in one request, is run as a block of the transactional pool, as
+/// [`Transactional::run`](crate::Transactional::run) does: repeated if it was not sent, and an
+/// [`Error::Commit`] otherwise. Commands that fail at run time are an [`Error::Pipeline`], whose
+/// [`applied`](Error::applied) is `Partly`.
 ///
 /// A read on a dead connection is retried on another one. A write is sent only on a connection that
 /// replied within `trust_window` or has just replied to PING. If the connection fails during the
@@ -77,8 +85,8 @@ pub struct Pooled {
     router: Router,
     /// The place that made the handle; it stands for the place of its commands.
     place: &'static Location<'static>,
-    /// Whether commands that are not reads are refused.
-    reads_only: bool,
+    /// For whole transactions. `None`: the handle reads from replicas, and refuses other commands.
+    transactional: Option<Arc<Transactional>>,
 }
 
 impl UnwindSafe for Pooled {}
@@ -96,6 +104,9 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisResult<Vec<Value>> {
+        if let Some(block) = AtomicRequest::find(cmd, offset.saturating_add(count)) {
+            return Ok(self.run(&block, offset)?);
+        }
         Ok(self.request(cmd, offset, count, CallKind::Pipeline)?)
     }
 
@@ -120,14 +131,15 @@ impl ConnectionLike for Pooled {
 
 impl Pooled {
     #[track_caller]
-    pub(crate) fn new(router: Router) -> Self {
-        Self { router, place: Location::caller(), reads_only: false }
+    pub(crate) fn new(router: Router, transactional: Arc<Transactional>) -> Self {
+        let place = Location::caller();
+        Self { router, place, transactional: Some(transactional) }
     }
 
     /// A handle that reads from replicas.
     #[track_caller]
     pub(crate) fn reading(router: Router) -> Self {
-        Self { router, place: Location::caller(), reads_only: true }
+        Self { router, place: Location::caller(), transactional: None }
     }
 
     /// Passes a plain redis-rs connection to `f`, for the commands that the handle refuses. The
@@ -170,6 +182,15 @@ impl Pooled {
         Ok(checkout)
     }
 
+    /// Runs a whole transaction.
+    fn run(&self, block: &AtomicRequest<'_>, offset: usize) -> Result<Vec<Value>, Error> {
+        let Some(transactional) = &self.transactional else {
+            return Err(AtomicRequest::refused_by_replicas());
+        };
+        let run = transactional.run_at(self.place, |tx| Ok(block.queue(tx)));
+        block.replies(run, offset, self.router.settings().server_messages)
+    }
+
     fn request(
         &self,
         bytes: &[u8],
@@ -179,7 +200,7 @@ impl Pooled {
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
         let request = Request::parse(bytes, offset.saturating_add(count), self.place)?;
-        if self.reads_only {
+        if self.transactional.is_none() {
             request.ensure_read()?;
         }
         own_writes::record(self.router.settings(), bytes);

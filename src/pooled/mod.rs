@@ -1,5 +1,6 @@
 //! The pooled handle: single commands and pipelines.
 
+pub(crate) mod atomic;
 pub(crate) mod error_tag;
 pub(crate) mod fan_out;
 pub(crate) mod handle;

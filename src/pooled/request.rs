@@ -151,6 +151,25 @@ impl Request {
         Ok(request)
     }
 
+    /// The commands of a whole transaction, whose queue has checked them.
+    pub(crate) fn of_block(body: &[u8]) -> Self {
+        let mut request = Self {
+            name: Cow::Borrowed("a pipeline"),
+            commands: 0,
+            read_only: true,
+            may_nest: false,
+            batch: None,
+            blocking: None,
+        };
+        for args in CommandReader::new(body).flatten() {
+            let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+            request.commands += 1;
+            request.read_only &= is_read_only(name, sub);
+            request.may_nest |= error_tag::may_nest(name);
+        }
+        request
+    }
+
     /// # Errors
     /// The request is not a read, and its handle reads from replicas.
     pub(crate) fn ensure_read(&self) -> Result<(), Error> {

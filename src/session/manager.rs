@@ -80,7 +80,7 @@ impl SessionManager {
     /// reported with the place of this call.
     #[track_caller]
     pub fn pooled(&self) -> Pooled {
-        Pooled::new(self.pooled.clone())
+        Pooled::new(self.pooled.clone(), Arc::new(self.transactional()))
     }
 
     /// Returns a handle for reads from the replicas behind sentinels, on a third pool of the same

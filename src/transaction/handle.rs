@@ -223,8 +223,18 @@ impl Transactional {
         &self,
         closure: impl FnOnce(&mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
+        self.run_at(Location::caller(), closure)
+    }
+
+    /// Runs a block of the caller at `place`.
+    #[inline]
+    pub(crate) fn run_at<R: Resolve, E: From<Error>>(
+        &self,
+        place: &'static Location<'static>,
+        closure: impl FnOnce(&mut Block) -> Result<R, E>,
+    ) -> Result<R::Output, E> {
         self.router.here().map_err(Error::from)?;
-        let owner = owner(&self.options, Location::caller(), true);
+        let owner = owner(&self.options, place, true);
         let plan = self.options.commit_plan(&self.resolver, self.router.settings())?;
         threads::run_block(&self.router, owner, plan, self.options.policy(), closure)
     }

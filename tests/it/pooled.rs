@@ -3,6 +3,7 @@
 
 pub(crate) mod fixture;
 
+mod atomic;
 mod blocking;
 mod lost;
 mod proven;

@@ -189,13 +189,18 @@ fn a_refused_command_behind_a_chunk_discards_what_was_sent_ahead() {
 }
 
 #[test]
-fn redis_rs_own_transactions_are_refused_on_the_pooled_handle() {
+fn a_watch_and_half_a_transaction_of_redis_rs_are_refused_on_the_pooled_handle() {
     let mut quiet = Quiet::start();
     let mut db = quiet.sessions.pooled();
-    let mut atomic = redis::pipe();
-    atomic.atomic().set("key", 1).get("key");
-    let error = Error::from(atomic.query::<(i64,)>(&mut db).unwrap_err());
-    assert_eq!(refused(&error), "MULTI");
+    for half in [["MULTI", "PING", "DISCARD"], ["MULTI", "PING", "PING"], ["PING", "PING", "EXEC"]]
+    {
+        let mut pipe = redis::pipe();
+        half.iter().for_each(|name| {
+            pipe.cmd(name);
+        });
+        let error = Error::from(pipe.exec(&mut db).unwrap_err());
+        assert!(half.contains(&&*refused(&error)));
+    }
     let mut runs = 0;
     let result: redis::RedisResult<()> = redis::transaction(&mut db, &["key"], |db, pipe| {
         runs += 1;
