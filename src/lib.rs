@@ -47,6 +47,7 @@ pub use crate::session::manager::SessionManager;
 pub use crate::settings::credentials::{Credentials, CredentialsProvider, RotatingCredentials};
 #[cfg(feature = "tls-rustls")]
 pub use crate::settings::tls::Tls;
+pub use crate::sync::cancel::Cancel;
 pub use crate::transaction::block::Block;
 pub use crate::transaction::condition::Condition;
 pub use crate::transaction::conditional::Conditional;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 pub(crate) mod binary_semaphore;
 pub(crate) mod boxed;
+pub(crate) mod cancel;
 pub(crate) mod caught;
 #[cfg(feature = "tokio")]
 pub(crate) mod in_span;

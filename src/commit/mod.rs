@@ -16,3 +16,4 @@ pub(crate) mod side;
 #[cfg(feature = "tokio")]
 pub(crate) mod tasks;
 pub(crate) mod threads;
+pub(crate) mod wait_limit;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::commit::lock_check::LockCheck;
+use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::error::token_cell::TokenCell;
@@ -31,6 +32,8 @@ pub(crate) struct CommitPlan {
     pub(crate) grouped: bool,
     /// Whether the connection must still have its watch: a fresh connection would protect nothing.
     pub(crate) watched: bool,
+    /// How long its calls wait for connections.
+    pub(crate) wait: WaitLimit,
     /// In a cluster: EXISTS of the watched keys. A migrating slot has two masters. If a watched key
     /// is created on one, the other does not notice. So EXEC must depend on the keys.
     pub(crate) exists: Option<Arc<[u8]>>,

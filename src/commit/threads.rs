@@ -15,6 +15,7 @@ use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pool::scopes::PinnedConnection;
 use crate::pool::semaphore::{AcquireError, FairSemaphore};
+use crate::sync::cancel;
 use crate::sync::now::now;
 
 impl Side for Pool {
@@ -66,7 +67,9 @@ impl ResolveCommit for CommitResolver {
     }
 
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
-        now(self.resolver.resolve(token, within, |deadline| ready(self.permit(deadline))))
+        let resolve = self.resolver.resolve(token, within, |deadline| ready(self.permit(deadline)));
+        // A cancelled wait must not leave a doubt.
+        cancel::suspended(|| now(resolve))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
+use crate::sync::cancel;
 use crate::sync::now::now;
 
 /// The callers are threads.
@@ -27,8 +28,11 @@ impl Io for Threads {
     type Wire = Transport;
 
     fn pause(time: Duration) -> impl Future<Output = ()> + Send {
-        if time > Duration::ZERO {
-            std::thread::sleep(time);
+        let mut left = time;
+        while left > Duration::ZERO && !cancel::is_cancelled() {
+            let tick = cancel::tick(left);
+            std::thread::sleep(tick);
+            left -= tick;
         }
         ready(())
     }

@@ -20,6 +20,8 @@ pub enum CheckoutError {
         /// The closures that hold the connections.
         holders: Vec<OpenScope>,
     },
+    /// The wait was [cancelled](crate::Cancel).
+    Cancelled,
     /// The session manager was closed.
     Closed,
     /// The session manager was made in another process, and this one is a fork of it: the
@@ -61,7 +63,9 @@ impl CheckoutError {
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout(_) => true,
-            Self::WouldDeadlock { .. } | Self::Closed | Self::OtherProcess => false,
+            Self::WouldDeadlock { .. } | Self::Cancelled | Self::Closed | Self::OtherProcess => {
+                false
+            }
             Self::Connect { source, .. } => source.is_transient_failure(),
         }
     }
@@ -78,6 +82,7 @@ impl CheckoutError {
                  or raise max_size; held by {}",
                 list(holders)
             ),
+            Self::Cancelled => f.write_str("the wait for a connection was cancelled"),
             Self::Closed => f.write_str("the session manager is closed"),
             Self::OtherProcess => f.write_str(
                 "the session manager was made in another process, of which this one is a fork: \
@@ -95,7 +100,9 @@ impl Error for CheckoutError {
         match self {
             Self::Timeout(timeout) => timeout.source(),
             Self::Connect { source, .. } => Some(source),
-            Self::WouldDeadlock { .. } | Self::Closed | Self::OtherProcess => None,
+            Self::WouldDeadlock { .. } | Self::Cancelled | Self::Closed | Self::OtherProcess => {
+                None
+            }
         }
     }
 }

@@ -55,6 +55,8 @@ pub enum LockError {
         /// The holder, as of the last request to the server.
         holder: Option<LockHolder>,
     },
+    /// The wait was [cancelled](crate::Cancel). The lock is not acquired.
+    Cancelled,
     /// The lock was held and no longer is. Another caller may use the data that it protects.
     #[non_exhaustive]
     Lost {
@@ -131,6 +133,7 @@ impl LockError {
                 write!(f, "the lock was not acquired within {}", brief(*waited))?;
                 holder.as_ref().map_or(Ok(()), |holder| write!(f, "; held by {holder}"))
             }
+            Self::Cancelled => f.write_str("the wait for the lock was cancelled"),
             Self::Lost { why } => write!(f, "the lock was lost: {why}"),
             Self::Command { during, error } => {
                 write!(f, "{during} was refused by the server: {error}")
@@ -177,6 +180,7 @@ impl LockError {
     pub(crate) fn applied(&self) -> Applied {
         match self {
             Self::Timeout { .. }
+            | Self::Cancelled
             | Self::Lost { .. }
             | Self::NotReplicated { .. }
             | Self::OtherPermits { .. }
@@ -197,7 +201,8 @@ impl LockError {
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::Timeout { .. } | Self::Connection { .. } | Self::NotReplicated { .. } => true,
-            Self::Lost { .. }
+            Self::Cancelled
+            | Self::Lost { .. }
             | Self::OtherPermits { .. }
             | Self::TooManyPermits { .. }
             | Self::NoFencingToken

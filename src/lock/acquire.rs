@@ -79,6 +79,9 @@ pub(crate) async fn acquire<M: LockIo>(
     wait: Duration,
 ) -> Result<AcquiredLock<M>, Error> {
     manager.settings().here()?;
+    if M::is_cancelled() {
+        return Err(LockError::Cancelled.into());
+    }
     let started = Instant::now();
     // An instant that far ahead may not exist; a day has the same effect.
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
@@ -110,7 +113,7 @@ pub(crate) async fn acquire<M: LockIo>(
             Err(error) if error.is_retryable() && !wait.is_zero() => Some(error),
             Err(error) => return Err(error),
         };
-        if Instant::now() < deadline {
+        if Instant::now() < deadline && !M::is_cancelled() {
             let waiter = attempt.join();
             let live = waiter.is_live();
             if !live {
@@ -134,6 +137,10 @@ pub(crate) async fn acquire<M: LockIo>(
                     continue;
                 }
             }
+        }
+        if M::is_cancelled() {
+            tracing::debug!(waited = ?started.elapsed(), "lock wait cancelled");
+            return Err(LockError::Cancelled.into());
         }
         if Instant::now() >= deadline {
             let waited = started.elapsed();

@@ -10,6 +10,7 @@ use crate::lock::all::{HeldAll, all_released, ensure_all, release_all};
 use crate::lock::guard::LockGuard;
 use crate::lock::io::LockIo;
 use crate::lock::manager::LockManager;
+use crate::sync::cancel;
 use crate::sync::lock;
 use crate::sync::now::now;
 
@@ -120,7 +121,7 @@ impl LockAllGuard {
         let limit = self.manager.call_deadline();
         let guards = std::mem::take(&mut self.guards).into_iter().rev();
         let held = guards.map(|(name, guard)| (name, guard.into_held()));
-        now(release_all(held.collect(), limit))
+        cancel::suspended(|| now(release_all(held.collect(), limit)))
     }
 }
 

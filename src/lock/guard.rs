@@ -10,6 +10,7 @@ use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
 use crate::lock::manager::LockManager;
 use crate::protocol::lock::hold_token::HoldToken;
+use crate::sync::cancel;
 use crate::sync::now::now;
 
 /// A held lock. The drop releases it.
@@ -158,7 +159,7 @@ impl LockGuard {
     /// reached within `checkout_timeout`; the release continues in the background.
     pub fn release(self) -> Result<(), Error> {
         let limit = self.held.manager().call_deadline();
-        now(self.held.release(limit))
+        cancel::suspended(|| now(self.held.release(limit)))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::protocol::lock::acquire::LockRequest;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
 use crate::sync::binary_semaphore::BinarySemaphore;
+use crate::sync::cancel;
 use crate::sync::now::now;
 
 /// The shared state of a session manager's locks.
@@ -105,6 +106,10 @@ impl LockIo for LockManager {
     }
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {
-        now(rest);
+        cancel::suspended(|| now(rest));
+    }
+
+    fn is_cancelled() -> bool {
+        cancel::is_cancelled()
     }
 }

@@ -4,6 +4,7 @@ use std::future::ready;
 use std::time::Instant;
 
 use crate::lock::waiters::{Flags, Giving, Notifier, Registration, Waiters};
+use crate::sync::cancel;
 use crate::sync::shim::{Condvar, Mutex, PoisonError, lock};
 
 pub(crate) type ThreadWaiters = Waiters<Condvar>;
@@ -27,10 +28,10 @@ fn wait(changed: &Condvar, flags: &Mutex<Flags>, until: Instant) -> bool {
             return true;
         }
         let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if left.is_zero() || cancel::is_cancelled() {
             return false;
         }
-        let waited = changed.wait_timeout(flags, left);
+        let waited = changed.wait_timeout(flags, cancel::tick(left));
         flags = waited.unwrap_or_else(PoisonError::into_inner).0;
     }
 }

@@ -28,6 +28,7 @@ use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, ScopeLine};
 use crate::process::sockets::OwnSocket;
 use crate::status::metrics::InUse;
+use crate::sync::cancel;
 use crate::sync::now::now;
 use crate::sync::{this_thread, thread_name};
 
@@ -141,6 +142,9 @@ impl Checkout {
                 continue;
             }
             now = Instant::now();
+            if cancel::is_cancelled() {
+                return Err(CheckoutError::Cancelled);
+            }
             core.check_connect(started, now, deadline)?;
             requester.pause();
         }

@@ -33,6 +33,7 @@ use crate::protocol::batch::RequestKind;
 use crate::status::lanes::LaneStatus;
 use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
+use crate::sync::cancel;
 
 /// Time in addition to its timeout that a closing pool waits for connections that are being opened.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
@@ -134,6 +135,9 @@ impl Pool {
     }
 
     fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
+        if cancel::is_cancelled() {
+            return Err(CheckoutError::Cancelled);
+        }
         let number = match self.semaphore.try_acquire() {
             Some(number) => number,
             None => self.wait(started, |may_wait| self.semaphore.acquire(deadline, may_wait))?,
@@ -176,6 +180,9 @@ impl Pool {
             Err(AcquireError::Closed) => Err(CheckoutError::Closed),
             Err(AcquireError::Rejected(WouldDeadlock { holders, .. })) => {
                 Err(CheckoutError::WouldDeadlock { holders })
+            }
+            Err(AcquireError::TimedOut { .. }) if cancel::is_cancelled() => {
+                Err(CheckoutError::Cancelled)
             }
             Err(AcquireError::TimedOut { waiters }) => {
                 let idle = self.idle.idle();

@@ -27,6 +27,7 @@ use scopeguard::{ScopeGuard, guard};
 
 use crate::pool::job::Job;
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
+use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::sync::this_thread;
 use crate::sync::under_way::CallUnderWay;
@@ -506,11 +507,11 @@ impl Waiter {
         let mut state = lock(&self.state);
         while matches!(state.grant, Grant::Waiting) {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || cancel::is_cancelled() {
                 break;
             }
             state.asleep = true;
-            let woken = self.ready.wait_timeout(state, left);
+            let woken = self.ready.wait_timeout(state, cancel::tick(left));
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
             state.asleep = false;
         }

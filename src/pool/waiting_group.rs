@@ -9,6 +9,7 @@ use std::thread::ThreadId;
 use std::time::Instant;
 
 use crate::pool::job::Job;
+use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::sync::this_thread;
 
@@ -132,13 +133,15 @@ impl<T, R> WaitingGroup<T, R> {
                 _ => {}
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let taken = || job.look(|_| ()).is_none();
+            // A request that a leader has taken is not withdrawn.
+            if left.is_zero() || cancel::is_cancelled() && !taken() {
                 return Woken::TimedOut;
             }
             let leads = state.leader == number;
             state.sleeps(leads, true);
             let condvar = if leads { &self.granted } else { &self.settled };
-            let woken = condvar.wait_timeout(state, left);
+            let woken = condvar.wait_timeout(state, cancel::tick(left));
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
             state.sleeps(leads, false);
         }

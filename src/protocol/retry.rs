@@ -129,6 +129,12 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
+    /// The same, and no attempt begins after `until` either.
+    pub(crate) fn until(self, until: Option<Instant>) -> Self {
+        let deadline = self.deadline.into_iter().chain(until).min();
+        Self { deadline, ..self }
+    }
+
     /// Number of the current attempt, from 1.
     pub(crate) fn number(&self) -> u32 {
         self.number

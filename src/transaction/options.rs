@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::commit::lock_check::LockCheck;
 use crate::commit::plan::CommitPlan;
+use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::{CommitError, Error};
 use crate::error::config::ConfigError;
 use crate::error::in_doubt::ResolveCommit;
@@ -57,6 +58,7 @@ pub struct TransactionOptions {
     lock_check: Option<LockCheck>,
     grouped: Option<bool>,
     take_turns: Option<bool>,
+    wait: WaitLimit,
 }
 
 /// Maximum of a timeout, so that `Instant + timeout` cannot overflow.
@@ -236,6 +238,32 @@ impl TransactionOptions {
         self
     }
 
+    /// Time that a call of these transactions waits for a connection, in place of
+    /// [`checkout_timeout`](crate::Builder::checkout_timeout): longer or shorter. The check of a connection
+    /// that was idle counts too, so a call with less time than a round trip may fail.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::{SessionManager, TransactionOptions, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let accounts = SessionManager::connect("redis://127.0.0.1/")?.transactional();
+    /// let soon = TransactionOptions::new().within(Duration::from_millis(50));
+    /// let hits = accounts.with(soon).run(|tx| Ok(tx.incr("hits", 1)))?;
+    /// # Ok(()) }
+    /// ```
+    pub fn within(mut self, wait: Duration) -> Self {
+        self.wait.within = Some(wait);
+        self
+    }
+
+    /// Instant after which no call of these transactions waits for a connection or for its turn, and no
+    /// further attempt begins. What was sent is not interrupted: a commit ends with its outcome, after
+    /// `response_timeout` at the latest. Default: none.
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.wait.until = Some(deadline);
+        self
+    }
+
     /// Returns these options, overlaid by those that `over` sets.
     pub(crate) fn overlaid(&self, over: Self) -> Self {
         Self {
@@ -247,6 +275,10 @@ impl TransactionOptions {
             lock_check: over.lock_check.or_else(|| self.lock_check.clone()),
             grouped: over.grouped.or(self.grouped),
             take_turns: over.take_turns.or(self.take_turns),
+            wait: WaitLimit {
+                within: over.wait.within.or(self.wait.within),
+                until: over.wait.until.or(self.wait.until),
+            },
         }
     }
 
@@ -283,6 +315,7 @@ impl TransactionOptions {
             idempotency_key,
             durability: self.durability,
             grouped: self.grouped == Some(true),
+            wait: self.wait,
             ..CommitPlan::default()
         })
     }
@@ -298,7 +331,8 @@ impl TransactionOptions {
         };
         let own_connection = self.begin == Some(Begin::Immediate)
             || self.durability.is_some()
-            || self.lock_check.is_some();
+            || self.lock_check.is_some()
+            || !self.wait.is_none();
         (!own_connection).then_some(exactly_once)
     }
 
@@ -322,6 +356,8 @@ impl fmt::Debug for TransactionOptions {
             .field("durability", &self.durability)
             .field("grouped", &self.grouped)
             .field("take_turns", &self.take_turns)
+            .field("within", &self.wait.within)
+            .field("deadline", &self.wait.until)
             .finish()
     }
 }

@@ -256,7 +256,7 @@ impl Pending {
     async fn send_chunk<P: Side>(&mut self, pinned: &mut Pinned<P>) -> Result<(), CommitError> {
         pinned.here()?;
         let free = !pinned.is_pinned();
-        let mut budget = CheckoutBudget::new(pinned.settings());
+        let mut budget = CheckoutBudget::new(pinned.settings(), pinned.plan().wait);
         loop {
             let deadline = budget.deadline;
             let Err(error) = self.try_chunk(pinned, deadline).await else { return Ok(()) };

@@ -159,7 +159,7 @@ impl<P: Side> Pinned<P> {
 
     /// Returns the checkout deadline of a call that begins now.
     pub(crate) fn checkout_deadline(&self) -> Instant {
-        Instant::now() + self.settings.checkout_timeout
+        self.plan.wait.deadline(&self.settings)
     }
 
     /// Records in the span why the transaction did not begin.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::commit::side::Side;
+use crate::commit::wait_limit::WaitLimit;
 use crate::connection::deadline;
 use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
@@ -68,14 +69,16 @@ pub(crate) struct CheckoutBudget {
     min_after_redirect: Duration,
     /// Deadline of the next checkout.
     pub(crate) deadline: Instant,
+    wait: WaitLimit,
     budget: Option<RedirectBudget>,
 }
 
 impl CheckoutBudget {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let limit = settings.checkout_timeout;
+    pub(crate) fn new(settings: &Settings, wait: WaitLimit) -> Self {
+        let limit = wait.timeout(settings);
         let min_after_redirect = limit.min(settings.connect_timeout + settings.response_timeout);
-        Self { limit, min_after_redirect, deadline: deadline::after(limit), budget: None }
+        let deadline = wait.deadline(settings);
+        Self { limit, min_after_redirect, deadline, wait, budget: None }
     }
 
     /// Waits for as long as the redirect needs, and returns its route. `None`: there is no redirect,
@@ -87,25 +90,29 @@ impl CheckoutBudget {
         let unreachable = matches!(redirect, Redirect::Unreachable(_));
         let (limit, deadline) = (self.limit, self.deadline);
         let budget = self.budget.get_or_insert_with(|| {
-            RedirectBudget::until(if unreachable { deadline } else { deadline::after(limit) })
+            RedirectBudget::until(if unreachable {
+                deadline
+            } else {
+                self.wait.cap(deadline::after(limit))
+            })
         });
         if !redirect_pause::try_next::<I>(budget, &redirect).await {
             return None;
         }
-        self.deadline = match unreachable {
+        self.deadline = self.wait.cap(match unreachable {
             true => budget.deadline(),
             false => budget.deadline().max(deadline::after(self.min_after_redirect)),
-        };
+        });
         Some(redirect.route())
     }
 
     pub(crate) fn restart(&mut self) {
-        self.deadline = deadline::after(self.limit);
+        self.deadline = self.wait.cap(deadline::after(self.limit));
     }
 
     /// Adds the time that a closure ran: it does not count as a wait for a connection.
     pub(crate) fn extend(&mut self, ran: Option<Duration>) {
         let Some(ran) = ran else { return };
-        self.deadline = deadline::later(self.deadline, ran);
+        self.deadline = self.wait.cap(deadline::later(self.deadline, ran));
     }
 }

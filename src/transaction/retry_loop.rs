@@ -9,6 +9,7 @@ use tracing::Span;
 use crate::commit::outcome::{self, Committed, classify};
 use crate::commit::plan::CommitPlan;
 use crate::commit::side::Side;
+use crate::commit::wait_limit::WaitLimit;
 use crate::connection::deadline;
 use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
@@ -45,16 +46,18 @@ struct RunLimits {
     /// `None` before the first attempt that counts.
     attempts: Option<Attempts>,
     checkout: CheckoutBudget,
+    wait: WaitLimit,
 }
 
 impl RunLimits {
-    fn new<P: Side>(router: &Router<P>, policy: RetryPolicy) -> Self {
-        let checkout = CheckoutBudget::new(router.settings());
-        RunLimits { policy, attempts: None, checkout }
+    fn new<P: Side>(router: &Router<P>, policy: RetryPolicy, wait: WaitLimit) -> Self {
+        let checkout = CheckoutBudget::new(router.settings(), wait);
+        RunLimits { policy, attempts: None, checkout, wait }
     }
 
     fn attempts(&mut self) -> &mut Attempts {
-        self.attempts.get_or_insert_with(|| self.policy.begin(Instant::now()))
+        let until = self.wait.until;
+        self.attempts.get_or_insert_with(|| self.policy.begin(Instant::now()).until(until))
     }
 
     /// Number of attempts so far.
@@ -84,7 +87,7 @@ pub(crate) async fn commit_block<P: Side>(
     pinned: &mut Pinned<P>,
 ) -> Result<Replies, Error> {
     pinned.closure_returned();
-    let mut limits = RunLimits::new(router, policy);
+    let mut limits = RunLimits::new(router, policy, pinned.plan().wait);
     if P::HAS_LANES
         && let Some(deadline) = pending.carried_deadline()
     {
@@ -145,7 +148,7 @@ pub(crate) struct WatchAttempts<S: TurnSemaphore = ThreadTurns> {
 impl<S: TurnSemaphore> WatchAttempts<S> {
     pub(crate) fn new<P: Side>(router: &Router<P>, run: WatchRun) -> Self {
         let span = transaction_span(router, &run.owner);
-        let limits = RunLimits::new(router, run.policy);
+        let limits = RunLimits::new(router, run.policy, run.plan.wait);
         let route = Route::to(run.binding.slot());
         let own_writes = if run.plan.watched { OwnWrites::new() } else { None };
         Self { run, span, limits, route, turn: None, begun: Started::now(), own_writes }
@@ -306,7 +309,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let deadline = match pinned.is_pinned() {
-            true => deadline::after(self.limits.checkout.limit),
+            true => plan.wait.cap(deadline::after(self.limits.checkout.limit)),
             false => self.limits.checkout.deadline,
         };
         let mut committed = pending.attempt(pinned, deadline).await;

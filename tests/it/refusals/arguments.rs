@@ -288,6 +288,9 @@ fn rows() -> Vec<Row> {
         row("transaction/options.rs exactly_once_as.ttl", |s, e| {
             s.block(TransactionOptions::new().exactly_once_as(format!("{e:?}"), e.time()))
         }),
+        row("transaction/options.rs within.wait", |s, e| {
+            s.block(TransactionOptions::new().within(e.time()))
+        }),
         row("transaction/options.rs wait_replicas.replicas", |s, e| {
             s.block(TransactionOptions::new().wait_replicas(e.u32(), Duration::from_millis(1)))
         }),

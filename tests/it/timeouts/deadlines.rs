@@ -330,3 +330,144 @@ fn a_manager_built_while_the_server_is_down_works_once_it_is_up() {
     let _: i64 = sessions.pooled().incr("n", 1).unwrap();
     assert_eq!(server.ask::<u32>(&["GET", "n"]), 2);
 }
+
+/// A call of a handle.
+type AnyCall = fn(&crate::side::Transactional) -> Result<(), Error>;
+
+/// The wait of a call that got no connection.
+#[track_caller]
+fn waited<T: std::fmt::Debug>(result: Result<T, Error>) -> Duration {
+    let error = result.unwrap_err();
+    assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true), "{error}");
+    match error.as_checkout() {
+        Some(CheckoutError::Timeout(timeout)) => timeout.waited,
+        _ => panic!("{error:?}"),
+    }
+}
+
+#[test]
+fn a_call_has_a_wait_and_a_deadline_of_its_own_in_place_of_the_settings() {
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(1).checkout_timeout(LONG);
+    let sessions = sessions.build_side().unwrap();
+    let accounts = sessions.transactional();
+    let held = accounts.begin().unwrap();
+    let short = Duration::from_millis(30);
+    for options in [
+        || TransactionOptions::new().within(Duration::from_millis(30)),
+        || TransactionOptions::new().deadline(Instant::now() + Duration::from_millis(30)),
+        || TransactionOptions::new().within(LONG).deadline(Instant::now()),
+    ] {
+        let calls: [AnyCall; 5] = [
+            |accounts| accounts.begin().map(drop),
+            |accounts| accounts.run(|tx| Ok(tx.set("key", 1))),
+            |accounts| {
+                accounts.with(TransactionOptions::new().grouped()).run(|tx| Ok(tx.set("key", 1)))
+            },
+            |accounts| accounts.watch(["key"]).begin().map(drop),
+            |accounts| accounts.watch(["key"]).run(|_, tx| Ok(tx.set("key", 1))),
+        ];
+        for call in calls {
+            assert!(waited(call(&accounts.with(options()))) < short + SOON);
+        }
+    }
+    held.discard().unwrap();
+    crate::side::settled(&sessions);
+    let in_time = accounts.with(TransactionOptions::new().within(SOON));
+    assert_eq!(in_time.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    // No attempt begins after the deadline, whatever the policy allows.
+    let policy = RetryPolicy::default().attempts(u32::MAX).deadline(LONG);
+    let ends = TransactionOptions::new().retry(policy).deadline(Instant::now() + 4 * short);
+    let always = accounts.with(ends).watch(["n"]).run(|_, tx| {
+        server.ask::<()>(&["INCR", "n"]);
+        Ok(tx.set("key", 1))
+    });
+    assert!(
+        matches!(always, Err(Error::RetriesExhausted { .. } | Error::Checkout(_))),
+        "{always:?}"
+    );
+    assert_eq!(server.ask::<i64>(&["EXISTS", "key"]), 0);
+}
+
+#[test]
+fn a_call_may_wait_for_longer_than_the_settings_say() {
+    let server = Server::start();
+    let timeout = Duration::from_millis(250);
+    let builder = SessionManager::builder(server.url()).max_size(1).connect_timeout(timeout);
+    let builder = builder.response_timeout(timeout).checkout_timeout(3 * timeout);
+    let sessions = builder.build_side().unwrap();
+    let accounts = sessions.transactional();
+    let held = accounts.begin().unwrap();
+    thread::scope(|scope| {
+        let patient = accounts.with(TransactionOptions::new().within(SOON));
+        let patient = scope.spawn(move || patient.run(|tx| Ok(tx.incr("n", 1))));
+        eventually(SOON, "it waits", || sessions.status().transactional.waiting == 1);
+        // It began later, and has the settings' wait.
+        waited(accounts.run(|tx| Ok(tx.incr("n", 1))));
+        held.discard().unwrap();
+        assert_eq!(patient.join().unwrap().unwrap(), 1);
+    });
+}
+
+// A dropped future of a task waits no more.
+crate::side::threads_only! {
+    #[test]
+    fn waits_for_connections_and_locks_end_when_they_are_cancelled_and_nothing_was_applied() {
+        use rediscope::Cancel;
+        use rediscope::error::LockError;
+
+        let server = Server::start();
+        let builder = || SessionManager::builder(server.url()).checkout_timeout(LONG);
+        let sessions = builder().max_size(1).build_side().unwrap();
+        let other = builder().build_side().unwrap();
+        let (_one, _two) = (other.lock("one").acquire(SOON).unwrap(), other.lock("two").acquire(SOON).unwrap());
+        let (accounts, token) = (sessions.transactional(), Cancel::new());
+        let grouped = accounts.with(TransactionOptions::new().grouped());
+        let held = accounts.begin().unwrap();
+        let calls: [&(dyn Fn() -> Result<(), Error> + Sync); 6] = [
+            &|| accounts.begin().map(drop),
+            &|| accounts.run(|tx| Ok(tx.set("key", 1))),
+            &|| grouped.run(|tx| Ok(tx.set("key", 1))),
+            &|| accounts.watch(["key"]).run(|_, tx| Ok(tx.set("key", 1))),
+            &|| sessions.lock("one").acquire(LONG).map(drop),
+            &|| sessions.lock_all(["free", "two"]).acquire(LONG).map(drop),
+        ];
+        let cancelled = |error: Error| {
+            assert_eq!((error.applied(), error.is_retryable()), (Applied::No, false), "{error:?}");
+            match error {
+                Error::Checkout(CheckoutError::Cancelled) | Error::Lock(LockError::Cancelled) => {}
+                error => panic!("{error:?}"),
+            }
+        };
+        thread::scope(|scope| {
+            let calls = calls.map(|call| {
+                let token = token.clone();
+                scope.spawn(move || token.run(call))
+            });
+            eventually(SOON, "all wait", || {
+                let status = sessions.status();
+                status.transactional.waiting == 4 && status.locks.waiting == 2
+            });
+            token.cancel();
+            for call in calls {
+                cancelled(call.join().unwrap().unwrap_err());
+            }
+        });
+        let status = sessions.status();
+        assert_eq!((status.transactional.waiting, status.locks.waiting), (0, 0));
+        // Later calls under the token end at once; all others are as before.
+        for call in calls {
+            cancelled(token.run(call).unwrap_err());
+        }
+        held.discard().unwrap();
+        accounts.run(|tx| Ok(tx.set("other", 1))).unwrap();
+        assert_eq!(server.ask::<i64>(&["EXISTS", "key"]), 0);
+        let free = other.lock("free").acquire(SOON).unwrap();
+        // What is under way is not interrupted.
+        token.run(|| free.release()).unwrap();
+        let mut tx = accounts.begin().unwrap();
+        tx.set("key", 1);
+        token.run(|| tx.commit()).unwrap();
+        assert_eq!(server.ask::<i64>(&["EXISTS", "key"]), 1);
+    }
+}
