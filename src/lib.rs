@@ -38,6 +38,8 @@ pub use crate::connection::url::IntoAddress;
 pub use crate::error::any::{CommitError, Error};
 pub use crate::pooled::handle::Pooled;
 pub use crate::protocol::retry::RetryPolicy;
+#[cfg(feature = "serde")]
+pub use crate::reply::json::{Json, JsonText};
 pub use crate::reply::queued::{Queued, Ready};
 pub use crate::reply::replies::Replies;
 pub use crate::session::builder::Builder;

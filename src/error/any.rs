@@ -82,6 +82,12 @@ pub enum Error {
         /// The slot of another key.
         other: u16,
     },
+    /// A value has no JSON form; nothing was sent. See `Json::encode` (feature `serde`).
+    #[non_exhaustive]
+    NotJson {
+        /// The name of its type.
+        type_name: &'static str,
+    },
     /// `watch` was given no key.
     NoKeys,
     /// A watch has more keys than `max_watched_keys`; nothing was sent.
@@ -314,6 +320,9 @@ impl Error {
             Self::NoKeys => {
                 f.write_str("watch needs at least one key; to read without watching, use reading()")
             }
+            Self::NotJson { type_name } => {
+                write!(f, "a {type_name} has a value without a JSON form; nothing was sent")
+            }
             Self::TooManyKeys { keys, limit } => write!(
                 f,
                 "a watch of {keys} keys is more than max_watched_keys ({limit}), and nothing was sent: \
@@ -462,6 +471,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::NoKeys
             | Self::TooManyKeys { .. }
+            | Self::NotJson { .. }
             | Self::ConditionFailed { .. }
             | Self::CrossSlot { .. }
             | Self::Unsupported { .. }
@@ -494,6 +504,7 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::NoKeys
             | Self::TooManyKeys { .. }
+            | Self::NotJson { .. }
             | Self::ConditionFailed { .. }
             | Self::CrossSlot { .. }
             | Self::Unsupported { .. }

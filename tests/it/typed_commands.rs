@@ -169,3 +169,83 @@ fn vectors_are_added_and_found_by_similarity() {
     assert_eq!(watching.vgetattr("v", "north").unwrap().unwrap(), "{\"cold\":true}");
     assert_eq!((watching.vcard("v").unwrap(), watching.vdim("v").unwrap()), (2, 2));
 }
+
+/// A value that is JSON text, in blocks, watching reads and single commands.
+#[cfg(feature = "serde")]
+#[test]
+fn json_is_written_and_read_and_no_error_shows_the_text() {
+    use rediscope::error::{Applied, ReplyError};
+    use rediscope::{Error, Json};
+    use std::collections::BTreeMap;
+
+    #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct User {
+        name: String,
+        logins: u32,
+    }
+
+    let server = rediscope_testing::server::Server::start();
+    let sessions = crate::side::SessionManager::connect(server.url()).unwrap();
+    let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
+    let user = User { name: "S3CRET \u{e4}\n".to_owned(), logins: 1 };
+    let text = Json::encode(&user).unwrap();
+    assert!(!format!("{text:?}").contains("S3CRET"));
+    let (read, none, all) = accounts
+        .run(|tx| {
+            tx.set("user", &text);
+            tx.rpush("users", &text);
+            let read: rediscope::Queued<Json<User>> = tx.get("user");
+            let none: rediscope::Queued<Option<Json<User>>> = tx.get("none");
+            let all: rediscope::Queued<Vec<Json<User>>> = tx.lrange("users", 0, -1);
+            Ok((read, none, all))
+        })
+        .unwrap();
+    assert_eq!((read, none, all), (Json(user.clone()), None, vec![Json(user.clone())]));
+    accounts
+        .watch(["user"])
+        .run(|read, tx| {
+            let Json(mut user): Json<User> = read.get("user")?;
+            user.logins += 1;
+            Ok(tx.set("user", Json::encode(&user)?))
+        })
+        .unwrap();
+    let stored: serde_json::Value =
+        serde_json::from_str(&server.ask::<String>(&["GET", "user"])).unwrap();
+    assert_eq!(stored, serde_json::json!({"name": user.name, "logins": 2}));
+    let Json(read): Json<User> = redis::Commands::get(&mut db, "user").unwrap();
+    assert_eq!(read.logins, 2);
+
+    for wrong in
+        ["{\"name\": \"S3CRET\", \"logins\": \"S3CRET\"}", "S3CRET", "{\"name\": \"S3CRET", ""]
+    {
+        server.ask::<()>(&["SET", "user", wrong]);
+        let in_block = accounts.run(|tx| {
+            tx.incr("runs", 1);
+            Ok::<_, Error>(tx.get::<_, Json<User>>("user"))
+        });
+        let in_block = in_block.unwrap_err();
+        assert!(matches!(in_block.as_reply(), Some(ReplyError::Unexpected { .. })), "{in_block:?}");
+        let by_read = accounts.watch(["user"]).run(|read, tx| {
+            let Json(user): Json<User> = read.get("user")?;
+            Ok(tx.set("user", user.logins))
+        });
+        let by_read = by_read.unwrap_err();
+        assert!(matches!(by_read, Error::Decode { applied: Applied::No, .. }), "{by_read:?}");
+        let single: redis::RedisResult<Json<User>> = redis::Commands::get(&mut db, "user");
+        let single = Error::from(single.map(|Json(user)| user.name).unwrap_err());
+        assert!(matches!(single, Error::Decode { .. }), "{single:?}");
+        for error in [in_block, by_read, single] {
+            let mut shown = format!("{error} {error:?} {error:#}");
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                shown += &format!(" {error} {error:?}");
+                cause = error.source();
+            }
+            assert!(!shown.contains("S3CRET") && shown.contains("line"), "{shown}");
+        }
+    }
+    let keys: BTreeMap<Vec<u8>, u8> = [(vec![1], 1)].into();
+    let refused = Json::encode(&keys).unwrap_err();
+    assert!(matches!(refused, Error::NotJson { .. }), "{refused:?}");
+    assert_eq!((refused.applied(), refused.is_retryable()), (Applied::No, false));
+}
