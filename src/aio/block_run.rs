@@ -170,7 +170,7 @@ where
             let token = self.token.clone();
             let settings = router.settings();
             let request = || pending.lane_request(settings, exactly_once, slot, token);
-            match pool.try_submit(None, slot, context, request) {
+            match pool.try_submit(None, context, request) {
                 Some(Ok(call)) => {
                     self.call = Some(call);
                     return Begun::InLane;

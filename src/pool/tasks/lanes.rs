@@ -76,7 +76,7 @@ impl Lanes {
             return Err(CheckoutError::Connect { waited: since.elapsed(), source });
         };
         let set = self.set(runtime.id());
-        let free = match set.served_place(None) {
+        let free = match set.served_place() {
             Some(served) => Some(served),
             None => set.place()?,
         };
@@ -109,13 +109,12 @@ impl Lanes {
     pub(crate) fn try_submit(
         &self,
         known: Option<&mut KnownLanes>,
-        slot: Option<u16>,
         context: &Context<'_>,
         request: impl FnOnce() -> BatchRequest,
     ) -> Option<Result<LaneCall, CheckoutError>> {
         let mut looked_up = KnownLanes::default();
         let set = self.known_set(known.unwrap_or(&mut looked_up))?;
-        let (lane, place) = set.served_place(slot)?;
+        let (lane, place) = set.served_place()?;
         let since = Instant::now();
         let deadline = since + self.context.settings().checkout_timeout;
         let submitter = Some(context.waker().clone());
@@ -235,13 +234,10 @@ impl LaneSet {
 
 impl LaneSet {
     /// Takes a free place in a lane that a connection serves. A lane without a connection gets one for
-    /// later requests. Blocks of one `slot` of a cluster meet in one lane, where they share an EXEC.
-    fn served_place(&self, slot: Option<u16>) -> Option<(&Arc<Lane>, LanePlace)> {
-        for nth in 0..self.lanes.len() {
-            let lane = match slot {
-                Some(slot) => self.lanes.get((usize::from(slot) + nth) % self.lanes.len())?,
-                None => self.lane().ok()?,
-            };
+    /// later requests.
+    fn served_place(&self) -> Option<(&Arc<Lane>, LanePlace)> {
+        for _ in &self.lanes {
+            let lane = self.lane().ok()?;
             if !lane.is_served() {
                 if self.lanes.iter().any(|lane| lane.is_served()) {
                     lane.open_here();

@@ -89,11 +89,10 @@ impl TaskPool {
     pub(crate) fn try_submit(
         &self,
         known: Option<&mut KnownLanes>,
-        slot: Option<u16>,
         context: &Context<'_>,
         request: impl FnOnce() -> BatchRequest,
     ) -> Option<Result<LaneCall, CheckoutError>> {
-        self.lanes.try_submit(known, slot, context, request)
+        self.lanes.try_submit(known, context, request)
     }
 
     async fn take(&self, deadline: Instant) -> Result<TaskLine, CheckoutError> {
