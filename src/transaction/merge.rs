@@ -9,10 +9,6 @@
 //! Only blocks with the same WATCH and the same declared reads meet here, and only while what their
 //! commands do to the values is [known](crate::protocol::effects). No user code runs under a mutex.
 
-#[cfg(all(test, rediscope_shuttle))]
-#[path = "../../tests/model/merge.rs"]
-mod model;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::time::Instant;
