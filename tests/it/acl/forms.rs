@@ -31,6 +31,8 @@ pub(crate) enum Form {
 
 /// Of one slot with the others and with the lock `x`, where there are slots.
 pub(crate) const N: &str = "app:{x}:n";
+/// Of each lock, so that its script has something to write into the entry for operators.
+const LABEL: &str = "a host";
 
 impl Form {
     pub(crate) const ALL: [Self; 17] = [
@@ -112,16 +114,20 @@ impl Form {
                 run(options().exactly_once_as(order, Duration::from_secs(60)))
             }
             Self::Replicas => run(options().wait_replicas(0, Duration::from_millis(10))),
-            Self::Lock => Ok(sessions.lock("x").acquire(SOON)?.release()?),
-            Self::FairLock => Ok(sessions.lock("f").fair().acquire(SOON)?.release()?),
+            Self::Lock => Ok(sessions.lock("x").label(LABEL).acquire(SOON)?.release()?),
+            Self::FairLock => {
+                Ok(sessions.lock("f").fair().label(LABEL).acquire(SOON)?.release()?)
+            }
             Self::RwLock => {
                 let lock = sessions.rw_lock("x");
-                lock.read().acquire(SOON)?.release()?;
-                Ok(lock.write().acquire(SOON)?.release()?)
+                lock.read().label(LABEL).acquire(SOON)?.release()?;
+                Ok(lock.write().label(LABEL).acquire(SOON)?.release()?)
             }
-            Self::Semaphore => Ok(sessions.semaphore("x", 2).acquire(SOON)?.release()?),
+            Self::Semaphore => {
+                Ok(sessions.semaphore("x", 2).label(LABEL).acquire(SOON)?.release()?)
+            }
             Self::Fenced => {
-                let guard = sessions.lock("x").acquire(SOON)?;
+                let guard = sessions.lock("x").label(LABEL).acquire(SOON)?;
                 let written = accounts.fenced_by(&guard).run(|tx| Ok(tx.incr(N, 1)));
                 let released = guard.release();
                 written?;

@@ -349,7 +349,7 @@ fn waited<T: std::fmt::Debug>(result: Result<T, Error>) -> Duration {
 fn a_call_has_a_wait_and_a_deadline_of_its_own_in_place_of_the_settings() {
     let server = Server::start();
     let sessions = SessionManager::builder(server.url()).max_size(1).checkout_timeout(LONG);
-    let sessions = sessions.build_side().unwrap();
+    let sessions = sessions.without_lanes().build_side().unwrap();
     let accounts = sessions.transactional();
     let held = accounts.begin().unwrap();
     let short = Duration::from_millis(30);
@@ -395,7 +395,7 @@ fn a_call_may_wait_for_longer_than_the_settings_say() {
     let timeout = Duration::from_millis(250);
     let builder = SessionManager::builder(server.url()).max_size(1).connect_timeout(timeout);
     let builder = builder.response_timeout(timeout).checkout_timeout(3 * timeout);
-    let sessions = builder.build_side().unwrap();
+    let sessions = builder.without_lanes().build_side().unwrap();
     let accounts = sessions.transactional();
     let held = accounts.begin().unwrap();
     thread::scope(|scope| {
