@@ -20,6 +20,7 @@ use rediscope::{
 use rediscope_testing::server::Server;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
+use tokio::time::timeout;
 
 use crate::fixture::SOON;
 
@@ -486,6 +487,25 @@ fn two_runtimes_use_one_manager_at_the_same_time_and_one_after_another() {
             assert_eq!(sessions.close(SOON).await.scopes, 0);
         });
     });
+}
+
+/// Its id is the same in both, and the connections of the one are not served while the other is run.
+#[test]
+fn a_task_that_calls_in_two_runtimes_has_the_connections_of_each() {
+    let (server, outer, inner) = (Server::start(), several(), single());
+    let sessions = connect(&server, 2);
+    let task = outer.spawn(async move {
+        let mut db = sessions.pooled();
+        for n in 0..4 {
+            let set = timeout(SOON, db.set::<_, _, ()>("n", n)).await;
+            set.expect("a call in time").unwrap();
+            let read = || inner.block_on(async { timeout(SOON, db.get::<_, i64>("n")).await });
+            let read = tokio::task::block_in_place(read);
+            assert_eq!(read.expect("a call in time").unwrap(), n);
+        }
+        inner
+    });
+    drop(outer.block_on(task).unwrap());
 }
 
 #[test]

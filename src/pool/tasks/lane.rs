@@ -403,9 +403,9 @@ impl Lane {
         self.is_running.store(false, Ordering::Release);
         let mut connection = lock(&self.connection);
         connection.state = LaneState::None;
-        let retired = connection.retired;
+        let is_last = connection.retired || connection.closed;
         drop(connection);
-        if retired {
+        if is_last {
             return self.fail_if(|_| true, |_| CheckoutError::Closed);
         }
         // Their tasks set timers, and one of them has another connection opened.

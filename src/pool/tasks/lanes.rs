@@ -9,7 +9,6 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Handle};
-use tokio::task;
 
 use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::checkout::CheckoutError;
@@ -37,20 +36,10 @@ struct LaneSet {
     next: AtomicUsize,
 }
 
-/// The lanes that a handle has used last, so that the next call of the same task need not look for its
-/// runtime: a task stays in one.
-#[derive(Default)]
-pub(crate) struct KnownLanes {
-    task: Option<task::Id>,
-    set: Option<Arc<LaneSet>>,
-}
-
-/// A clone is for another task.
-impl Clone for KnownLanes {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
+/// The lanes that a handle has used last, so that its next call in the same runtime need not look for
+/// them. A task may call in several runtimes: in `block_in_place`, in a `LocalSet` that two of them run.
+#[derive(Clone, Default)]
+pub(crate) struct KnownLanes(Option<(runtime::Id, Arc<LaneSet>)>);
 
 impl Lanes {
     pub(crate) fn new(context: Arc<PoolContext>) -> Self {
@@ -136,14 +125,13 @@ impl Lanes {
         }
     }
 
-    /// The lanes of this task's runtime.
+    /// The lanes of the runtime that runs this call.
     fn known_set<'k>(&self, known: &'k mut KnownLanes) -> Option<&'k LaneSet> {
-        let task = task::try_id();
-        if task.is_none() || known.task != task {
-            let runtime = Handle::try_current().ok()?;
-            *known = KnownLanes { task, set: Some(self.set(runtime.id())) };
+        let here = Handle::try_current().ok()?.id();
+        if known.0.as_ref().is_none_or(|(runtime, _)| *runtime != here) {
+            known.0 = Some((here, self.set(here)));
         }
-        known.set.as_deref()
+        known.0.as_ref().map(|(_, set)| &**set)
     }
 
     /// The lanes of this runtime.
@@ -152,8 +140,11 @@ impl Lanes {
         if let Some((_, set)) = sets.iter().find(|(id, _)| *id == runtime) {
             return Arc::clone(set);
         }
-        // Runtimes come and go.
-        sets.retain(|(_, set)| set.lanes.iter().any(|lane| lane.is_open() || lane.in_flight() > 0));
+        // Runtimes come and go. A caller that has a set may be about to use it.
+        sets.retain(|(_, set)| {
+            Arc::strong_count(set) > 1
+                || set.lanes.iter().any(|lane| lane.is_open() || lane.in_flight() > 0)
+        });
         let lanes = (0..self.context.settings().lanes)
             .map(|_| Lane::new(&self.context, lane_loop::serve, runtime))
             .collect();
