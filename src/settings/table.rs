@@ -99,14 +99,16 @@ macro_rules! settings {
             /// master's. With fewer of them, more blocks wait for each and share its writes. Other
             /// transactions use the rest of the pool meanwhile. Default 4, at least 1.
             max_leaders: u32 = 4;
-            /// Maximum number of blocks of `watch(..).run` in one EXEC. Blocks are merged that watch the
-            /// same keys and have [declared](crate::Watch::declare) the same reads, each a `GET` or
-            /// `MGET` of these keys. A closure then runs on the values that the blocks before it will
-            /// leave. This needs commands whose effect is known: SET, SETEX, DEL, INCRBY and kin;
-            /// another one ends its group. A conflict with another process runs all closures again,
-            /// and one dead connection puts that many blocks in doubt at once. Default 32, at least 1,
-            /// which merges none. Threads only.
-            max_merged: u32 = 32;
+            /// Maximum number of blocks of `watch(..).run` in one EXEC. Above 1, blocks are merged that
+            /// watch the same keys and have [declared](crate::Watch::declare) the same reads, each a
+            /// `GET` or `MGET` of these keys. A closure then runs on the values that the blocks before
+            /// it will leave, before its WATCH is sent. So a closure may depend on nothing else on the
+            /// server: what it reads through another handle may miss the blocks before it, whose
+            /// changes are then lost. Merging needs commands whose effect is known: SET, SETEX, DEL,
+            /// INCRBY and kin; another one ends its group. A conflict with another process runs all
+            /// closures again, and one dead connection puts that many blocks in doubt at once. 32
+            /// serves counters and stocks. Default 1, which merges none. Threads only.
+            max_merged: u32 = 1;
             /// Number of lanes of each pool, on tokio. A lane is a connection that carries the small
             /// blocks and commands of many tasks, each as isolated as alone. Lanes are opened when
             /// first used, in addition to `max_size`. More lanes make smaller writes. 0: each block

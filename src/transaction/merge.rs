@@ -19,6 +19,7 @@ use crate::error::any::CommitError;
 use crate::process::current::Process;
 use crate::protocol::effects::ReadValues;
 use crate::protocol::queue::CommandQueue;
+use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
 
 /// Number of parts of the table, so that blocks on different keys seldom meet.
@@ -301,7 +302,7 @@ impl Caller {
         }
     }
 
-    /// Sleeps until there is a step; `None`: there is none by `until`.
+    /// Sleeps until there is a step; `None`: there is none by `until`, or the wait was cancelled.
     fn wait(&self, until: Instant) -> Option<Step> {
         let mut step = lock(&self.step);
         loop {
@@ -309,10 +310,10 @@ impl Caller {
                 return Some(step);
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if left.is_zero() || cancel::is_cancelled() {
                 return None;
             }
-            let woken = self.given.wait_timeout(step, left);
+            let woken = self.given.wait_timeout(step, cancel::tick(left));
             step = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -323,9 +324,9 @@ impl MergeEntry<'_> {
     /// block that a leader has taken is awaited until `late`, and is unknown after that.
     pub(crate) fn wait(&mut self, until: Instant, late: impl FnOnce() -> Instant) -> Step {
         let step = self.caller.wait(until).or_else(|| self.withdraw());
-        let step = step.unwrap_or_else(|| match self.caller.wait(late()) {
-            Some(step) => step,
-            None => Step::Ended(Piece::Failed(ended())),
+        let step = step.unwrap_or_else(|| {
+            let step = cancel::suspended(|| self.caller.wait(late()));
+            step.unwrap_or_else(|| Step::Ended(Piece::Failed(ended())))
         });
         self.follow(&step);
         step

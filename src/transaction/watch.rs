@@ -136,10 +136,10 @@ impl Watch {
     /// closure with the reads of that attempt. If the closure returns `Err` or panics, nothing is
     /// applied and it does not run again.
     ///
-    /// If all reads are [declared](Self::declare), blocks of other threads on the same keys are no
-    /// conflict: up to [`max_merged`](crate::Builder::max_merged) of them run on each other's results,
-    /// and one EXEC applies them. If a closure ran on a result that was not applied, it runs again. A read
-    /// that is not declared fails in such an attempt, and the block then runs alone.
+    /// If all reads are [declared](Self::declare) and [`max_merged`](crate::Builder::max_merged) is
+    /// above 1, blocks of other threads on the same keys are no conflict: up to as many of them run on
+    /// each other's results, and one EXEC applies them. If a closure ran on a result that was not applied,
+    /// it runs again. A read that is not declared fails in such an attempt, and the block then runs alone.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};

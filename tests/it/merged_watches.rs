@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use crate::fixture::SOON;
 use redis::cmd;
-use rediscope::error::Applied;
+use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis;
 use rediscope::{
-    CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional, prelude::*,
+    Cancel, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional,
+    prelude::*,
 };
 use serde_json::json;
 
@@ -397,4 +398,41 @@ fn a_block_does_not_wait_past_its_deadline_for_the_closure_of_another() {
         slow.join().unwrap().unwrap();
     });
     assert_eq!(server.ask::<i64>(&["GET", "hot"]), 11, "its conflict ran it again");
+}
+
+#[test]
+fn a_block_that_waits_for_the_closure_of_another_can_be_cancelled() {
+    let server = Server::start();
+    let sessions = sessions(server.url(), 16);
+    let handle = sessions.transactional();
+    let (inside, is_inside) = mpsc::channel();
+    let (done, is_done) = mpsc::channel();
+    let cancel = Cancel::new();
+    let block = |inside: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>| {
+        let mut watch = handle.watch(["hot"]);
+        let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+        watch.run(|read, tx| {
+            if let Some((inside, is_done)) = &inside {
+                inside.send(()).unwrap();
+                is_done.recv_timeout(SOON).unwrap();
+            }
+            Ok(tx.set("hot", read.declared(n)?.unwrap_or_default() + 1))
+        })
+    };
+    thread::scope(|scope| {
+        let block = &block;
+        let slow = scope.spawn(move || block(Some((inside, is_done))));
+        is_inside.recv_timeout(SOON).unwrap();
+        let token = cancel.clone();
+        let waits = scope.spawn(move || token.run(|| block(None)));
+        // No count has it.
+        thread::sleep(Duration::from_millis(100));
+        cancel.cancel();
+        let error = waits.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::Checkout(CheckoutError::Cancelled)), "{error:?}");
+        // So it has not waited for the closure's end.
+        done.send(()).unwrap();
+        slow.join().unwrap().unwrap();
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 1);
 }

@@ -162,8 +162,7 @@ fn own_threads() -> Vec<Peer> {
         peer(GUARD, "the same as run; begin() and commit()", ours::guard),
         peer(
             WATCH,
-            "the same; the read is declared, so that it travels with WATCH, and blocks on one key are \
-             merged; retries without a bound that is met",
+            "the same; the read is declared, so that it travels with WATCH; max_merged 32; retries without a bound that is met",
             ours::watch,
         ),
         peer(POOLED, "the same; the pooled handle", ours::pooled),

@@ -109,7 +109,8 @@ pub fn watch(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
         return None;
     }
     let patient = RetryPolicy::default().attempts(u32::MAX).deadline(Duration::from_secs(60));
-    let handle = sessions(server, row).transactional();
+    let sessions = builder(server, row).max_merged(32).build().expect("settings that work");
+    let handle = sessions.transactional();
     threads(row, |job| {
         let handle = handle.clone();
         Box::new(move |clock| {
