@@ -11,6 +11,8 @@ pub(crate) mod dns;
 #[cfg(doc)]
 pub mod docs;
 pub mod error;
+#[cfg(feature = "serde")]
+pub(crate) mod json;
 pub mod lock;
 pub(crate) mod logging;
 pub(crate) mod offload;
@@ -36,10 +38,10 @@ pub use redis;
 
 pub use crate::connection::url::IntoAddress;
 pub use crate::error::any::{CommitError, Error};
+#[cfg(feature = "serde")]
+pub use crate::json::{Json, JsonText};
 pub use crate::pooled::handle::Pooled;
 pub use crate::protocol::retry::RetryPolicy;
-#[cfg(feature = "serde")]
-pub use crate::reply::json::{Json, JsonText};
 pub use crate::reply::queued::{Queued, Ready};
 pub use crate::reply::replies::Replies;
 pub use crate::session::builder::Builder;

@@ -15,10 +15,10 @@ use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptReplies, Via, refused, unexpected_reply};
+use crate::lock::given::{Given, GivenLock};
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::{LockIo, Renewals, Waiter};
 use crate::lock::lease::LockLease;
-use crate::lock::waiters::{Given, GivenLock};
 use crate::pool::server_pool::ServerPool;
 use crate::protocol::lock::acquire::{
     AcquireReply, HEARTBEAT_TIMEOUT, LockHolder, LockRequest, MAX_QUIET_WAIT, owner_token,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::error::any::Error;
 use crate::lock::client::ScriptClient;
+use crate::lock::given::{Given, GivenLock};
 use crate::lock::lease::LockLease;
-use crate::lock::waiters::{Given, GivenLock};
 use crate::pool::server_pool::ServerPool;
 use crate::protocol::lock::acquire::{LockRequest, WakeFilter};
 use crate::protocol::lock::lease::NextHolder;

@@ -11,6 +11,7 @@ pub(crate) mod all_handle;
 pub(crate) mod callbacks;
 pub(crate) mod client;
 pub(crate) mod fencing;
+pub(crate) mod given;
 pub(crate) mod guard;
 pub(crate) mod handle;
 pub(crate) mod held;

@@ -17,9 +17,10 @@ mod model;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::lock::given::{Given, GivenLock};
 use crate::lock::io::{NextWaiter, Waiter};
 use crate::protocol::lock::acquire::WakeFilter;
-use crate::protocol::lock::lease::{NextHolder, Timing};
+use crate::protocol::lock::lease::NextHolder;
 use crate::protocol::retry::Backoff;
 use crate::sync::shim::{Arc, Mutex, lock};
 
@@ -87,25 +88,6 @@ pub(crate) struct Flags {
     /// The waiter waits, and sends no request.
     waits: bool,
     given: Given,
-}
-
-/// Whether a release has given the lock to a waiter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Given {
-    #[default]
-    No,
-    /// A release that may give it, or may have given it, is or was under way.
-    Maybe,
-    Yes(GivenLock),
-}
-
-/// A lock that a release has given to a waiter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct GivenLock {
-    pub(crate) fencing: u64,
-    pub(crate) timing: Timing,
-    /// Another copy of the request may still arrive.
-    pub(crate) repeated: bool,
 }
 
 /// The changes that the listener has to make.

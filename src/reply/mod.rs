@@ -2,7 +2,5 @@
 
 pub(crate) mod error;
 pub(crate) mod failures;
-#[cfg(feature = "serde")]
-pub(crate) mod json;
 pub(crate) mod queued;
 pub(crate) mod replies;

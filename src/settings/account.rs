@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 
-use crate::settings::credentials::Credentials;
 use crate::text::opaque_debug;
 
 /// Maximum size of a password's file, in bytes.
@@ -27,11 +26,11 @@ pub(crate) struct PasswordFile {
 }
 
 impl PasswordFile {
-    /// Reads the file. The line end behind the password is cut off.
+    /// Reads the password. The line end behind it is cut off.
     ///
     /// # Errors
     /// The reason, without the path and the password.
-    pub(crate) fn read(&self) -> Result<Credentials, String> {
+    pub(crate) fn read(&self) -> Result<String, String> {
         let mut bytes = Vec::new();
         File::open(&self.path)
             .and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes))
@@ -41,10 +40,9 @@ impl PasswordFile {
         }
         let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())?;
         let password = text.trim_end_matches(['\r', '\n']);
-        match (password, &self.username) {
-            ("", _) => Err("holds no password".to_owned()),
-            (password, Some(user)) => Ok(Credentials::new(user, password)),
-            (password, None) => Ok(Credentials::password(password)),
+        match password {
+            "" => Err("holds no password".to_owned()),
+            password => Ok(password.to_owned()),
         }
     }
 }

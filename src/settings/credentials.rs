@@ -396,7 +396,8 @@ impl Provider {
         };
         match &self.source {
             Source::File(file) => {
-                (0, file.read().map_err(|reason| format!("password_file {reason}").into()))
+                let read = file.read().map_err(|reason| format!("password_file {reason}").into());
+                (0, read.map(|password| Credentials { username: file.username.clone(), password }))
             }
             Source::Rotating(provider) | Source::Blocking(provider) => credentials(&**provider),
             #[cfg(feature = "tokio")]

@@ -23,6 +23,7 @@ use shuttle::thread;
 
 use super::*;
 use crate::pool::model::{assert_found, check};
+use crate::protocol::lock::lease::Timing;
 use crate::sync::now::now;
 use crate::sync::shim::Condvar;
 

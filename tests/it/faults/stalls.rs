@@ -90,7 +90,7 @@ fn a_write_that_stops_in_the_middle_was_not_sent_and_is_never_applied() {
 #[test]
 fn a_block_whose_write_stopped_in_the_middle_is_sent_again_and_applied_once() {
     // The second time all of it goes through the narrow buffers, on however busy a machine.
-    let (server, proxy, sessions) = narrow_for(3 * RESPONSE);
+    let (server, proxy, sessions) = narrow_for(5 * RESPONSE);
     proxy.arm(stops());
     let n = sessions.transactional().run(|tx| {
         tx.set("big", vec![b'x'; BIG]);

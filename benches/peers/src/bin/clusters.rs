@@ -124,8 +124,10 @@ impl Way {
         let builder = SessionManager::builder(url).lanes(lanes);
         let handle = builder.build_async().expect("settings").transactional();
         match self {
-            Self::Once(_) => Handle::Ours(handle.with(TransactionOptions::new().exactly_once())),
-            _ => Handle::Ours(handle),
+            Self::Once(_) => {
+                Handle::Ours(Box::new(handle.with(TransactionOptions::new().exactly_once())))
+            }
+            _ => Handle::Ours(Box::new(handle)),
         }
     }
 }
@@ -133,7 +135,7 @@ impl Way {
 /// What the tasks write with.
 #[derive(Clone)]
 enum Handle {
-    Ours(Transactional),
+    Ours(Box<Transactional>),
     Bare(Bare),
     Exchanges(Exchanges),
 }
