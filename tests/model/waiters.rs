@@ -280,6 +280,14 @@ impl Given {
                 return true;
             }
             let woken = now(registration.wait(until, None));
+            // As a dropped future, it does not look at what it was given.
+            if !woken {
+                may_hold |= (self.leave)(registration);
+                if may_hold {
+                    self.release(me, true);
+                }
+                return false;
+            }
             match registration.take_given() {
                 super::Given::Yes(_) => {
                     registration.acquired(false);
@@ -287,13 +295,6 @@ impl Given {
                 }
                 super::Given::Maybe => may_hold = true,
                 super::Given::No => {}
-            }
-            if !woken {
-                may_hold |= (self.leave)(registration);
-                if may_hold {
-                    self.release(me, true);
-                }
-                return false;
             }
         }
     }
