@@ -196,8 +196,9 @@ impl<'p> Preparing<'p> {
                 return Err(failed(CheckoutError::Closed.into()));
             };
             let deadline = Deadline::after(self.settings.response_timeout);
-            let asked = steps.exchange(connection, deadline.capped(self.checkout_deadline)).await;
-            if let Some(found) = self.found(line, asked, watching)? {
+            let deadline = deadline.capped(self.checkout_deadline);
+            let asked = steps.exchange(connection, deadline).await;
+            if let Some(found) = self.found(line, asked, (watching, deadline))? {
                 return Ok(found);
             }
         }
@@ -227,7 +228,10 @@ impl<'p> Preparing<'p> {
         }
         match connection.check_socket() {
             Ok(()) => Ok(Look::Prepared),
-            Err(cause) => self.replace(line, cause, watching).map(|()| Look::Connect),
+            Err(cause) => {
+                line.on_lost(&cause);
+                self.replace(line, cause, watching).map(|()| Look::Connect)
+            }
         }
     }
 
@@ -236,7 +240,7 @@ impl<'p> Preparing<'p> {
         &self,
         line: &mut L,
         asked: Result<PreflightResult, ConnectionError>,
-        watching: bool,
+        (watching, deadline): (bool, Deadline),
     ) -> Result<Option<PreflightResult>, Stopped> {
         match asked {
             // UNWATCH was refused, so the connection still watches its register. It is closed, and
@@ -260,11 +264,14 @@ impl<'p> Preparing<'p> {
                 Err(failed(Error::Unsupported { command: "WAITAOF", since: "7.2" }))
             }
             Ok(found) => Ok(Some(found)),
-            Err(cause) => self.replace(line, cause, watching).map(|()| None),
+            Err(cause) => {
+                line.on_no_reply(&cause, deadline);
+                self.replace(line, cause, watching).map(|()| None)
+            }
         }
     }
 
-    /// Closes a connection that was lost.
+    /// Has another connection take the place of a lost one, which was closed.
     ///
     /// # Errors
     /// It cannot be replaced, or no time is left for it.
@@ -274,7 +281,6 @@ impl<'p> Preparing<'p> {
         cause: ConnectionError,
         watching: bool,
     ) -> Result<(), Stopped> {
-        line.on_lost(&cause);
         // Commands that were sent ahead cannot be sent on another connection, and a reply that is too
         // large is as large there.
         let flushed = matches!(self.purpose, Purpose::Commit { flushed: true, .. });

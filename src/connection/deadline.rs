@@ -21,16 +21,23 @@ pub(crate) fn after(limit: Duration) -> Instant {
 pub(crate) struct Deadline {
     at: Instant,
     limit: Duration,
+    is_cut: bool,
 }
 
 impl Deadline {
     pub(crate) fn after(limit: Duration) -> Self {
-        Self { at: after(limit), limit }
+        Self { at: after(limit), limit, is_cut: false }
     }
 
     /// The same, but `other` at the latest.
     pub(crate) fn capped(self, other: Instant) -> Self {
-        Self { at: self.at.min(other), limit: self.limit }
+        Self { at: self.at.min(other), limit: self.limit, is_cut: self.is_cut || other < self.at }
+    }
+
+    /// Whether it leaves less time than the call was given: a reply that has not come by then may be
+    /// on its way.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// The instant itself.

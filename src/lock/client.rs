@@ -453,7 +453,7 @@ async fn send<L: Line>(
         }
         None => Err(ConnectionError::unexpected("there is no connection")),
     };
-    let values = asked.inspect_err(|cause| line.on_lost(cause))?;
+    let values = asked.inspect_err(|cause| line.on_no_reply(cause, deadline))?;
     line.on_replies(&values, &values);
     Ok(values)
 }

@@ -110,7 +110,7 @@ pub(crate) fn ensure_multi(
             }
             Err(cause) => cause,
         };
-        checkout.on_lost(&cause);
+        checkout.on_no_reply(&cause, deadline);
         if Instant::now() >= checkout_deadline {
             let during = "MULTI".to_owned();
             return Err(Error::Lost { during, applied: Applied::No, source: cause });

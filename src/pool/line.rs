@@ -17,7 +17,7 @@ use crate::connection::wire::Wire;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::ConnectionError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::context::PoolContext;
 use crate::pool::retry_budget::RetryBudget;
@@ -101,6 +101,16 @@ pub(crate) trait Line: Send {
         self.context().distrust_idle(cause);
         // The connection's state has the reason with which the pool closes it.
         self.close();
+    }
+
+    /// The same for replies that were awaited until `deadline`. If that was cut short by the caller's own
+    /// deadline, the idle connections are probed, and not closed.
+    fn on_no_reply(&mut self, cause: &ConnectionError, deadline: Deadline) {
+        if deadline.is_cut() && cause.kind() == ConnectionErrorKind::TimedOut {
+            self.context().probe_idle();
+            return self.close();
+        }
+        self.on_lost(cause);
     }
 
     /// Replaces older connections if the error shows that the server's role has changed.
@@ -205,7 +215,7 @@ pub(crate) async fn ensure_alive<L: Line>(
         let deadline = line.response_deadline().capped(checkout_deadline);
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
         let Err(cause) = connection.ping(deadline).await else { return Ok(()) };
-        line.on_lost(&cause);
+        line.on_no_reply(&cause, deadline);
         if Instant::now() >= checkout_deadline {
             let during = "PING".to_owned();
             return Err(Error::Lost { during, applied: Applied::No, source: cause });

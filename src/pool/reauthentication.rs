@@ -60,7 +60,7 @@ where
             );
         }),
         Err(cause) => {
-            line.on_lost(&cause);
+            line.on_no_reply(&cause, deadline);
             line.log_replaced(&cause);
             return false;
         }

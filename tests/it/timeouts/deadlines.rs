@@ -414,6 +414,32 @@ fn a_call_may_wait_for_longer_than_the_settings_say() {
     });
 }
 
+/// Its time says nothing about the server, which has replied to all others.
+#[test]
+fn a_call_with_little_time_costs_no_connection_but_its_own() {
+    const IDLE: u32 = 4;
+    let server = Server::start();
+    let builder = SessionManager::builder(server.url()).max_size(IDLE).checkout_timeout(LONG);
+    let sessions = builder.without_lanes().build_side().unwrap();
+    let accounts = sessions.transactional();
+    let open_all = || {
+        let held: Vec<_> = (0..IDLE).map(|_| accounts.begin().unwrap()).collect();
+        held.into_iter().for_each(|tx| tx.discard().unwrap());
+        crate::side::settled(&sessions);
+        sessions.status().transactional.counts.connects
+    };
+    let before = open_all();
+    let time = Duration::from_millis(50);
+    let short = TransactionOptions::new().deadline(Instant::now() + time);
+    let late = accounts.with(short).watch(["key"]).run(|_, tx| {
+        thread::sleep(2 * time);
+        Ok(tx.set("key", 1))
+    });
+    assert_eq!(late.unwrap_err().applied(), Applied::No);
+    assert!(open_all() - before <= 1, "the other connections were closed");
+    assert_eq!(server.ask::<i64>(&["EXISTS", "key"]), 0);
+}
+
 // A dropped future of a task waits no more.
 crate::side::threads_only! {
     #[test]
