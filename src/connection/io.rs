@@ -29,7 +29,12 @@ pub(crate) trait Io: Send + Sync + 'static {
         ready(endpoint.login_version())
     }
 
-    /// Waits for `time`; returns at once if it is zero.
+    /// Returns whether the caller's waits are cancelled. The future of a task is dropped instead.
+    fn is_cancelled() -> bool {
+        false
+    }
+
+    /// Waits for `time`; returns at once if it is zero or the wait is cancelled.
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 
     /// Opens a connection and proves that it fits its purpose. Dropped before its end, it closes the

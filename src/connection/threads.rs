@@ -27,9 +27,13 @@ pub(crate) struct Threads;
 impl Io for Threads {
     type Wire = Transport;
 
+    fn is_cancelled() -> bool {
+        cancel::is_cancelled()
+    }
+
     fn pause(time: Duration) -> impl Future<Output = ()> + Send {
         let mut left = time;
-        while left > Duration::ZERO && !cancel::is_cancelled() {
+        while left > Duration::ZERO && !Self::is_cancelled() {
             let tick = cancel::tick(left);
             std::thread::sleep(tick);
             left -= tick;

@@ -79,7 +79,7 @@ pub(crate) async fn acquire<M: LockIo>(
     wait: Duration,
 ) -> Result<AcquiredLock<M>, Error> {
     manager.settings().here()?;
-    if M::is_cancelled() {
+    if <M::Pool as ServerPool>::Io::is_cancelled() {
         return Err(LockError::Cancelled.into());
     }
     let started = Instant::now();
@@ -113,7 +113,7 @@ pub(crate) async fn acquire<M: LockIo>(
             Err(error) if error.is_retryable() && !wait.is_zero() => Some(error),
             Err(error) => return Err(error),
         };
-        if Instant::now() < deadline && !M::is_cancelled() {
+        if Instant::now() < deadline && !<M::Pool as ServerPool>::Io::is_cancelled() {
             let waiter = attempt.join();
             let live = waiter.is_live();
             if !live {
@@ -138,7 +138,7 @@ pub(crate) async fn acquire<M: LockIo>(
                 }
             }
         }
-        if M::is_cancelled() {
+        if <M::Pool as ServerPool>::Io::is_cancelled() {
             tracing::debug!(waited = ?started.elapsed(), "lock wait cancelled");
             return Err(LockError::Cancelled.into());
         }

@@ -56,11 +56,6 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     /// drop then records what is left to send.
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static);
 
-    /// Whether the caller's waits are cancelled. The future of a task is dropped instead.
-    fn is_cancelled() -> bool {
-        false
-    }
-
     /// Returns the deadline of a call that begins now.
     fn call_deadline(&self) -> Instant {
         let settings = self.settings();

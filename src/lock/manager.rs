@@ -108,8 +108,4 @@ impl LockIo for LockManager {
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {
         cancel::suspended(|| now(rest));
     }
-
-    fn is_cancelled() -> bool {
-        cancel::is_cancelled()
-    }
 }

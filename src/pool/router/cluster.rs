@@ -62,6 +62,7 @@ impl<P: ServerPool> Pools<P> {
                     Some(_) if route.node.is_some() => return Err(error),
                     Some(redirect)
                         if redirect_pause::try_next::<P::Io>(budget, &redirect).await => {}
+                    _ if P::Io::is_cancelled() => return Err(CheckoutError::Cancelled),
                     _ => {
                         return Err(match error {
                             CheckoutError::Connect { source, .. } => {

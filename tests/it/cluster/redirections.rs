@@ -6,7 +6,7 @@ use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager, Transactional};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rediscope::error::Applied;
 use rediscope::prelude::*;
@@ -294,6 +294,35 @@ fn an_unserved_slot_is_an_error_when_no_time_is_left() {
     let error = Error::from(sessions.pooled().get::<_, Option<i64>>(&key).unwrap_err());
     assert_eq!((error.applied(), error.is_retryable()), (Applied::No, true), "{error}");
     fixture.cluster.ask::<()>(from, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
+}
+
+// A dropped future of a task waits no more.
+crate::side::threads_only! {
+    #[test]
+    fn a_call_that_waits_for_a_slots_master_ends_when_it_is_cancelled() {
+        use rediscope::Cancel;
+        use rediscope::error::CheckoutError;
+
+        let fixture = ClusterFixture::start();
+        let Route { key, slot, from, .. } = route(&fixture);
+        let sessions = builder(&fixture.cluster).checkout_timeout(2 * SOON).build_side().unwrap();
+        // No node knows a master of it.
+        for node in 0..fixture.cluster.nodes().len() {
+            fixture.cluster.ask::<()>(node, &["CLUSTER", "DELSLOTS", &slot.to_string()]);
+        }
+        let (accounts, token) = (sessions.transactional(), Cancel::new());
+        thread::scope(|scope| {
+            let call = scope.spawn(|| token.run(|| accounts.run(|tx| Ok(tx.incr(&key, 1)))));
+            // It has asked for the slot's master by then, or ends before its first question.
+            thread::sleep(Duration::from_millis(200));
+            token.cancel();
+            let cancelled = Instant::now();
+            let error = call.join().unwrap().unwrap_err();
+            assert!(cancelled.elapsed() < SOON, "it waited for its time");
+            assert!(matches!(error, Error::Checkout(CheckoutError::Cancelled)), "{error:?}");
+        });
+        fixture.cluster.ask::<()>(from, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
+    }
 }
 
 #[test]
