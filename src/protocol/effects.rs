@@ -13,6 +13,7 @@ use redis::Value;
 
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::table::is_read_only;
+use crate::text::opaque_debug;
 
 /// Maximum bytes of the values. Each block gets a copy of them.
 const MAX_BYTES: usize = 16 * 1024;
@@ -21,18 +22,20 @@ const MAX_BYTES: usize = 16 * 1024;
 const MAX_SECONDS: i64 = 1_000_000_000;
 
 /// The values of the keys that a watch reads.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(crate) struct ReadValues {
     values: Vec<(Arc<[u8]>, Held)>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 enum Held {
     Absent,
     Text(Arc<[u8]>),
     /// MGET replied nil: the key is absent, or holds no string.
     NoText,
 }
+
+opaque_debug!(ReadValues);
 
 /// Whether the reads are of a kind whose values can be predicted.
 pub(crate) fn are_predictable(reads: &[u8]) -> bool {

@@ -9,6 +9,10 @@
 //! Only blocks with the same WATCH and the same declared reads meet here, and only while what their
 //! commands do to the values is [known](crate::protocol::effects). No user code runs under a mutex.
 
+#[cfg(all(test, not(rediscope_shuttle)))]
+#[path = "../../tests/unit/hot_watch.rs"]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::time::Instant;
@@ -71,7 +75,7 @@ struct Appended {
 }
 
 /// The commands that a closure has queued.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Commands {
     pub(crate) bytes: Vec<u8>,
     pub(crate) count: u32,
@@ -87,7 +91,6 @@ pub(crate) struct Caller {
 }
 
 /// What a caller does next.
-#[derive(Debug)]
 pub(crate) enum Step {
     /// Run the closure on these values, and append its commands.
     Run(Arc<ReadValues>, u64),
@@ -102,7 +105,7 @@ pub(crate) enum Step {
 }
 
 /// What became of one block of a group.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Piece {
     /// It was applied, and these are its replies.
     Applied(Vec<Value>),
@@ -326,7 +329,11 @@ impl MergeEntry<'_> {
         let step = self.caller.wait(until).or_else(|| self.withdraw());
         let step = step.unwrap_or_else(|| {
             let step = cancel::suspended(|| self.caller.wait(late()));
-            step.unwrap_or_else(|| Step::Ended(Piece::Failed(ended())))
+            step.unwrap_or_else(|| {
+                // What the leader still gives is for this block, and not for a later one.
+                self.caller = Arc::new(Caller::new(self.caller.number));
+                Step::Ended(Piece::Failed(ended()))
+            })
         });
         self.follow(&step);
         step

@@ -505,7 +505,8 @@ fn pieces_of<P: Side>(
     blocks: Vec<&Commands>,
 ) -> Vec<Piece> {
     let all = |piece: Piece| vec![piece; blocks.len()];
-    let others = blocks.len() - 1;
+    // A block that has queued nothing has no outcome of its own.
+    let others = blocks.iter().skip(1).filter(|block| block.count > 0).count();
     let counters = router.counters();
     let applied = |replies: Replies| {
         counters.commits.add_all(others);

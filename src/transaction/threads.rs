@@ -139,6 +139,12 @@ fn run_merged<R: Resolve, E: From<Error>>(
             Step::Run(values, _) => {
                 let mut watching = predicted(attempts, router, target, &values)?;
                 let mut new = run(attempts, &mut watching)?;
+                if let Some(error) = watching.reading().wants_again() {
+                    if !failed(attempts, router, watching) {
+                        return Err(error.into());
+                    }
+                    return Ok(None);
+                }
                 let pending = new.result.is_ok().then_some(&mut new.block.pending);
                 match append(&mut place, watching, pending, &values) {
                     Appended::Valid => ran = Some(new),
@@ -226,7 +232,7 @@ fn append(
     pending: Option<&mut Pending>,
     values: &ReadValues,
 ) -> Appended {
-    if watching.reading().is_connection_lost() || watching.reading().wants_again().is_some() {
+    if watching.reading().is_connection_lost() {
         return Appended::Alone;
     }
     let (commands, after) = match pending {

@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::thread;
+use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::fixture::SOON;
@@ -127,6 +127,7 @@ fn a_closures_own_error_is_returned_only_if_it_saw_what_was_committed() {
         }
     });
     assert_eq!((sold.into_inner(), left.into_inner()), (50, 32 * 4 - 50));
+    assert_eq!(sessions.status().transactional.counts.commits, 50, "others have queued nothing");
     assert_eq!(server.ask::<i64>(&["GET", "stock"]), 0);
 }
 
@@ -370,31 +371,41 @@ fn a_refused_command_concerns_its_own_block() {
     assert_eq!(server.ask::<Option<String>>(&["GET", "other"]), None);
 }
 
+/// Begins a block that adds `by` to `hot`, and returns once its closure runs. The closure ends with the
+/// message.
+fn begin_slow<'s>(
+    scope: &'s Scope<'s, '_>,
+    handle: &'s Transactional,
+    by: i64,
+) -> (mpsc::Sender<()>, ScopedJoinHandle<'s, Result<(), Error>>) {
+    let (inside, is_inside) = mpsc::channel();
+    let (end, ends) = mpsc::channel();
+    let slow = scope.spawn(move || {
+        let mut watch = handle.watch(["hot"]);
+        let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+        watch.run(|read, tx| {
+            let n = read.declared(n)?.unwrap_or_default();
+            if read.attempt() == 1 {
+                inside.send(()).unwrap();
+                ends.recv_timeout(SOON).unwrap();
+            }
+            Ok(tx.set("hot", n + by))
+        })
+    });
+    is_inside.recv_timeout(SOON).unwrap();
+    (end, slow)
+}
+
 #[test]
 fn a_block_does_not_wait_past_its_deadline_for_the_closure_of_another() {
     let server = Server::start();
     let sessions = sessions(server.url(), 16);
     let handle = sessions.transactional();
-    let (inside, is_inside) = mpsc::channel();
-    let (done, is_done) = mpsc::channel();
     thread::scope(|scope| {
-        let handle = &handle;
-        let slow = scope.spawn(move || {
-            let mut watch = handle.watch(["hot"]);
-            let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
-            watch.run(|read, tx| {
-                let n = read.declared(n)?.unwrap_or_default();
-                if read.attempt() == 1 {
-                    inside.send(()).unwrap();
-                    is_done.recv_timeout(SOON).unwrap();
-                }
-                Ok(tx.set("hot", n + 10))
-            })
-        });
-        is_inside.recv_timeout(SOON).unwrap();
+        let (end, slow) = begin_slow(scope, &handle, 10);
         let soon = RetryPolicy::default().deadline(Duration::from_millis(100));
         count(&handle.with(TransactionOptions::new().retry(soon)));
-        done.send(()).unwrap();
+        end.send(()).unwrap();
         slow.join().unwrap().unwrap();
     });
     assert_eq!(server.ask::<i64>(&["GET", "hot"]), 11, "its conflict ran it again");
@@ -405,34 +416,58 @@ fn a_block_that_waits_for_the_closure_of_another_can_be_cancelled() {
     let server = Server::start();
     let sessions = sessions(server.url(), 16);
     let handle = sessions.transactional();
-    let (inside, is_inside) = mpsc::channel();
-    let (done, is_done) = mpsc::channel();
     let cancel = Cancel::new();
-    let block = |inside: Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>| {
-        let mut watch = handle.watch(["hot"]);
-        let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
-        watch.run(|read, tx| {
-            if let Some((inside, is_done)) = &inside {
-                inside.send(()).unwrap();
-                is_done.recv_timeout(SOON).unwrap();
-            }
-            Ok(tx.set("hot", read.declared(n)?.unwrap_or_default() + 1))
-        })
-    };
     thread::scope(|scope| {
-        let block = &block;
-        let slow = scope.spawn(move || block(Some((inside, is_done))));
-        is_inside.recv_timeout(SOON).unwrap();
-        let token = cancel.clone();
-        let waits = scope.spawn(move || token.run(|| block(None)));
+        let (end, slow) = begin_slow(scope, &handle, 10);
+        let (token, handle) = (cancel.clone(), &handle);
+        let waits = scope.spawn(move || {
+            let mut watch = handle.watch(["hot"]);
+            watch.declare::<Option<i64>>(get("hot")).unwrap();
+            token.run(|| watch.run(|_, tx| Ok(tx.set("hot", 9))))
+        });
         // No count has it.
         thread::sleep(Duration::from_millis(100));
         cancel.cancel();
         let error = waits.join().unwrap().unwrap_err();
         assert!(matches!(error, Error::Checkout(CheckoutError::Cancelled)), "{error:?}");
         // So it has not waited for the closure's end.
-        done.send(()).unwrap();
+        end.send(()).unwrap();
         slow.join().unwrap().unwrap();
     });
-    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 1);
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 10);
+}
+
+#[test]
+fn a_closure_that_asks_to_run_again_is_counted_also_on_the_values_of_another_block() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional();
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies)).once());
+    thread::scope(|scope| {
+        let (end, slow) = begin_slow(scope, &handle, 10);
+        let handle = &handle;
+        let again = scope.spawn(move || {
+            let (policy, mut runs) = (RetryPolicy::default().attempts(1), 0);
+            let mut watch = handle.watch(["hot"]).retry(policy);
+            let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+            let result = watch.run(|read, tx| {
+                runs += 1;
+                assert_eq!(read.declared(n)?, Some(10));
+                tx.set("hot", 9);
+                Err::<(), _>(read.run_again())
+            });
+            (result, runs)
+        });
+        // It waits for the other closure: no count has it.
+        thread::sleep(Duration::from_millis(100));
+        end.send(()).unwrap();
+        let (result, runs) = again.join().unwrap();
+        assert!(matches!(result, Err(Error::RetriesExhausted { .. })), "{result:?}");
+        assert_eq!(runs, 1);
+        proxy.disarm();
+        proxy.release();
+        slow.join().unwrap().unwrap();
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 10);
 }
