@@ -15,8 +15,10 @@ use rediscope::error::Resolution;
 use rediscope::prelude::*;
 use rediscope::redis::{self, AsyncCommands as _};
 use rediscope::{
-    Begin, Block, Condition, Error, Outcome, Plain, RetryPolicy, TransactionOptions, Watched,
+    Begin, Block, CommitError, Condition, Error, Outcome, Plain, RetryPolicy, TransactionOptions,
+    Watched,
 };
+use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
@@ -491,21 +493,61 @@ fn two_runtimes_use_one_manager_at_the_same_time_and_one_after_another() {
 
 /// Its id is the same in both, and the connections of the one are not served while the other is run.
 #[test]
-fn a_task_that_calls_in_two_runtimes_has_the_connections_of_each() {
-    let (server, outer, inner) = (Server::start(), several(), single());
+fn a_local_task_that_two_runtimes_poll_has_the_connections_of_each() {
+    let (server, local) = (Server::start(), LocalSet::new());
     let sessions = connect(&server, 2);
-    let task = outer.spawn(async move {
+    let (send, mut receive) = tokio::sync::mpsc::unbounded_channel();
+    let (done, mut is_done) = tokio::sync::mpsc::unbounded_channel();
+    local.spawn_local(async move {
         let mut db = sessions.pooled();
-        for n in 0..4 {
+        while let Some(n) = receive.recv().await {
             let set = timeout(SOON, db.set::<_, _, ()>("n", n)).await;
-            set.expect("a call in time").unwrap();
-            let read = || inner.block_on(async { timeout(SOON, db.get::<_, i64>("n")).await });
-            let read = tokio::task::block_in_place(read);
-            assert_eq!(read.expect("a call in time").unwrap(), n);
+            done.send(set.expect("a call in time")).unwrap();
         }
-        inner
     });
-    drop(outer.block_on(task).unwrap());
+    let runtimes = [single(), single()];
+    for n in 0..8 {
+        send.send(n).unwrap();
+        let set = runtimes[n / 2 % 2].block_on(local.run_until(is_done.recv()));
+        set.expect("the task lives").unwrap();
+        assert_eq!(server.ask::<usize>(&["GET", "n"]), n);
+    }
+}
+
+/// Nobody runs the one that has sent it.
+#[test]
+fn a_call_that_was_sent_in_a_runtime_that_is_not_run_any_more_is_in_doubt_in_another_one() {
+    for exactly_once in [false, true] {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let short = Duration::from_millis(300);
+        let builder = rediscope::SessionManager::builder(proxy.url()).connect_timeout(short);
+        let builder = builder.response_timeout(short).checkout_timeout(3 * short);
+        let sessions = builder.build_async().unwrap();
+        let options = TransactionOptions::new();
+        let options = if exactly_once { options.exactly_once() } else { options };
+        let accounts = sessions.transactional().with(options);
+        let (one, two) = (single(), single());
+        let block = || accounts.run(|tx| Ok(tx.incr("n", 1)));
+        one.block_on(async { block().await.unwrap() });
+        proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies));
+        let mut call = Box::pin(block());
+        one.block_on(async {
+            let sent = async {
+                while server.ask::<i64>(&["GET", "n"]) < 2 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::select! {
+                early = &mut call => panic!("{early:?}"),
+                () = sent => {}
+            }
+        });
+        let ended = two.block_on(async { timeout(SOON, &mut call).await });
+        let error = ended.expect("a call in time").unwrap_err();
+        assert!(matches!(error, Error::Commit(CommitError::InDoubt(_))), "{error:?}");
+        drop((one, two));
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ struct LaneSet {
 }
 
 /// The lanes that a handle has used last, so that its next call in the same runtime need not look for
-/// them. A task may call in several runtimes: in `block_in_place`, in a `LocalSet` that two of them run.
+/// them. The task's id would not do: a `LocalSet` may be run by several runtimes.
 #[derive(Clone, Default)]
 pub(crate) struct KnownLanes(Option<(runtime::Id, Arc<LaneSet>)>);
 
