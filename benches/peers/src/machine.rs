@@ -1,6 +1,6 @@
 //! The machine of the measurement.
 
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::server::Server;
@@ -65,4 +65,26 @@ fn today() -> String {
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     format!("{year}-{month:02}-{day:02}")
+}
+
+/// Endless loops beside the run, a process each, ended with their handle.
+#[derive(Debug)]
+pub struct Loops(Vec<Child>);
+
+impl Loops {
+    pub fn start(count: usize) -> Self {
+        let start = |_| {
+            Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("an endless loop")
+        };
+        Self((0..count).map(start).collect())
+    }
+}
+
+impl Drop for Loops {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
 }

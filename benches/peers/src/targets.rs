@@ -3,7 +3,7 @@
 use crate::measure::Sample;
 use crate::peers;
 use crate::report::{Measured, Spread};
-use crate::scenario::{Callers, Row, Scenario};
+use crate::scenario::{Callers, POOL, Row, Scenario};
 use crate::server::Via;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,6 @@ pub struct Target {
     bound: Bound,
     /// What is hoped for beyond the target.
     hope: Option<f64>,
-    /// The line itself is hoped for and not demanded.
-    goal: bool,
 }
 
 pub fn of(callers: Callers) -> Vec<Target> {
@@ -94,35 +92,42 @@ fn of_threads() -> Vec<Target> {
     let unchecked = Peer(peers::R2D2_UNCHECKED);
     let multiplexed = Peer(peers::MULTIPLEXED);
     let deadpool = Peer(peers::DEADPOOL);
-    let goal = |target: Target| Target { goal: true, ..target };
+    let bb8 = Peer(peers::BB8_UNCHECKED);
     vec![
         target(alone, peers::RUN, Metric::Rate, Peer(peers::DEDICATED), AtLeast(0.97)),
         target(alone, peers::RUN_POLLS, Metric::Rate, Peer(peers::DEDICATED), AtLeast(1.8)),
         target(alone, peers::RUN, Metric::Rate, Peer(peers::R2D2), AtLeast(1.8)),
         target(alone, peers::RUN, Metric::Rate, Peer(peers::TRANSACTION), AtLeast(3.5)),
         target(fitting, peers::RUN, Metric::Rate, unchecked, AtLeast(0.97)),
+        target(two, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.75)).hoping(0.9),
         target(two, peers::GROUPED, Metric::Rate, unchecked, AtLeast(2.6)),
-        target(two, peers::GROUPED, Metric::P99, unchecked, AtMost(0.05)),
-        target(two, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.65)).hoping(0.75),
-        target(ten, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(0.95)).hoping(1.1),
+        target(two, peers::GROUPED, Metric::P99, unchecked, AtMost(0.035)),
+        target(two, peers::GROUPED_ONCE, Metric::Rate, multiplexed, AtLeast(0.72)),
+        target(two, peers::GROUPED_ONCE, Metric::Rate, Peer(peers::GROUPED), AtLeast(0.95)),
+        target(ten, peers::GROUPED, Metric::Rate, multiplexed, AtLeast(1.0)),
         target(ten, peers::GROUPED, Metric::Rate, unchecked, AtLeast(2.2)),
-        target(two, peers::GUARD, Metric::Rate, unchecked, AtLeast(1.05)),
-        target(two, peers::GUARD, Metric::P99, unchecked, AtMost(0.1)),
+        target(two, peers::RUN, Metric::Rate, unchecked, AtLeast(1.4)).hoping(1.6),
+        target(two, peers::RUN, Metric::P99, unchecked, AtMost(0.04)),
+        target(two, peers::GUARD, Metric::Rate, unchecked, AtLeast(1.4)).hoping(1.6),
+        target(two, peers::GUARD, Metric::P99, unchecked, AtMost(0.04)),
         target(two, peers::GUARD, Metric::Longest, NoPeer, AtMost(15.0)),
-        target(many, peers::WATCH, Metric::Rate, deadpool, AtLeast(1.1)),
-        target(many, peers::WATCH, Metric::P99, deadpool, AtMost(1.0)),
+        target(many, peers::WATCH, Metric::Rate, deadpool, AtLeast(1.5)),
+        target(many, peers::WATCH, Metric::Rate, bb8, AtLeast(0.95)).hoping(1.05),
+        target(many, peers::WATCH, Metric::P99, deadpool, AtMost(0.6)),
         target(many, peers::WATCH, Metric::Slowest, NoPeer, AtLeast(0.5)),
-        goal(target(many, peers::WATCH, Metric::Rate, Best, AtLeast(1.0))),
-        target(one, peers::WATCH, Metric::Rate, Best, AtLeast(3.0)).hoping(8.0),
+        target(one, peers::WATCH, Metric::Rate, Best, AtLeast(1.1)),
         target(one, peers::WATCH, Metric::Tries, NoPeer, AtMost(1.01)),
         target(one, peers::WATCH, Metric::P99, deadpool, AtMost(0.5)),
-        target(get, peers::POOLED, Metric::Rate, unchecked, AtLeast(1.05)),
+        target(one, peers::WATCH_MERGED, Metric::Rate, Best, AtLeast(3.0)).hoping(8.0),
+        target(one, peers::WATCH_MERGED, Metric::Tries, NoPeer, AtMost(1.01)),
+        target(one, peers::WATCH_MERGED, Metric::P99, deadpool, AtMost(0.5)),
+        target(get, peers::POOLED, Metric::Rate, unchecked, AtLeast(3.2)),
         target(get, peers::POOLED, Metric::P99, unchecked, AtMost(0.1)),
     ]
 }
 
 fn of_tasks() -> Vec<Target> {
-    use Against::Peer;
+    use Against::{Best, NoPeer, Peer};
     use Bound::{AtLeast, AtMost};
     use peers::{TASKS_ONCE, TASKS_POOLED, TASKS_RUN, TASKS_WATCH};
     let target = Target::new;
@@ -132,6 +137,7 @@ fn of_tasks() -> Vec<Target> {
     let crowd = row(Scenario::Two, 1_000);
     let ten = row(Scenario::Ten, 64);
     let many = row(Scenario::Watch(1_000), 64);
+    let one = row(Scenario::Watch(1), 64);
     let get = row(Scenario::Get, 64);
     let multiplexed = Peer(peers::MULTIPLEXED);
     let deadpool = Peer(peers::DEADPOOL);
@@ -145,8 +151,11 @@ fn of_tasks() -> Vec<Target> {
         target(ten, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(1.5)),
         target(get, TASKS_POOLED, Metric::Rate, multiplexed, AtLeast(1.2)),
         target(many, TASKS_WATCH, Metric::Rate, deadpool, AtLeast(1.1)),
-        target(many, TASKS_WATCH, Metric::Rate, Peer(peers::BB8_UNCHECKED), AtLeast(0.8)),
-        target(many, TASKS_WATCH, Metric::P99, deadpool, AtMost(1.0)),
+        target(many, TASKS_WATCH, Metric::Rate, Peer(peers::BB8_UNCHECKED), AtLeast(0.8))
+            .hoping(1.2),
+        target(many, TASKS_WATCH, Metric::P99, deadpool, AtMost(1.0)).hoping(0.5),
+        target(one, TASKS_WATCH, Metric::Rate, Best, AtLeast(1.2)).hoping(3.0),
+        target(one, TASKS_WATCH, Metric::Tries, NoPeer, AtMost(1.01)),
         target(alone, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(0.95)),
         target(alone, TASKS_RUN, Metric::P50, multiplexed, AtMost(1.05)),
     ]
@@ -159,7 +168,7 @@ pub fn is_one(row: &Row) -> bool {
 
 impl Target {
     fn new(row: Row, ours: &'static str, metric: Metric, against: Against, bound: Bound) -> Self {
-        Self { row, ours, metric, against, bound, hope: None, goal: false }
+        Self { row, ours, metric, against, bound, hope: None }
     }
 
     fn hoping(self, hope: f64) -> Self {
@@ -183,7 +192,6 @@ impl Target {
             Against::Peer(_) => format!("{}, of {against}", self.metric.name()),
         };
         let hope = self.hope.map(|hope| format!(" (goal {hope})")).unwrap_or_default();
-        let goal = if self.goal { " (goal)" } else { "" };
         let bound = match self.bound {
             Bound::AtLeast(bound) => format!("≥ {bound}"),
             Bound::AtMost(bound) => format!("≤ {bound}"),
@@ -210,7 +218,7 @@ impl Target {
         };
         let limit = self.limit(measured).unwrap_or_default();
         format!(
-            "| {name} | {} | {against} | {bound}{hope}{goal} | {figure} | {verdict} | {limit} |",
+            "| {name} | {} | {against} | {bound}{hope} | {figure} | {verdict} | {limit} |",
             self.ours
         )
     }
@@ -218,13 +226,14 @@ impl Target {
     /// What raw bytes come to in the same way of sharing the connections.
     fn limit(&self, measured: &Measured) -> Option<String> {
         let raw = match self.ours {
-            peers::GROUPED => peers::RAW_GROUPED,
+            peers::GROUPED | peers::GROUPED_ONCE => peers::RAW_GROUPED,
+            peers::RUN if self.row.workers > POOL => peers::RAW_HANDED,
             peers::GUARD => peers::RAW_HANDED,
             peers::TASKS_RUN => peers::RAW_MERGED,
             peers::TASKS_ONCE => peers::RAW_MERGED_ONCE,
             peers::TASKS_WATCH | peers::TASKS_POOLED => return None,
             // No raw bytes let others go first, so there is no limit to compare with.
-            peers::WATCH => return None,
+            peers::WATCH | peers::WATCH_MERGED => return None,
             _ => peers::RAW,
         };
         let Spread { median, lower, upper, .. } = match self.against {

@@ -1,10 +1,11 @@
 //! The peer benchmark: every client in one interleaved run on a private server, in a new order each
 //! round. `scripts/bench` runs it.
 //!
-//! `peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME]… [--into FOLDER]`:
+//! `peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME]… [--busy N] [--into FOLDER]`:
 //! with `--tasks` the crate's callers are tasks of tokio, else threads. `--only` leaves the rows whose
-//! name has TEXT, `--peer` the peers of these names; without either the page in FOLDER (`docs`) is
-//! written, and the figures of every peer (`benches/figures.md`, else beside the page).
+//! name has TEXT, `--peer` the peers of these names; `--busy` runs N endless loops beside it. Without any
+//! of them the page in FOLDER (`docs`) is written, and the figures of every peer (`benches/figures.md`,
+//! else beside the page).
 
 #![allow(
     clippy::expect_used,
@@ -35,6 +36,7 @@ struct Plan {
     warm_up: Duration,
     only: Option<String>,
     peers: Vec<String>,
+    busy: usize,
     into: String,
 }
 
@@ -49,6 +51,7 @@ impl Plan {
             warm_up: Duration::ZERO,
             only: None,
             peers: Vec::new(),
+            busy: 0,
             into: PAGES.to_owned(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -62,6 +65,7 @@ impl Plan {
                 "--slice" => plan.slice = Duration::from_millis(number(&value())),
                 "--only" => plan.only = Some(value()),
                 "--peer" => plan.peers.push(value()),
+                "--busy" => plan.busy = number(&value()) as usize,
                 "--into" => plan.into = value(),
                 _ => usage(),
             }
@@ -88,6 +92,7 @@ impl Plan {
                 (Scenario::Ten, 64, Via::Tcp),
                 (Scenario::Get, 64, Via::Tcp),
                 (Scenario::Watch(1_000), 64, Via::Tcp),
+                (Scenario::Watch(1), 64, Via::Tcp),
                 (Scenario::Two, 1, Via::Tcp),
             ];
             return rows.map(row).into_iter().filter(wanted).collect();
@@ -138,7 +143,7 @@ impl Plan {
 
     /// Whether all rows and peers are measured, so that the page may say so.
     fn is_whole(&self) -> bool {
-        self.only.is_none() && self.peers.is_empty()
+        self.only.is_none() && self.peers.is_empty() && self.busy == 0
     }
 
     /// How often the row has its turn in a round, and for how long: its slice and its warm-up. If no
@@ -205,7 +210,7 @@ fn number(text: &str) -> u64 {
 
 fn usage() -> ! {
     eprintln!(
-        "peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME] [--into FOLDER]"
+        "peers [--tasks] [--quick] [--seed N] [--rounds N] [--slice MS] [--only TEXT] [--peer NAME] [--busy N] [--into FOLDER]"
     );
     std::process::exit(2)
 }
@@ -219,6 +224,7 @@ fn main() {
     println!("{}", report::settings(plan.callers));
     let runtime = machine::runtime();
     let server = Server::start();
+    let _loops = machine::Loops::start(plan.busy);
     let mut measured = Measured::default();
     let mut failures = 0;
     for round in 1..=plan.rounds {
@@ -251,8 +257,12 @@ fn main() {
         true => soak::line(&server, if plan.quick { 100_000 } else { 1_000_000 }),
         false => String::new(),
     };
+    let beside = match plan.busy {
+        0 => String::new(),
+        loops => format!(", {loops} endless loops beside it"),
+    };
     let caption = format!(
-        "{}; load average before {}; {}, seed {}",
+        "{}; load average before {}; {}{beside}, seed {}",
         machine::describe(),
         load.map_or("unknown".to_owned(), |load| format!("{load:.1}")),
         plan.shape(),

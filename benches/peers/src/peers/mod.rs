@@ -44,8 +44,10 @@ pub const RUSTIS: &str = "rustis";
 pub const RUN: &str = "rediscope run";
 pub const RUN_POLLS: &str = "rediscope run, polls";
 pub const GROUPED: &str = "rediscope run, grouped";
+pub const GROUPED_ONCE: &str = "rediscope run, grouped, exactly once";
 pub const GUARD: &str = "rediscope guard";
 pub const WATCH: &str = "rediscope watch";
+pub const WATCH_MERGED: &str = "rediscope watch, merged";
 pub const POOLED: &str = "rediscope pooled";
 pub const MANAGER: &str = "redis-rs ConnectionManager";
 pub const TASKS_RUN: &str = "rediscope aio run";
@@ -159,12 +161,14 @@ fn own_threads() -> Vec<Peer> {
         peer(RUN, "default settings, max_size 8, min_idle 8", ours::run),
         peer(RUN_POLLS, "the same with poll(50 µs)", ours::run_polls),
         peer(GROUPED, ours::GROUPED_SETTINGS, ours::grouped),
+        peer(GROUPED_ONCE, "grouped() and exactly_once()", ours::grouped_once),
         peer(GUARD, "the same as run; begin() and commit()", ours::guard),
         peer(
             WATCH,
-            "the same; the read is declared, so that it travels with WATCH; max_merged 32; retries without a bound that is met",
+            "the same; the read is declared, so that it travels with WATCH; retries without a bound that is met",
             ours::watch,
         ),
+        peer(WATCH_MERGED, "the same with max_merged(32)", ours::watch_merged),
         peer(POOLED, "the same; the pooled handle", ours::pooled),
     ]
 }

@@ -17,10 +17,6 @@ use crate::work;
 
 pub const GROUPED_SETTINGS: &str = "the same with TransactionOptions::grouped()";
 
-fn grouped_handle(handle: &Transactional) -> Transactional {
-    handle.with(TransactionOptions::new().grouped())
-}
-
 fn builder(server: &Server, row: &Row) -> Builder {
     // Idle connections as r2d2 has them by default.
     SessionManager::builder(server.info(row.via)).max_size(POOL as u32).min_idle(POOL as u32)
@@ -46,7 +42,15 @@ pub fn grouped(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
     if row.workers <= POOL {
         return None; // a free link is taken: nothing is grouped
     }
-    blocks(row, grouped_handle(&sessions(server, row).transactional()))
+    blocks(row, sessions(server, row).transactional().with(TransactionOptions::new().grouped()))
+}
+
+pub fn grouped_once(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if row.workers <= POOL {
+        return None;
+    }
+    let both = TransactionOptions::new().grouped().exactly_once();
+    blocks(row, sessions(server, row).transactional().with(both))
 }
 
 fn blocks(row: &Row, handle: Transactional) -> Option<Crew> {
@@ -105,11 +109,21 @@ pub fn guard(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
 }
 
 pub fn watch(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    watching(row, &sessions(server, row))
+}
+
+pub fn watch_merged(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    if row.scenario != Scenario::Watch(1) {
+        return None; // only blocks that watch the same key are merged
+    }
+    watching(row, &builder(server, row).max_merged(32).build().expect("settings that work"))
+}
+
+fn watching(row: &Row, sessions: &SessionManager) -> Option<Crew> {
     if !matches!(row.scenario, Scenario::Watch(_)) {
         return None;
     }
     let patient = RetryPolicy::default().attempts(u32::MAX).deadline(Duration::from_secs(60));
-    let sessions = builder(server, row).max_merged(32).build().expect("settings that work");
     let handle = sessions.transactional();
     threads(row, |job| {
         let handle = handle.clone();
