@@ -203,6 +203,11 @@ impl<W: Wire> Connection<W> {
         self.marker(prefix)
     }
 
+    /// Leaves the register with its last number: the next exactly-once transaction has another one.
+    pub(crate) fn end_register(&mut self) {
+        (self.marker, self.marker_written_at) = (None, None);
+    }
+
     /// The commit marker, if there is one.
     pub(crate) fn known_marker(&self) -> Option<&CommitMarker> {
         self.marker.as_ref()

@@ -15,7 +15,7 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::checkout::Checkout;
 use crate::pool::core::{PoolCore, ThreadJob, ThreadMembership, ThreadRequest};
-use crate::pool::group::Group;
+use crate::pool::group::{self, Group};
 use crate::pool::group_prepare;
 use crate::pool::group_request::settle;
 use crate::pool::line::Line;
@@ -145,10 +145,8 @@ pub(crate) fn send_batch(
     // This comes last: some of these callers wait again before the next leader runs, and join its
     // group. A lost connection is closed here.
     drop(checkout);
-    let unknown = || {
-        let cause = ConnectionError::timed_out("the request has no response");
-        Ok(BatchResponse::Interrupted(Interrupted { left: true, trusted: true, cause }))
-    };
+    let unknown =
+        || Ok(group::unanswered(ConnectionError::timed_out("the request has no response"), None));
     own.map_or_else(unknown, |(response, _)| response)
 }
 

@@ -24,7 +24,7 @@ use crate::error::token_cell::TokenCell;
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::group_request::{GroupJob, GroupRequest, Stay, settle};
-use crate::pool::job::Taking;
+use crate::pool::job::{Submitter, Taking};
 use crate::pool::line::Line;
 use crate::pool::rejected_shapes::RejectedShapes;
 use crate::protocol::batch::RequestKind;
@@ -140,8 +140,8 @@ impl<S: Stay> Group<S> {
             if needs.exactly_once && token.is_none() {
                 token = next_token(connection, context, needs.slot);
             }
-            let named = token.as_deref().map(|shared| &shared.token).zip(needs.cell.as_ref());
-            let Some(member) = Member::take(job, named) else { continue };
+            let shared = token.as_ref().filter(|_| needs.exactly_once);
+            let Some(member) = Member::take(job, shared, needs.cell.as_ref()) else { continue };
             bytes += needs.bytes;
             chosen.push(member, &needs, waiting.len());
         }
@@ -299,7 +299,7 @@ impl<S: Stay> Group<S> {
         let settled = members.filter(|(_, piece)| !piece.is_sent_again(unsent));
         let settled = S::give_back(settled.map(|(member, _)| &mut member.request.stay));
         line.context().config.counters.checkouts.add_all(settled);
-        let mut again = Vec::new();
+        let (mut again, mut has_token) = (Vec::new(), false);
         let mut members = mem::take(&mut self.members).into_iter();
         for (nth, (piece, member)) in outcome.pieces.into_iter().zip(members.by_ref()).enumerate() {
             let Member { job, mut request } = member;
@@ -308,13 +308,14 @@ impl<S: Stay> Group<S> {
                 Piece::Again { alone } => {
                     let rejected = if alone { ALONE_AFTER } else { 1 };
                     request.rejected_groups = request.rejected_groups.saturating_add(rejected);
-                    if job.requeue(request) {
-                        again.push(job);
+                    match job.requeue(request) {
+                        Submitter::Waits => again.push(job),
+                        submitter => has_token |= submitter == Submitter::HasToken,
                     }
                     continue;
                 }
                 Piece::Lost { sent: false, .. } if unsent => {
-                    if job.requeue(request) {
+                    if job.requeue(request) == Submitter::Waits {
                         again.push(job);
                     }
                     continue;
@@ -345,10 +346,17 @@ impl<S: Stay> Group<S> {
                 Piece::Read(value) => BatchResponse::Read(value),
                 Piece::Calls(values) => BatchResponse::Calls(values),
             };
-            settle(&job, request, Ok(response));
+            has_token |= settle(&job, request, Ok(response)) == Submitter::HasToken;
         }
         // Their drop settles them.
         self.members = members.collect();
+        if has_token
+            && !self.begins_register()
+            && let Some(connection) = line.current()
+        {
+            // A caller resolves this group later, by the register's number.
+            connection.end_register();
+        }
         if changed {
             line.log_server_change();
         }
@@ -414,6 +422,18 @@ impl<S: Stay> Drop for Group<S> {
     }
 }
 
+/// The response to a request that its caller has given up, and that may have been sent. `token`: of an
+/// exactly-once block.
+pub(crate) fn unanswered(
+    cause: ConnectionError,
+    token: Option<&Arc<SharedToken>>,
+) -> BatchResponse {
+    match token {
+        Some(_) => in_doubt(Some(cause), Unproven::default(), token),
+        None => BatchResponse::Interrupted(Interrupted { left: true, trusted: true, cause }),
+    }
+}
+
 fn too_large() -> ConnectionError {
     unreadable(Fault { kind: FaultKind::TooLarge, array: None })
 }
@@ -469,18 +489,23 @@ fn next_token(
 }
 
 impl<S> Member<S> {
-    /// Takes the job's request. If the caller has its token's cell, the cell is set in the same step.
-    fn take(job: Arc<GroupJob<S>>, named: Option<(&CommitToken, &TokenCell)>) -> Option<Self> {
-        let request = match named {
-            Some((token, cell)) => {
+    /// Takes the job's request. `token`: of an exactly-once block; its caller has it in the same step. So
+    /// has the cell, if the caller has one.
+    fn take(
+        job: Arc<GroupJob<S>>,
+        token: Option<&Arc<SharedToken>>,
+        cell: Option<&TokenCell>,
+    ) -> Option<Self> {
+        let request = match token.zip(cell) {
+            Some((shared, cell)) => {
                 let mut request = None;
-                cell.fill(token, || {
-                    request = job.take();
+                cell.fill(&shared.token, || {
+                    request = job.take_with(token);
                     request.is_some()
                 });
                 request?
             }
-            None => job.take()?,
+            None => job.take_with(token)?,
         };
         Some(Self { job, request })
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::error::checkout::CheckoutError;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
-use crate::pool::job::Job;
+use crate::pool::job::{Job, Submitter};
 
 /// A request that waits for a write, until it has its response.
 #[derive(Debug)]
@@ -55,8 +55,8 @@ pub(crate) fn settle<S>(
     job: &GroupJob<S>,
     request: GroupRequest<S>,
     response: Result<BatchResponse, CheckoutError>,
-) {
+) -> Submitter {
     let GroupRequest { batch, stay, .. } = request;
     drop(stay);
-    job.settle((response, batch.bytes));
+    job.settle((response, batch.bytes))
 }

@@ -1,7 +1,8 @@
 //! A job that one caller submits and another one does, and the queue between tasks.
 //!
 //! Until the job is taken, its submitter can withdraw it; both is one step of one state. A job that is
-//! taken is done in any case: the response to an abandoned one is dropped.
+//! taken is done in any case: the response to an abandoned one is dropped. A submitter that gives up has
+//! the token of its exactly-once block, whatever becomes of the one that has taken the job.
 
 #[cfg(all(test, rediscope_shuttle, feature = "tokio"))]
 #[path = "../../tests/model/job.rs"]
@@ -14,7 +15,11 @@ use std::task::Waker;
 #[cfg(feature = "tokio")]
 use std::task::{Context, Poll};
 
+use crate::error::in_doubt::SharedToken;
 use crate::sync::shim::{Arc, Mutex, lock};
+
+/// The token of an exactly-once block, shared by the blocks of its group.
+type Token = std::sync::Arc<SharedToken>;
 
 /// A job that one caller submits and another one does.
 #[derive(Debug)]
@@ -33,11 +38,13 @@ struct JobState<T, R> {
 enum Stage<T, R> {
     /// The submitter may withdraw the request.
     Queued(T),
-    /// The request is being sent, or was.
-    Taken,
+    /// The request is being sent, or was; an exactly-once block with this token.
+    Taken(Option<Token>),
     /// It was taken, and nothing waits for its response.
     #[cfg(feature = "tokio")]
     Abandoned,
+    /// The same, but its submitter has the token.
+    GaveUp,
     Done(R),
     /// The response was taken, or the request was withdrawn.
     Over,
@@ -50,6 +57,26 @@ pub(crate) enum Taking<T> {
     Left,
     /// It is not queued.
     Gone,
+}
+
+/// What a submitter that gives up has of its job.
+#[derive(Debug)]
+pub(crate) enum GivenUp<T, R> {
+    /// It was not taken, and never will be.
+    Withdrawn(T),
+    Response(R),
+    /// It may be done; an exactly-once block with this token.
+    Taken(Option<Token>),
+}
+
+/// What the submitter of a taken job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Submitter {
+    Waits,
+    /// It has left, or has the response.
+    Left,
+    /// It has given up, and asks for the outcome by the token.
+    HasToken,
 }
 
 /// What became of a job that its submitter has left.
@@ -103,8 +130,13 @@ impl<T, R> Job<T, R> {
 
     /// Takes the request of a job that is queued.
     pub(crate) fn take(&self) -> Option<T> {
+        self.take_with(None)
+    }
+
+    /// The same for an exactly-once block that is sent with this token.
+    pub(crate) fn take_with(&self, token: Option<&Token>) -> Option<T> {
         let mut state = lock(&self.state);
-        match mem::replace(&mut state.stage, Stage::Taken) {
+        match mem::replace(&mut state.stage, Stage::Taken(token.cloned())) {
             Stage::Queued(request) => Some(request),
             other => {
                 state.stage = other;
@@ -120,7 +152,7 @@ impl<T, R> Job<T, R> {
         if !wanted(request) {
             return Taking::Left;
         }
-        match mem::replace(&mut state.stage, Stage::Taken) {
+        match mem::replace(&mut state.stage, Stage::Taken(None)) {
             Stage::Queued(request) => Taking::Taken(request),
             _ => Taking::Gone,
         }
@@ -134,30 +166,51 @@ impl<T, R> Job<T, R> {
         }
     }
 
-    /// Makes a taken job a queued one again, of which nothing was done. Returns false if nothing waits
-    /// for it.
-    pub(crate) fn requeue(&self, request: T) -> bool {
+    /// Makes a taken job a queued one again, of which nothing was done, if its submitter waits.
+    pub(crate) fn requeue(&self, request: T) -> Submitter {
         let mut state = lock(&self.state);
-        let waits = matches!(state.stage, Stage::Taken);
+        let submitter = state.submitter_of_taken();
+        let waits = submitter == Submitter::Waits;
         state.stage = if waits { Stage::Queued(request) } else { Stage::Over };
-        waits
+        submitter
     }
 
     /// Sets the response of a taken job, and wakes the submitter.
-    pub(crate) fn settle(&self, response: R) {
+    pub(crate) fn settle(&self, response: R) -> Submitter {
         let mut state = lock(&self.state);
-        match state.stage {
-            Stage::Taken => state.stage = Stage::Done(response),
-            _ => {
-                state.stage = Stage::Over;
-                return;
-            }
+        let submitter = state.submitter_of_taken();
+        if submitter != Submitter::Waits {
+            state.stage = Stage::Over;
+            return submitter;
         }
-        let submitter = state.submitter.take();
+        state.stage = Stage::Done(response);
+        let waker = state.submitter.take();
         drop(state);
-        if let Some(submitter) = submitter {
-            submitter.wake();
+        if let Some(waker) = waker {
+            waker.wake();
         }
+        submitter
+    }
+
+    /// Records that the submitter waits no more, and returns what it has.
+    pub(crate) fn give_up(&self) -> GivenUp<T, R> {
+        let mut state = lock(&self.state);
+        let given_up = match mem::replace(&mut state.stage, Stage::Over) {
+            Stage::Queued(request) => GivenUp::Withdrawn(request),
+            Stage::Done(response) => GivenUp::Response(response),
+            Stage::Taken(token) => {
+                if token.is_some() {
+                    state.stage = Stage::GaveUp;
+                }
+                GivenUp::Taken(token)
+            }
+            // The response was taken before.
+            _ => GivenUp::Taken(None),
+        };
+        let waker = state.submitter.take();
+        drop(state);
+        drop(waker);
+        given_up
     }
 
     /// Has the submitter polled again.
@@ -175,8 +228,12 @@ impl<T, R> Job<T, R> {
         let mut state = lock(&self.state);
         let (stage, left) = match mem::replace(&mut state.stage, Stage::Over) {
             Stage::Queued(request) => (Some(Stage::Queued(request)), Left::Withdrawn),
-            Stage::Taken | Stage::Abandoned => {
+            Stage::Taken(_) | Stage::Abandoned => {
                 state.stage = Stage::Abandoned;
+                (None, Left::Abandoned)
+            }
+            Stage::GaveUp => {
+                state.stage = Stage::GaveUp;
                 (None, Left::Abandoned)
             }
             Stage::Done(response) => (Some(Stage::Done(response)), Left::Abandoned),
@@ -187,6 +244,16 @@ impl<T, R> Job<T, R> {
         // The request, the response and the waker belong to others.
         drop((stage, submitter));
         left
+    }
+}
+
+impl<T, R> JobState<T, R> {
+    fn submitter_of_taken(&self) -> Submitter {
+        match self.stage {
+            Stage::Taken(_) => Submitter::Waits,
+            Stage::GaveUp => Submitter::HasToken,
+            _ => Submitter::Left,
+        }
     }
 }
 

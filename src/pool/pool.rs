@@ -19,11 +19,12 @@ use crate::error::open_scope::OpenScope;
 use crate::logging::deferred::DeferredEvents;
 use crate::pool::batch::{LedGroup, ensure_multi, send_batch};
 use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::{BatchResponse, Interrupted};
+use crate::pool::batch_response::BatchResponse;
 use crate::pool::checkout::{Checkout, Permit};
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::core::{PoolCore, ThreadRequest};
+use crate::pool::group;
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlock};
@@ -110,10 +111,9 @@ impl Pool {
                 return Ok(BatchCheckout::Lead(checkout, group));
             }
             Ok(Acquired::Response((response, _))) => response,
-            Ok(Acquired::Unknown) => {
+            Ok(Acquired::Unknown(token)) => {
                 let text = "the caller that sent the batch returned no result";
-                let cause = ConnectionError::timed_out(text);
-                Ok(BatchResponse::Interrupted(Interrupted { left: true, trusted: true, cause }))
+                Ok(group::unanswered(ConnectionError::timed_out(text), token.as_ref()))
             }
             Err(error) => {
                 self.on_refused(&error);

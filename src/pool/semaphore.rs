@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 
 use scopeguard::{ScopeGuard, guard};
 
-use crate::pool::job::Job;
+use crate::error::in_doubt::SharedToken;
+use crate::pool::job::{GivenUp, Job};
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
@@ -111,8 +112,9 @@ pub(crate) enum Acquired<T, R> {
     Leads(usize, Membership<T, R>),
     /// A leader has sent the request.
     Response(R),
-    /// A leader has taken the request, and has not returned a response in time.
-    Unknown,
+    /// A leader has taken the request, and has not returned a response in time. An exactly-once block has
+    /// this token.
+    Unknown(Option<std::sync::Arc<SharedToken>>),
 }
 
 /// A request's place in a group.
@@ -255,10 +257,12 @@ impl<T: Batchable, R> FairSemaphore<T, R> {
                 GaveUp::Withdrawn | GaveUp::Dissolved => {
                     return Err(AcquireError::TimedOut { waiters });
                 }
-                GaveUp::Taken if is_late => {
-                    // The leader is delayed, or has just settled it.
-                    return Ok(place.job.response().map_or(Acquired::Unknown, Acquired::Response));
-                }
+                // The leader is delayed, or has just settled or put back the request.
+                GaveUp::Taken if is_late => match place.job.give_up() {
+                    GivenUp::Response(response) => return Ok(Acquired::Response(response)),
+                    GivenUp::Taken(token) => return Ok(Acquired::Unknown(token)),
+                    GivenUp::Withdrawn(_) => return Err(AcquireError::TimedOut { waiters }),
+                },
                 GaveUp::Taken => (until, is_late) = (Instant::now() + response_wait, true),
             }
         }

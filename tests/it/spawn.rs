@@ -11,14 +11,15 @@ use std::task::Poll;
 use std::time::Duration;
 
 use rediscope::aio::{SessionManager, Transaction, Transactional};
-use rediscope::error::Resolution;
+use rediscope::error::{Applied, ReplyError, Resolution};
 use rediscope::prelude::*;
 use rediscope::redis::{self, AsyncCommands as _};
 use rediscope::{
     Begin, Block, CommitError, Condition, Error, Outcome, Plain, RetryPolicy, TransactionOptions,
     Watched,
 };
-use rediscope_testing::proxy::{Fault, Proxy, Trigger};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
@@ -514,39 +515,68 @@ fn a_local_task_that_two_runtimes_poll_has_the_connections_of_each() {
     }
 }
 
-/// Nobody runs the one that has sent it.
-#[test]
-fn a_call_that_was_sent_in_a_runtime_that_is_not_run_any_more_is_in_doubt_in_another_one() {
-    for exactly_once in [false, true] {
-        let server = Server::start();
-        let proxy = Proxy::to(&server);
-        let short = Duration::from_millis(300);
-        let builder = rediscope::SessionManager::builder(proxy.url()).connect_timeout(short);
-        let builder = builder.response_timeout(short).checkout_timeout(3 * short);
-        let sessions = builder.build_async().unwrap();
-        let options = TransactionOptions::new();
-        let options = if exactly_once { options.exactly_once() } else { options };
-        let accounts = sessions.transactional().with(options);
-        let (one, two) = (single(), single());
-        let block = || accounts.run(|tx| Ok(tx.incr("n", 1)));
-        one.block_on(async { block().await.unwrap() });
-        proxy.arm((Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies));
-        let mut call = Box::pin(block());
-        one.block_on(async {
-            let sent = async {
-                while server.ask::<i64>(&["GET", "n"]) < 2 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            tokio::select! {
-                early = &mut call => panic!("{early:?}"),
-                () = sent => {}
+/// What a block has returned that another runtime than its sender's waits for, and how often it was applied.
+/// `ends`: the sender's runtime is shut down before the wait; else it is not run any more.
+fn sent_elsewhere(
+    exactly_once: bool,
+    (trigger, fault): (Trigger, Fault),
+    ends: bool,
+) -> (Result<i64, Error>, i64) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let short = Duration::from_millis(300);
+    let builder = rediscope::SessionManager::builder(proxy.url()).connect_timeout(short);
+    let builder = builder.response_timeout(short).checkout_timeout(3 * short);
+    let sessions = builder.build_async().unwrap();
+    let options = TransactionOptions::new();
+    let options = if exactly_once { options.exactly_once() } else { options };
+    let accounts = sessions.transactional().with(options);
+    let (one, two) = (single(), single());
+    let block = || accounts.run(|tx| Ok(tx.incr("n", 1)));
+    one.block_on(async { block().await.unwrap() });
+    let fired = proxy.fired();
+    proxy.arm(Script::from((trigger, fault)).once());
+    let mut call = Box::pin(block());
+    one.block_on(async {
+        let sent = async {
+            while proxy.fired() == fired {
+                tokio::time::sleep(Duration::from_millis(1)).await;
             }
-        });
-        let ended = two.block_on(async { timeout(SOON, &mut call).await });
-        let error = ended.expect("a call in time").unwrap_err();
-        assert!(matches!(error, Error::Commit(CommitError::InDoubt(_))), "{error:?}");
-        drop((one, two));
+        };
+        tokio::select! {
+            early = &mut call => panic!("{early:?}"),
+            () = sent => {}
+        }
+    });
+    let one = if ends { None } else { Some(one) };
+    let ended = two.block_on(async { timeout(SOON, &mut call).await });
+    let ended = ended.expect("a call in time");
+    proxy.release();
+    let execs = 2 + usize::from(ended.is_ok());
+    let ran = format!("cmdstat_exec:calls={execs},");
+    let stats = || server.ask::<String>(&["INFO", "commandstats"]);
+    eventually(SOON, "EXEC has arrived", || stats().contains(&ran));
+    drop((one, two));
+    (ended, server.ask::<i64>(&["GET", "n"]) - 1)
+}
+
+#[test]
+fn a_block_whose_sender_is_not_run_any_more_is_in_doubt_unless_its_token_shows_the_outcome() {
+    let replied = (Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
+    let held = (Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests);
+    for ends in [false, true] {
+        let (ended, applied) = sent_elsewhere(false, replied, ends);
+        assert!(matches!(ended, Err(Error::Commit(CommitError::InDoubt(_)))), "{ended:?}");
+        assert_eq!(applied, 1);
+        let (ended, applied) = sent_elsewhere(true, replied, ends);
+        assert!(matches!(ended, Err(Error::Reply(ReplyError::Lost))), "{ended:?}");
+        assert_eq!(applied, 1);
+        // It is sent again, if its bytes are not with its sender.
+        match sent_elsewhere(true, held, ends) {
+            (Ok(2), 1) => {}
+            (Err(error), 0) if error.applied() == Applied::No && error.is_retryable() => {}
+            other => panic!("{other:?}"),
+        }
     }
 }
 

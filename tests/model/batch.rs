@@ -165,7 +165,7 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leade
             own
         }
         Err(AcquireError::TimedOut { .. }) => None,
-        Ok(Acquired::Unknown) => panic!("no leader is late"),
+        Ok(Acquired::Unknown(_)) => panic!("no leader is late"),
         Err(other) => panic!("{other:?}"),
     };
     ledger.lock().unwrap().reported.push((caller, reported));

@@ -63,7 +63,7 @@ fn take_all(world: &World, queue: &Queue, take: fn(&Work) -> Option<Token>) {
             let Some(request) = take(&job) else { continue };
             thread::yield_now();
             if std::mem::take(&mut puts_back) {
-                if job.requeue(request) {
+                if job.requeue(request) == Submitter::Waits {
                     waiting.push_back(job);
                 }
                 queue.put_back(std::mem::take(&mut waiting));

@@ -27,17 +27,26 @@ use crate::connection::transport::Transport;
 use crate::connection::url::one as parse;
 use crate::error::any::Error;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
-use crate::pool::checkout::Checkout;
+use crate::error::in_doubt::CommitToken;
+use crate::pool::batch_request::BatchRequest;
+use crate::pool::batch_response::BatchResponse;
+use crate::pool::checkout::{Checkout, Permit};
 use crate::pool::config::PoolConfig;
+use crate::pool::core::ThreadRequest;
+use crate::pool::group::Group;
+use crate::pool::group_prepare;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::PinnedConnection;
-use crate::pool::server_pool::{PinnedLine, ServerPool};
+use crate::pool::semaphore::Acquired;
+use crate::pool::server_pool::{BatchCheckout, PinnedLine, ServerPool};
 use crate::process::sockets::OwnSocket;
+use crate::protocol::batch::RequestKind;
 use crate::protocol::connection_state::CloseReason;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::handshake::Purpose;
+use crate::protocol::queue::CommandQueue;
 use crate::protocol::resp::encode::MULTI;
 use crate::settings::settings::Settings;
 use crate::sync::now::now;
@@ -348,4 +357,61 @@ fn a_connection_that_is_added_after_the_pool_was_drained_is_closed_too() {
     drop(go_on);
     eventually(SOON, "it is closed, though it was listed later", || pool.shared().alive() == 0);
     eventually(SOON, "the server sees it", || server.clients().is_empty());
+}
+
+/// The caller that leads the group is stopped between the last reply and the outcomes.
+#[test]
+fn a_block_whose_leader_is_late_has_the_token_of_its_group_whose_number_stays_in_the_register() {
+    let server = Server::start();
+    let pool = pool_of_one(&server, 2 * SOON);
+    let request = |key: &str| {
+        let mut queue = CommandQueue::new(1, pool.settings().limits(), Vec::new());
+        queue.push_cmd(0, redis::cmd("INCR").arg(key));
+        let block = queue.block();
+        let kind = RequestKind::Block { commands: 1 };
+        BatchRequest { exactly_once: true, ..BatchRequest::new(block, kind) }
+    };
+    let (held, short) = (now(pool.checkout(Instant::now() + SOON)).unwrap(), 2 * SOON / 100);
+    std::thread::scope(|threads| {
+        let waiting = |count| {
+            eventually(SOON, "a caller waits", || pool.semaphore.waiting() == count);
+        };
+        let leads = threads.spawn(|| {
+            let (request, by) = (ThreadRequest::new(request("leads"), ()), Instant::now() + SOON);
+            pool.semaphore.acquire_batched(request, by, SOON, |_| Ok::<_, ()>(())).unwrap()
+        });
+        waiting(1);
+        let member = threads.spawn(|| {
+            let by = Instant::now() + short;
+            now(pool.checkout_batched(by, short, &|| request("member")))
+        });
+        waiting(2);
+        drop(held);
+        let Acquired::Leads(number, place) = leads.join().unwrap() else { panic!("no lead") };
+        let (permit, begun) = (Permit::new(Arc::clone(&pool), number), Instant::now());
+        let mut line = Checkout::new(permit, begun, begun + SOON).unwrap();
+        let mut jobs = pool.semaphore.take_group(&place);
+        let deadline = Deadline::after(SOON);
+        assert!(now(group_prepare::arm(&mut line, None, deadline)).unwrap().is_none());
+        let connection = line.current().unwrap();
+        let register = connection.known_marker().unwrap().register().to_owned();
+        let group = Group::take(&mut jobs, connection, &pool, true, &pool.shapes, |_, _| ());
+        let mut group = group.unwrap();
+        assert!(now(group.exchange(connection, true, deadline)).is_none());
+        let response = member.join().unwrap().map_err(drop);
+        let Ok(BatchCheckout::Response(BatchResponse::InDoubt(doubt))) = response else {
+            panic!("no token")
+        };
+        let CommitToken { register: named, number, .. } = &doubt.token.token;
+        let written =
+            || redis::cmd("GET").arg(&register).query::<u64>(&mut server.connect().unwrap());
+        assert_eq!((named, written().unwrap()), (&register, *number));
+        assert!(group.settle(&mut line, None, &pool.shapes).is_empty());
+        // The next group of the connection.
+        assert!(now(group_prepare::arm(&mut line, None, deadline)).unwrap().is_none());
+        assert_ne!(line.current().unwrap().known_marker().unwrap().register(), register);
+        assert_eq!(written().unwrap(), *number);
+        assert!(matches!(place.job.response(), Some((Ok(BatchResponse::Block(_)), _))));
+    });
+    assert_eq!(pool.in_use(), 0);
 }

@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use super::*;
+use crate::pool::job::Submitter;
 
 type FairSemaphore = crate::pool::semaphore::FairSemaphore<u32, ()>;
 
@@ -117,7 +118,7 @@ fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
     let Acquired::Leads(slot, place) = leader.join().unwrap().unwrap() else { panic!("no lead") };
     assert_eq!(taken(&gate, &place), [6, 7]);
     // It is delayed, and settles no job.
-    assert!(matches!(waiting.join().unwrap(), Ok(Acquired::Unknown)));
+    assert!(matches!(waiting.join().unwrap(), Ok(Acquired::Unknown(None))));
     gate.release(slot);
     assert_eq!((gate.free(), gate.waiting()), (1, 0));
 }
@@ -141,7 +142,7 @@ fn requests_gather_in_groups_of_a_limited_size_and_wait_for_a_leader_although_a_
         let jobs = gate.take_group(&place);
         let requests: Vec<_> = jobs.iter().filter_map(|job| job.take()).collect();
         assert_eq!(requests, expected);
-        jobs.iter().for_each(|job| job.settle(()));
+        jobs.iter().for_each(|job| assert_eq!(job.settle(()), Submitter::Waits));
         place.group.wake_members();
         for _ in 1..expected.len() {
             let member = waiting.next().unwrap().join().unwrap();

@@ -20,10 +20,10 @@ use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
 use crate::error::connection::ConnectionError;
 use crate::pool::batch_request::BatchRequest;
-use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
+use crate::pool::group;
 use crate::pool::group_request::{GroupAnswer, GroupJob, GroupRequest, Stay, settle};
-use crate::pool::job::{Job, JobQueue, Left, Taking};
+use crate::pool::job::{GivenUp, Job, JobQueue, Left, Taking};
 use crate::pool::shared::CountedConnection;
 use crate::protocol::retry::Backoff;
 use crate::status::lanes::LaneStatus;
@@ -571,13 +571,18 @@ impl LaneCall {
             gives_up.get_or_insert(*deadline + within);
         }
         match gives_up {
-            Some(at) if timer.poll(context, *at).is_ready() => {
-                let _: Left = job.leave();
-                let cause = ConnectionError::timed_out("no reply in time");
-                let lost = Interrupted { left: true, trusted: true, cause };
-                // The bytes of calls that may have been sent are not sent again.
-                Poll::Ready((Ok(BatchResponse::Interrupted(lost)), Vec::new()))
-            }
+            Some(at) if timer.poll(context, *at).is_ready() => Poll::Ready(match job.give_up() {
+                GivenUp::Withdrawn(request) => {
+                    lane.queue.remove(job);
+                    (Err(lane.late(request.stay.since)), request.batch.bytes)
+                }
+                GivenUp::Response(response) => response,
+                // The bytes stay with the one that may have sent them, and are not sent again.
+                GivenUp::Taken(token) => {
+                    let cause = ConnectionError::timed_out("no reply in time");
+                    (Ok(group::unanswered(cause, token.as_ref())), Vec::new())
+                }
+            }),
             _ => Poll::Pending,
         }
     }
