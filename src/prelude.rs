@@ -2,6 +2,8 @@
 //!
 //! A type with a common name is not in it.
 
+#[cfg(feature = "tokio")]
+pub use redis::AsyncCommands as _;
 pub use redis::Commands as _;
 
 pub use crate::reply::queued::Queued;

@@ -30,9 +30,9 @@ use crate::protocol::resp::encode;
 /// The pooled handle of tasks: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
 ///
-/// The handle is a [`redis::aio::ConnectionLike`], so all methods of `redis::AsyncCommands` work on it.
-/// Its errors, the commands that it refuses by name and the commands that it sends again are those of
-/// [the pooled handle of threads](crate::Pooled).
+/// The handle is a [`redis::aio::ConnectionLike`], so all methods of `redis::AsyncCommands` work on it; the
+/// [prelude](crate::prelude) brings that trait. Its errors, the commands that it refuses by name and the
+/// commands that it sends again are those of [the pooled handle of threads](crate::Pooled).
 ///
 /// A small command of constant work, such as `GET`, `SET` or `INCR`, shares a connection with the requests
 /// of other tasks. Every other command, and every pipeline, has a connection for its own round trip.
@@ -50,7 +50,7 @@ use crate::protocol::resp::encode;
 ///
 /// ```no_run
 /// use rediscope::aio::SessionManager;
-/// use rediscope::redis::AsyncCommands;
+/// use rediscope::prelude::*;
 ///
 /// # async fn example() -> Result<(), rediscope::Error> {
 /// let mut db = SessionManager::connect("redis://127.0.0.1/")?.pooled();

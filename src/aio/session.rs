@@ -41,7 +41,6 @@ use crate::transaction::tasks::turns::TaskTurns;
 /// ```no_run
 /// use rediscope::aio::SessionManager;
 /// use rediscope::prelude::*;
-/// use rediscope::redis::AsyncCommands;
 ///
 /// # async fn example() -> Result<(), rediscope::Error> {
 /// let sessions = SessionManager::connect("redis://127.0.0.1/")?;
@@ -144,7 +143,7 @@ impl SessionManager {
     /// the master; in a cluster, [`pooled`](Self::pooled).
     ///
     /// ```no_run
-    /// # use rediscope::{aio::SessionManager, redis::AsyncCommands};
+    /// # use rediscope::{aio::SessionManager, prelude::*};
     /// # async fn example() -> Result<(), rediscope::Error> {
     /// let sessions = SessionManager::connect("redis+sentinel://10.0.0.1,10.0.0.2/mymaster")?;
     /// let name: Option<String> = sessions.replica_reads().get("user:7:name").await?;

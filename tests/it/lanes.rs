@@ -14,7 +14,6 @@ use fastrand::Rng;
 use rediscope::aio::SessionManager;
 use rediscope::error::{Applied, CheckoutError, ReplyError};
 use rediscope::prelude::*;
-use rediscope::redis::AsyncCommands as _;
 use rediscope::{Block, Error, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rediscope::aio::{SessionManager, Transaction, Transactional};
 use rediscope::error::{Applied, ReplyError, Resolution};
 use rediscope::prelude::*;
-use rediscope::redis::{self, AsyncCommands as _};
+use rediscope::redis;
 use rediscope::{
     Begin, Block, CommitError, Condition, Error, Outcome, Plain, RetryPolicy, TransactionOptions,
     Watched,

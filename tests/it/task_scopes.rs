@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rediscope::aio::{SessionManager, Transactional};
 use rediscope::error::{Applied, ConfigError, Resolution, TokenCell, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::redis::{self, AsyncCommands as _};
+use rediscope::redis;
 use rediscope::{CommitError, Error, Mode, Outcome, RetryPolicy, TransactionOptions, Watched, aio};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;

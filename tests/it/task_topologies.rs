@@ -9,7 +9,6 @@ use rediscope::TransactionOptions;
 use rediscope::aio::SessionManager;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
-use rediscope::redis::AsyncCommands as _;
 use rediscope::status::Status;
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;

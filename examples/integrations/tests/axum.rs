@@ -24,7 +24,6 @@ use axum::routing::get;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rediscope::aio::SessionManager;
-use rediscope::redis::AsyncCommands as _;
 use rediscope::{Condition, Error, Outcome, TransactionOptions, prelude::*};
 use rediscope_testing::program::Killed;
 use rediscope_testing::server::Server;

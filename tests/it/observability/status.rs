@@ -74,7 +74,7 @@ fn a_closure_whose_own_writes_are_its_conflicts_is_warned_of_once_for_its_place(
 #[cfg(feature = "tokio")]
 #[test]
 fn a_closure_of_tasks_whose_own_writes_are_its_conflicts_is_warned_of_too() {
-    use rediscope::{aio, redis::AsyncCommands};
+    use rediscope::aio;
 
     let server = Server::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

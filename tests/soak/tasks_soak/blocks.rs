@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fastrand::Rng;
-use redis::{AsyncCommands as _, Value};
+use redis::Value;
 use rediscope::aio::SessionManager;
 use rediscope::error::Resolution;
 use rediscope::prelude::*;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use redis::AsyncCommands as _;
 use rediscope::aio::{SessionManager, Transactional};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Condition, Error, Outcome, TransactionOptions};

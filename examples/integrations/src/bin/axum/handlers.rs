@@ -9,7 +9,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use rediscope::aio::SessionManager;
-use rediscope::redis::AsyncCommands as _;
 use rediscope::{CommitError, Error, TransactionOptions, prelude::*};
 use serde::Deserialize;
 use tower::limit::GlobalConcurrencyLimitLayer;
