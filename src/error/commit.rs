@@ -179,3 +179,21 @@ impl CommitError {
         })
     }
 }
+
+impl CommitError {
+    /// Returns one word for a report.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Rejected { .. } => "rejected",
+            Self::PartlyApplied { .. } => "partly applied",
+            Self::NotSent { source } if matches!(**source, Error::PinExpired(_)) => "pin expired",
+            Self::NotSent { .. } => "not sent",
+            Self::InDoubt(_) => "in doubt",
+            Self::NotIsolated { .. } => "not isolated",
+            Self::NotReplicated { .. } => "not replicated",
+            Self::KeyNotKept { .. } => "key not kept",
+            Self::AlreadyCommitted => "already committed",
+            Self::LockLost => "lock lost",
+        }
+    }
+}

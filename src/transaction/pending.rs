@@ -474,17 +474,6 @@ fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
     match committed {
         Ok(Committed::Applied(_)) => COMMITTED,
         Ok(Committed::Conflict) => "conflict",
-        Err(CommitError::Rejected { .. }) => "rejected",
-        Err(CommitError::PartlyApplied { .. }) => "partly applied",
-        Err(CommitError::NotSent { source }) if matches!(**source, Error::PinExpired(_)) => {
-            "pin expired"
-        }
-        Err(CommitError::NotSent { .. }) => "not sent",
-        Err(CommitError::InDoubt(_)) => "in doubt",
-        Err(CommitError::NotIsolated { .. }) => "not isolated",
-        Err(CommitError::NotReplicated { .. }) => "not replicated",
-        Err(CommitError::KeyNotKept { .. }) => "key not kept",
-        Err(CommitError::AlreadyCommitted) => "already committed",
-        Err(CommitError::LockLost) => "lock lost",
+        Err(error) => error.word(),
     }
 }

@@ -76,8 +76,7 @@ impl<P: Side> Drop for Pinned<P> {
             return;
         }
         let Some(pin) = self.pin.take() else { return };
-        self.span.record("rediscope.outcome", DISCARDED);
-        self.metrics(|metrics| metrics.ended_early(DISCARDED));
+        self.record_discard();
         let _in = self.span.enter();
         self.count_discard();
         self.log_failed_cleanup(P::return_dropped(pin));
@@ -166,11 +165,9 @@ impl<P: Side> Pinned<P> {
     pub(crate) fn record_failure(&self, error: &Error) {
         let kind = match error {
             Error::Checkout(_) => "checkout",
-            Error::ConditionFailed { .. } => {
-                self.metrics(|metrics| metrics.ended_early(CONDITION_FAILED));
-                CONDITION_FAILED
-            }
-            Error::Command { .. } | Error::Commit(_) => "rejected",
+            Error::ConditionFailed { .. } => CONDITION_FAILED,
+            Error::Commit(error) => error.word(),
+            Error::Command { .. } => "rejected",
             Error::PinExpired(_) => "pin expired",
             _ => "lost",
         };
@@ -178,6 +175,27 @@ impl<P: Side> Pinned<P> {
         if let Some(code) = error.code() {
             self.span.record("db.response.status_code", code);
         }
+    }
+
+    /// Records the end of a transaction that failed with `error` before it could commit. Its connection was
+    /// returned before.
+    pub(crate) fn record_early_failure(&self, error: &Error) {
+        let outcome = match error {
+            Error::Commit(error) => error.word(),
+            _ => DISCARDED,
+        };
+        self.span.record("rediscope.outcome", outcome);
+        let counted = match error {
+            Error::ConditionFailed { .. } => CONDITION_FAILED,
+            _ => outcome,
+        };
+        self.metrics(|metrics| metrics.ended_early(counted));
+    }
+
+    /// Records the end of a transaction that ends without a commit.
+    pub(crate) fn record_discard(&self) {
+        self.span.record("rediscope.outcome", DISCARDED);
+        self.metrics(|metrics| metrics.ended_early(DISCARDED));
     }
 
     /// Checks the process. Every public call does this first, before it locks or logs.
@@ -269,11 +287,14 @@ impl<P: Side> Pinned<P> {
     }
 
     /// The same; the error of the cleanup is logged.
-    pub(crate) async fn release_or_log(&mut self) {
-        if self.is_pinned() {
-            let released = self.release().await;
-            self.log_failed_cleanup(released);
+    /// Returns true if there was a connection to return.
+    pub(crate) async fn release_or_log(&mut self) -> bool {
+        if !self.is_pinned() {
+            return false;
         }
+        let released = self.release().await;
+        self.log_failed_cleanup(released);
+        self.here().is_ok()
     }
 
     /// As [`release`](Self::release), if the transaction ends by this.
@@ -283,16 +304,9 @@ impl<P: Side> Pinned<P> {
     pub(crate) async fn discard(&mut self) -> Result<(), Error> {
         self.here()?;
         if self.is_pinned() {
-            self.span.record("rediscope.outcome", DISCARDED);
-            self.metrics(|metrics| metrics.ended_early(DISCARDED));
+            self.record_discard();
         }
         self.release().await
-    }
-
-    /// The same; the error of the cleanup is logged.
-    pub(crate) async fn discard_or_log(&mut self) {
-        let discarded = self.discard().await;
-        self.log_failed_cleanup(discarded);
     }
 
     /// Reports to the metrics of the transaction's pool.

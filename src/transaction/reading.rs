@@ -246,7 +246,9 @@ pub(crate) async fn arm<P: Side>(
 /// Ends a scope that could not be armed.
 pub(crate) async fn stop<P: Side>(pinned: &mut Pinned<P>, error: &Error) {
     pinned.record_failure(error);
-    pinned.discard_or_log().await;
+    if pinned.release_or_log().await {
+        pinned.record_early_failure(error);
+    }
 }
 
 /// Error of a node that does not serve the slot.

@@ -216,12 +216,20 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         error: Error,
         deadline: Instant,
     ) -> Result<(), Error> {
-        reading::stop(&mut pinned, &error).await;
-        let next = match RedirectCause::of(&error) {
-            Some(cause) => cause.redirect(router, &self.route, deadline).await,
-            None => None,
+        let Some(cause) = RedirectCause::of(&error) else {
+            reading::stop(&mut pinned, &error).await;
+            return Err(error);
         };
-        self.route = self.limits.checkout.follow::<P::Io>(next).await.ok_or(error)?;
+        let was_pinned = pinned.release_or_log().await;
+        let next = cause.redirect(router, &self.route, deadline).await;
+        let Some(route) = self.limits.checkout.follow::<P::Io>(next).await else {
+            pinned.record_failure(&error);
+            if was_pinned {
+                pinned.record_early_failure(&error);
+            }
+            return Err(error);
+        };
+        self.route = route;
         Ok(())
     }
 
@@ -284,15 +292,20 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             (false, None) => None,
         };
         let redirect = reading.take_redirect();
-        reading.pinned.discard_or_log().await;
+        let was_pinned = reading.pinned.release_or_log().await;
         if let Some(next) = self.limits.checkout.follow::<P::Io>(redirect).await {
             self.route = next;
             return true;
         }
-        match why {
-            Some(why) => self.limits.retry(router, why, false).await,
-            None => false,
+        if let Some(why) = why
+            && self.limits.retry(router, why, false).await
+        {
+            return true;
         }
+        if was_pinned {
+            reading.pinned.record_discard();
+        }
+        false
     }
 
     /// Commits the commands that the closure queued under a watch of `keys`. `None`: there is another attempt. Dropped

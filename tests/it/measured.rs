@@ -16,7 +16,7 @@ use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};
 use recorder::Seen;
 use rediscope::error::CheckoutError;
-use rediscope::{Builder, CommitError, Condition, Error, prelude::*};
+use rediscope::{Builder, CommitError, Condition, Error, TransactionOptions, prelude::*};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -170,7 +170,32 @@ fn transactions_are_counted_by_their_last_outcome_with_their_attempts() {
     assert_eq!(outcomes("discarded"), 1);
     let refused = handle.require(Condition::at_least("n", 1_000)).run(|tx| Ok(tx.incr("n", 1)));
     assert!(matches!(refused, Err(Error::ConditionFailed { .. })), "{refused:?}");
-    assert_eq!(outcomes("condition failed"), 1);
+    assert_eq!((outcomes("condition failed"), outcomes("discarded")), (1, 1));
+
+    // A transaction whose key was committed before, found with the commit and with WATCH.
+    let once = TransactionOptions::new().exactly_once_as("once", Duration::from_secs(60));
+    let once = handle.with(once);
+    once.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let again = [
+        once.run(|tx| Ok(tx.incr("n", 1))),
+        once.watch(["n"]).run(|_, tx| Ok(tx.incr("n", 1))),
+        once.require(Condition::exists("n")).run(|tx| Ok(tx.incr("n", 1))),
+    ];
+    for again in again {
+        assert!(matches!(again, Err(Error::Commit(CommitError::AlreadyCommitted))), "{again:?}");
+    }
+    assert_eq!((outcomes("already committed"), outcomes("discarded")), (3, 1));
+
+    // An attempt that is followed by another one is not the last.
+    let first = AtomicBool::new(true);
+    let taken = handle.watch(["n"]).run(|read, tx| {
+        if first.swap(false, Ordering::Relaxed) {
+            return Err(read.run_again());
+        }
+        Ok(tx.incr("n", 1))
+    });
+    taken.unwrap();
+    assert_eq!((outcomes("committed"), outcomes("discarded")), (4, 1));
 
     let mut tx = handle.begin().unwrap();
     tx.incr("n", 1);
@@ -179,7 +204,7 @@ fn transactions_are_counted_by_their_last_outcome_with_their_attempts() {
     assert!(matches!(doubt, Err(Error::Commit(CommitError::InDoubt(_)))), "{doubt:?}");
     assert_eq!(outcomes("in doubt"), 1);
     let durations = seen.values("rediscope.transaction.duration", "orders/transactional");
-    assert_eq!(durations.len(), 3, "{durations:?}");
+    assert_eq!(durations.len(), 6, "{durations:?}");
 }
 
 #[test]
