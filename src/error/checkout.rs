@@ -89,7 +89,7 @@ impl CheckoutError {
                  make a new one after the fork",
             ),
             Self::Connect { waited, .. } => {
-                write!(f, "no connection to the server within {}", brief(*waited))
+                write!(f, "no connection to the server after {}", brief(*waited))
             }
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! The names are acquired one after another, in the order of their bytes. So no two callers wait for each
 //! other, each with a lock that the other one needs, in whatever slots and on whatever masters the locks
-//! are. A failure releases what was acquired before it.
+//! are: in a cluster one script for all names would be refused. A failure releases what was acquired before
+//! it. Each name costs a round trip.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

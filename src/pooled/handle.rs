@@ -80,6 +80,24 @@ use crate::transaction::handle::Transactional;
 /// let alice: i64 = db.get("balance:alice")?;
 /// # Ok(()) }
 /// ```
+///
+/// A worker of a queue. A job stays in the worker's own list until its result is stored, so a job of a
+/// worker that died can be put back. Each worker needs a connection of the pool.
+///
+/// ```no_run
+/// # use rediscope::{SessionManager, TransactionOptions, prelude::*, redis::Direction::{Left, Right}};
+/// # fn done(_job: &str) -> i64 { 0 }
+/// fn work(sessions: &SessionManager, mine: &str) -> Result<(), rediscope::Error> {
+///     let mut db = sessions.pooled();
+///     let blocks = sessions.transactional().with(TransactionOptions::new().exactly_once());
+///     loop {
+///         let job: Option<String> = db.blmove("jobs", mine, Right, Left, 1.0)?;
+///         let Some(job) = job else { continue };
+///         let result = done(&job);
+///         blocks.run(|tx| Ok((tx.lrem(mine, 1, &job), tx.hset("results", &job, result))))?;
+///     }
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Pooled {
     router: Router,

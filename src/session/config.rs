@@ -46,6 +46,19 @@ use crate::settings::table;
 /// let sessions = config.builder().min_idle(2).build()?;
 /// # Ok(()) }
 /// ```
+///
+/// A file, and the environment (`APP_REDIS_MAX_SIZE=4`) in place of what it says, with the crate `config`:
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config: rediscope::Config = config::Config::builder()
+///     .add_source(config::File::with_name("redis.toml"))
+///     .add_source(config::Environment::with_prefix("APP_REDIS"))
+///     .build()?
+///     .try_deserialize()?;
+/// let sessions = config.builder().build()?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Default)]
 pub struct Config {
     /// Values by the names of their settings, which they fit. A file's name has no `tls_`.

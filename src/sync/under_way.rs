@@ -1,5 +1,8 @@
 //! Counts the calls of this process that wait: for replies, for a connection, or for their turn.
 //!
+//! Two calls that poll take each other's processor, and the server's; so a second call ends the polling. A
+//! thread in BLPOP is such a call, and keeps all others from polling.
+//!
 //! Only a process with connections that [poll](crate::Builder::poll) pays for the count.
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -84,6 +84,19 @@ impl Log {
     }
 }
 
+/// The lines of a real report, each left out from "…" on to what follows it, if the page leaves that out.
+pub(crate) fn abridged(happened: &[String], shown: &[String]) -> Vec<String> {
+    let line =
+        |(at, line): (usize, &String)| match shown.get(at).and_then(|shown| shown.split_once('…'))
+        {
+            Some((head, tail)) if line.starts_with(head) && line.ends_with(tail) => {
+                format!("{head}…{tail}")
+            }
+            _ => line.clone(),
+        };
+    happened.iter().enumerate().map(line).collect()
+}
+
 /// Each line once, with `<port>` for the port, and without how the system or the other side put it:
 /// that differs from run to run.
 pub(crate) fn plain<'l>(lines: impl IntoIterator<Item = &'l str>, port: u16) -> Vec<String> {

@@ -22,7 +22,7 @@ const MOST_LINES: &[(&str, usize)] = &[
     ("threat-model", 40),
 ];
 /// The most bytes of all pages.
-const MOST_BYTES: usize = 140 * 1024;
+const MOST_BYTES: usize = 140_000;
 /// The most characters of a line outside tables and code.
 const WIDTH: usize = 120;
 
