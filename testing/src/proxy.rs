@@ -12,12 +12,12 @@ mod shared;
 mod state;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+use std::{fmt, io};
 
 use socket2::SockRef;
 
@@ -25,8 +25,8 @@ use self::connection::Connection;
 use self::resp::Direction;
 use self::shared::Shared;
 use self::state::Side;
-use super::server::Server;
-use super::{eventually, try_for};
+use crate::test_server::TestServer;
+use crate::{eventually, try_for};
 
 pub use self::script::{Fault, Script, Trigger};
 
@@ -84,9 +84,15 @@ struct Lines {
     pumps: Vec<JoinHandle<()>>,
 }
 
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 impl Proxy {
     /// A proxy in front of this server, on a free port.
-    pub fn to(server: &Server) -> Self {
+    pub fn to(server: &TestServer) -> Self {
         Self::to_address(server.address())
     }
 
@@ -97,8 +103,12 @@ impl Proxy {
 
     /// At an address of the caller's choice.
     pub fn at(address: SocketAddr, upstream: SocketAddr) -> Self {
-        let listener = TcpListener::bind(address).expect("bind the proxy");
-        let address = listener.local_addr().expect("the proxy's address");
+        Self::try_at(address, upstream).expect("bind the proxy")
+    }
+
+    pub(crate) fn try_at(address: SocketAddr, upstream: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
         let inner = Arc::new(Inner {
             shared: Arc::default(),
             upstream: Mutex::new(upstream),
@@ -106,7 +116,7 @@ impl Proxy {
             lines: Mutex::default(),
         });
         let door = Mutex::new(Some(Door::open(listener, Arc::clone(&inner))));
-        Self { address, inner, door }
+        Ok(Self { address, inner, door })
     }
 
     /// The address it listens on.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use redis::Value;
 
 use super::server::Server;
-use super::{eventually, home, try_for};
+use crate::home::home;
+use crate::{eventually, try_for};
 
 /// Maximum wait for the sentinels. On a busy machine an election fails and is repeated after twice
 /// the failover timeout.
@@ -47,7 +48,7 @@ impl Sentinel {
     /// One that reaches the master at `at`, with further lines in its configuration; they may
     /// name its own port as `{port}`.
     pub fn watching(master: &Server, at: u16, password: Option<&str>, lines: &str) -> Self {
-        let home = home();
+        let home = home().expect("a temporary directory");
         let file = home.path().join("sentinel.conf");
         for _ in 0..10 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -70,7 +71,7 @@ impl Sentinel {
                 text += &format!("requirepass {password}\nsentinel sentinel-pass {password}\n");
             }
             fs::write(&file, text).unwrap();
-            let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
+            let program = super::server::redis_server();
             let mut child = Command::new(program)
                 .arg(&file)
                 .arg("--sentinel")

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use super::resp::Direction;
 
-/// A point of a connection. Everything is counted from 1 and from the moment the script was armed;
+/// A point of a connection, for [`Faults::arm`](crate::Faults::arm). Everything is counted from 1 and from the moment the script was armed;
 /// names are the first argument of a command, in any case. A rule fires once per connection.
 ///
 /// The `Inside…` points fire at the value's end at the latest, so a loop over "after n bytes" may
 /// run past the value's length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Trigger {
     /// When armed, or when the connection is made.
     Now,
@@ -47,6 +48,7 @@ pub enum Trigger {
 
 /// What happens at a [`Trigger`]. Bytes before the trigger are always written first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Fault {
     /// FIN to both sides.
     Cut,
@@ -56,7 +58,7 @@ pub enum Fault {
     CutServerSide,
     /// RST to both sides. As on any network, bytes the receiver's kernel had no room for are lost.
     Reset,
-    /// Replies wait (they are not lost) until [`Proxy::release`](super::Proxy::release).
+    /// Replies wait (they are not lost) until [`Faults::release`](crate::Faults::release).
     HoldReplies,
     /// Requests wait until `release`: an EXEC that arrives late, even after its client is gone.
     HoldRequests,

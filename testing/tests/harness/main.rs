@@ -10,6 +10,7 @@
 
 mod cluster;
 mod proxy;
+mod public;
 mod server;
 
 use std::time::Duration;
