@@ -1,6 +1,6 @@
 # Names for the scripts; what they do is written in them.
 
-.PHONY: help demo test soak soak-exactly-once soak-locks soak-tasks soak-topologies bench bench-quick
+.PHONY: help demo test matrix soak soak-exactly-once soak-locks soak-tasks soak-topologies bench bench-quick
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -10,6 +10,9 @@ demo: ## run the main job of both sides on a private Redis server (REDIS_URL=...
 
 test: ## run the suite: all of it in debug, the protocol's tests again and short soaks in release
 	@scripts/test
+
+matrix: ## run the suites about the server on every server that pip and apt-get have, and on SERVERS="name=/path ..." (ARGS=name: on one)
+	@scripts/matrix $(ARGS)
 
 soak: ## run the soak: a million transactions, then 10 minutes of faults (ARGS="--seconds N --seed S")
 	@scripts/soak $(ARGS)

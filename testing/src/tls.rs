@@ -7,7 +7,9 @@ use std::path::Path;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
+use super::front::Front;
 use super::server::Server;
+use crate::{StartError, TestServer};
 
 const PORT_TRIES: usize = 20;
 
@@ -121,6 +123,7 @@ pub struct TlsServer {
     /// The authority that signed the server's certificate.
     pub authority: Authority,
     _files: Files,
+    front: Option<Front>,
 }
 
 impl TlsServer {
@@ -141,16 +144,42 @@ impl TlsServer {
     /// With further arguments for the server.
     pub fn with(authority: Authority, identity: &Identity, arguments: &[&str]) -> Self {
         let files = Files::of(&authority, identity);
-        let server = Server::with(arguments);
+        // A server that was built without TLS refuses the argument, or crashes when it is to open the port.
+        let is_without =
+            |log: &str| log.contains("tls-auth-clients") && !arguments.contains(&"yes");
+        let server = match TestServer::with(arguments) {
+            Err(StartError::Ended { log, .. }) if is_without(&log) => {
+                return Self::with_front(authority, identity, files);
+            }
+            started => Server::started(started),
+        };
         for _ in 0..PORT_TRIES {
             let port = super::server::free_port();
             let mut set = redis::cmd("CONFIG");
             set.arg("SET").arg(&files.settings()).arg("tls-port").arg(port);
-            if set.exec(&mut server.connection()).is_ok() {
-                return Self { server, port, authority, _files: files };
+            match set.exec(&mut server.connection()) {
+                Ok(()) => return Self { server, port, authority, _files: files, front: None },
+                Err(error) if error.is_io_error() && !arguments.contains(&"yes") => {
+                    return Self::with_front(authority, identity, files);
+                }
+                Err(_) => {}
             }
         }
         panic!("no free port in {PORT_TRIES} tries");
+    }
+
+    /// A front has TLS in the server's place, for clients without certificates.
+    fn with_front(authority: Authority, identity: &Identity, files: Files) -> Self {
+        let server = Server::start();
+        let front = Front::tls(server.address(), identity);
+        let port = front.url().trim_end_matches('/').rsplit(':').next();
+        let port = port.and_then(|port| port.parse().ok()).expect("the front's port");
+        Self { server, port, authority, _files: files, front: Some(front) }
+    }
+
+    /// Whether the server speaks TLS itself, and not a front.
+    pub fn is_of_the_server(&self) -> bool {
+        self.front.is_none()
     }
 
     /// The URL under the name `localhost`.

@@ -94,6 +94,11 @@ impl Server {
         self.ask::<()>(&["CLIENT", "UNPAUSE"]);
     }
 
+    /// Whether it has this command, or subcommand, such as `CONFIG|GET` from Redis 7.0 on.
+    pub fn knows(&self, command: &str) -> bool {
+        self.ask::<Vec<Value>>(&["COMMAND", "INFO", command]) != [Value::Nil]
+    }
+
     /// One field of INFO.
     pub fn info(&self, field: &str) -> Option<String> {
         let all: String = self.ask(&["INFO", "everything"]);

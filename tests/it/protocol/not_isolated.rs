@@ -161,7 +161,11 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
     let fixture = Operated::start();
     let function = "#!lua name=lib\nredis.register_function('f', function(keys, args) \
         redis.call('INCR', keys[1]) return redis.error_reply(args[1]) end)";
-    fixture.server.ask::<()>(&["FUNCTION", "LOAD", function]);
+    // They came with Redis 7.0.
+    let has_functions = fixture.server.knows("FUNCTION");
+    if has_functions {
+        fixture.server.ask::<()>(&["FUNCTION", "LOAD", function]);
+    }
     let script = "redis.call('INCR', KEYS[1]) return redis.error_reply(ARGV[1])";
     let sha: String = fixture.server.ask(&["SCRIPT", "LOAD", script]);
     let errors = [
@@ -182,6 +186,9 @@ fn an_error_of_a_script_that_ran_bare_proves_nothing_whatever_its_words_are() {
     for handle in [&all, &grouped, &once] {
         for form in FORMS {
             for (name, what) in [("EVAL", script), ("EVALSHA", &*sha), ("FCALL", "f")] {
+                if name == "FCALL" && !has_functions {
+                    continue;
+                }
                 let error = errors.next().unwrap();
                 fixture.operator(&["+@all"]);
                 // The connection is open, trusted, and armed if it has to be.

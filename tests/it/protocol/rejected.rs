@@ -74,7 +74,10 @@ fn a_command_the_server_does_not_know_or_that_has_too_few_arguments_is_rejected(
     for sessions in &both {
         refuses(sessions, &fixture.server, redis::cmd("nosuch").arg("x"), "ERR");
         refuses(sessions, &fixture.server, redis::cmd("SET").arg("key"), "ERR");
-        refuses(sessions, &fixture.server, redis::cmd("CONFIG").arg("nosuch"), "ERR");
+        // Redis 6 finds an unknown subcommand in EXEC only, which is `PartlyApplied`.
+        if fixture.server.knows("CONFIG|GET") {
+            refuses(sessions, &fixture.server, redis::cmd("CONFIG").arg("nosuch"), "ERR");
+        }
         pool_is_whole(sessions, &fixture.server);
     }
 }

@@ -142,6 +142,9 @@ fn a_server_that_is_not_redis_is_named_at_once() {
 #[test]
 fn a_redis_server_with_tls_is_named_if_it_is_reached_in_clear() {
     let tls = rediscope_testing::tls::TlsServer::start();
+    if !tls.is_of_the_server() {
+        return rediscope_testing::not_run("the server was built without TLS");
+    }
     let url = format!("redis://localhost:{}/", tls.port);
     // It closes without a word, which a server that is going down does too.
     let source = refused("TLS", &builder(&url, WAIT), false);
