@@ -1,7 +1,7 @@
 //! The server's error texts that prove that a command had no effect, and the commands for which
 //! they do.
 //!
-//! These are the texts with which Redis and Valkey reject a command before any effect.
+//! These are the texts with which Redis, Valkey and Redict reject a command before any effect.
 //!
 //! A code alone proves nothing, because a proxy, a script or a module's command may return any
 //! code.
@@ -23,7 +23,7 @@ enum Strength {
     DisplayOnly,
 }
 
-/// The errors of Redis 6.2 to 8.2 and of Valkey, each with its code.
+/// The errors of Redis 6.2 to 8.2, of Valkey and of Redict, each with its code.
 const KNOWN_ERRORS: [(Strength, &[&str]); 3] = [
     (Strength::BeforeStart, BEFORE_START),
     (Strength::BeforeChange, BEFORE_CHANGE),
@@ -46,6 +46,7 @@ const BEFORE_START: &[&str] = &[
     "READONLY You can't write against a read only replica.",
     "LOADING Redis is loading the dataset in memory",
     "LOADING Valkey is loading the dataset in memory",
+    "LOADING Redict is loading the dataset in memory",
     "MISCONF Errors writing to the AOF file: …",
     "MISCONF Redis is configured to save RDB snapshots, but it is currently not able to persist on \
      disk. Commands that may modify the data set are disabled, because this instance is configured \
@@ -59,6 +60,10 @@ const BEFORE_START: &[&str] = &[
      disk. Commands that may modify the data set are disabled, because this instance is configured \
      to report errors during writes if RDB snapshotting fails (stop-writes-on-bgsave-error \
      option). Please check the Valkey logs for details about the RDB error.",
+    "MISCONF Redict is configured to save RDB snapshots, but it's currently unable to persist to \
+     disk. Commands that may modify the data set are disabled, because this instance is configured \
+     to report errors during writes if RDB snapshotting fails (stop-writes-on-bgsave-error \
+     option). Please check the Redict logs for details about the RDB error.",
     "NOREPLICAS Not enough good replicas to write.",
     "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
     "BUSY Redis is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.",
@@ -66,6 +71,9 @@ const BEFORE_START: &[&str] = &[
     "BUSY Valkey is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
     "BUSY Valkey is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.",
     "BUSY Valkey is busy running a module command.",
+    "BUSY Redict is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+    "BUSY Redict is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.",
+    "BUSY Redict is busy running a module command.",
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
     "TRYAGAIN Multiple keys request during rehashing of slot",
     "CROSSSLOT Keys in request don't hash to the same slot",
@@ -195,6 +203,8 @@ const DISPLAY_ONLY: &[&str] = &[
      protocol version at the same time",
     "DENIED Redis is running in protected mode because …",
     "DENIED Valkey is running in protected mode because …",
+    "DENIED Redict is running in protected mode because …",
+    "DENIED Running in protected mode because …",
     "INVALIDOBJ Corrupted HLL object detected",
     "ERR The user executing the script can't run this command or subcommand",
     "UNBLOCKED client unblocked via CLIENT UNBLOCK",
