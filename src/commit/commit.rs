@@ -16,7 +16,9 @@ use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
+use crate::pool::early_watch::{Armed, EarlyWatch};
 use crate::pool::line::Line;
+use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, FinalWrite};
@@ -47,11 +49,19 @@ pub(crate) async fn commit<L: Line>(
         }
         let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
         let endpoint = plan.token.as_ref().map(|_| Box::new(line.context().endpoint().clone()));
+        let watch = match plan.can_carry() && !needs_asking {
+            true => line.take_early_watch(armed_behind(queue, plan)),
+            false => None,
+        };
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
         let sent = plan.resolver.as_ref().map(|_| Instant::now());
         let mut token = None;
         let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
-            Ok(last) => {
+            Ok(mut last) => {
+                let behind = watch.as_deref().map(EarlyWatch::expected);
+                if let Some(watch) = &watch {
+                    last.after_exec.extend_from_slice(watch.bytes());
+                }
                 let mut replies = LastReplies::new(&last, queue, plan);
                 if let Some(endpoint) = endpoint {
                     token = give_token(&last, queue, plan, &endpoint);
@@ -59,8 +69,17 @@ pub(crate) async fn commit<L: Line>(
                 let FinalWrite { bytes, with_exec } =
                     queue.finish(last.start, &last.internal, &last.after_exec);
                 let mut take = |expect, reply| replies.take(expect, reply);
+                let behind = behind.as_ref().map_or(&[][..], |behind| behind);
+                let (expected, deadline) = (&last.expected, last.deadline);
                 let sent =
-                    connection.exchange(bytes, &last.expected, last.deadline, &mut take).await;
+                    connection.exchange_all(bytes, expected, behind, deadline, &mut take).await;
+                if watch.is_some()
+                    && plan.resolver.is_some()
+                    && !connection.state().watches_marker()
+                {
+                    // WATCH of the register was refused, so the WATCH behind it proves nothing.
+                    connection.taint(CloseReason::LeftDirty);
+                }
                 let with_exec = (!last.after_exec.is_empty()).then_some(with_exec);
                 replies.exchanged(sent, with_exec)
             }
@@ -69,6 +88,8 @@ pub(crate) async fn commit<L: Line>(
         match outcome_of(line, queue, plan, exchanged, (sent, token))? {
             // The changed key is one that the connection watches for itself.
             Committed::Conflict if !plan.watched => {
+                // Its replies are due on this connection, which is needed again.
+                line.leave_early_watch();
                 if queue.is_flushed() {
                     break;
                 }
@@ -77,6 +98,11 @@ pub(crate) async fn commit<L: Line>(
         }
     }
     Err(always_changed())
+}
+
+/// The register that the connection watches behind EXEC.
+fn armed_behind(queue: &CommandQueue, plan: &CommitPlan) -> Option<Armed> {
+    plan.resolver.as_ref().map(|_| queue.binding().slot().and_then(slot::tag_of))
 }
 
 /// Sets the cell of a transaction whose token is given out, before its bytes leave.

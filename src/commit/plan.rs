@@ -61,6 +61,14 @@ impl CommitPlan {
         self.resolver.is_some() || self.lock_check.is_some()
     }
 
+    /// Returns whether the WATCH of another caller may travel behind EXEC.
+    pub(crate) fn can_carry(&self) -> bool {
+        self.durability.is_none()
+            && self.lock_check.is_none()
+            && self.idempotency_key.is_none()
+            && self.token.is_none()
+    }
+
     /// Returns whether the transaction may be sent with others on one connection. Lanes carry it
     /// unasked.
     pub(crate) fn is_batchable<P: ServerPool>(&self) -> bool {

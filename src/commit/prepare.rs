@@ -20,6 +20,7 @@ use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::line::Line;
+use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::slot;
 use crate::protocol::command::info::{WAITAOF_INFO, is_unknown};
 use crate::protocol::command::reader::CommandReader;
@@ -152,6 +153,8 @@ enum Look {
     Connect,
     /// These commands. `watching`: the connection watches the user's keys.
     Send { steps: Preflight, watching: bool },
+    /// Nothing but the replies: WATCH and the reads were sent behind the EXEC of another caller.
+    Receive(Preflight),
 }
 
 impl<'p> Preparing<'p> {
@@ -183,22 +186,23 @@ impl<'p> Preparing<'p> {
                 Some(look) => look,
                 None => self.look(line)?,
             };
-            let (steps, watching) = match look {
+            let (steps, watching, was_sent) = match look {
                 Look::Prepared => return Ok(PreflightResult::default()),
                 Look::Connect => {
                     let connected = line.connect(self.checkout_deadline).await;
                     connected.map_err(|error| failed(error.into()))?;
                     continue;
                 }
-                Look::Send { steps, watching } => (steps, watching),
+                Look::Send { steps, watching } => (steps, watching, false),
+                Look::Receive(steps) => (steps, false, true),
             };
             let Some(connection) = line.current() else {
                 return Err(failed(CheckoutError::Closed.into()));
             };
             let deadline = Deadline::after(self.settings.response_timeout);
             let deadline = deadline.capped(self.checkout_deadline);
-            let asked = steps.exchange(connection, deadline).await;
-            if let Some(found) = self.found(line, asked, (watching, deadline))? {
+            let asked = steps.exchange(connection, deadline, was_sent).await;
+            if let Some(found) = self.found(line, asked, (watching, was_sent), deadline)? {
                 return Ok(found);
             }
         }
@@ -213,6 +217,18 @@ impl<'p> Preparing<'p> {
         let Some(connection) = line.current() else { return Ok(Look::Connect) };
         let watching = connection.state().is_watching();
         let mut steps = Preflight::new(needs_asking, self.slot);
+        if connection.early_watch_is_due()
+            && let Purpose::Watch { keys: Some(_), reads: (_, count) } = self.purpose
+        {
+            let ttl = self.settings.register_ttl / 2;
+            if self.plan.resolver.is_some() && !connection.is_armed_for(ttl, steps.tag) {
+                line.close();
+                return Ok(Look::Connect);
+            }
+            steps.push("WATCH", Expect::Watch, &[]);
+            steps.push_reads(&[], count);
+            return Ok(Look::Receive(steps));
+        }
         match self.purpose {
             Purpose::Commit { flushed, asks_for_waitaof } => {
                 let settings = &self.settings;
@@ -240,9 +256,17 @@ impl<'p> Preparing<'p> {
         &self,
         line: &mut L,
         asked: Result<PreflightResult, ConnectionError>,
-        (watching, deadline): (bool, Deadline),
+        (watching, was_sent): (bool, bool),
+        deadline: Deadline,
     ) -> Result<Option<PreflightResult>, Stopped> {
         match asked {
+            // The refusal may concern the connection, whose former caller sent other commands.
+            Ok(PreflightResult { refused: Some((_, error)), .. })
+                if was_sent && RedirectReply::of(error.code(), error.message()).is_none() =>
+            {
+                line.close();
+                Ok(None)
+            }
             // UNWATCH was refused, so the connection still watches its register. It is closed, and
             // another one takes its place.
             Ok(PreflightResult { refused: Some((UNWATCH_NAME, _)), .. }) if !watching => {
@@ -511,11 +535,12 @@ impl Preflight {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Sends the commands, and reads every reply.
+    /// Sends the commands, unless they were sent, and reads every reply.
     async fn exchange<W: Wire>(
         self,
         connection: &mut Connection<W>,
         deadline: Deadline,
+        was_sent: bool,
     ) -> Result<PreflightResult, ConnectionError> {
         let asked = Instant::now();
         let expected: Vec<_> = self.steps.iter().map(|step| (step.expect, 1)).collect();
@@ -543,7 +568,10 @@ impl Preflight {
                 (StepKind::Nothing, _) => {}
             }
         };
-        let exchanged = connection.exchange(&self.bytes, &expected, deadline, &mut take).await;
+        let exchanged = match was_sent {
+            true => connection.receive_early_watch(&expected, deadline, &mut take).await,
+            false => connection.exchange(&self.bytes, &expected, deadline, &mut take).await,
+        };
         exchanged.map_err(|Interruption { cause, .. }| cause)?;
         connection.mark_alive();
         if written {

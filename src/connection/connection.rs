@@ -55,6 +55,8 @@ pub(crate) struct Connection<W = Transport> {
     resp3: bool,
     /// Whether the socket was checked, and nothing was sent since.
     socket_checked: bool,
+    /// Whether it awaits only the replies to the WATCH and the reads of its next caller.
+    early_watch_is_due: bool,
 }
 
 /// Why a write and its replies were not completed.
@@ -89,6 +91,7 @@ impl<W: Wire> Connection<W> {
             resp3: false,
             // A server that rejects the connection at once sends its error as the first reply.
             socket_checked: true,
+            early_watch_is_due: false,
         }
     }
 
@@ -169,13 +172,31 @@ impl<W: Wire> Connection<W> {
             Some(CloseReason::LeftDirty)
         } else if self.wire.check_unexpected(self.resp3).is_err() {
             Some(CloseReason::Protocol)
-        } else if self.generation < generation {
+        } else {
+            self.age_reason(now, generation)
+        }
+    }
+
+    /// The reason to close it because of its age, if there is one.
+    fn age_reason(&self, now: Instant, generation: u64) -> Option<CloseReason> {
+        if self.generation < generation {
             Some(CloseReason::Outdated)
         } else if self.expires.is_some_and(|expires| expires <= now) {
             Some(CloseReason::Lifetime)
         } else {
             None
         }
+    }
+
+    /// Whether it awaits only the replies to the WATCH and the reads that were sent behind EXEC for its
+    /// next caller.
+    pub(crate) fn early_watch_is_due(&self) -> bool {
+        self.early_watch_is_due && self.state.tainted().is_none()
+    }
+
+    /// Whether it can be passed to that caller, given what is known now.
+    pub(crate) fn can_be_passed_on(&self, now: Instant, generation: u64) -> bool {
+        self.early_watch_is_due() && self.age_reason(now, generation).is_none()
     }
 
     /// Its commit marker, created and named if there is none yet.
@@ -289,12 +310,15 @@ impl<W: Wire> Connection<W> {
         }
     }
 
-    /// Reads the replies to a call that was dropped, and throws them away.
+    /// Reads the replies to a call that was dropped, or to a WATCH whose caller has given up, and throws
+    /// them away.
     ///
     /// # Errors
     /// The connection is lost, or the call may have sent a part of its message.
     pub(crate) async fn receive_left(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
-        while W::FINISHES_DROPPED && self.state.awaited() > 0 {
+        let was_sent = W::FINISHES_DROPPED || self.early_watch_is_due();
+        self.early_watch_is_due = false;
+        while was_sent && self.state.awaited() > 0 {
             if self.arrived(u32::MAX)?.is_none() {
                 self.wire.fill(deadline).await.map_err(|error| self.broken(error))?;
             }
@@ -332,6 +356,19 @@ impl<W: Wire> Connection<W> {
         deadline: Deadline,
         take: &mut (dyn FnMut(Expect, Reply) + Send),
     ) -> Result<(), Interruption> {
+        self.exchange_all(bytes, expected, &[], deadline, take).await
+    }
+
+    /// The same for `bytes` that end with commands of the next caller. Their replies stay due, see
+    /// [`receive_early_watch`](Self::receive_early_watch).
+    pub(crate) async fn exchange_all(
+        &mut self,
+        bytes: &[u8],
+        expected: &[(Expect, u32)],
+        behind: &[(Expect, u32)],
+        deadline: Deadline,
+        take: &mut (dyn FnMut(Expect, Reply) + Send),
+    ) -> Result<(), Interruption> {
         let _call = CallUnderWay::begin();
         // Of other replies only the caller that awaited them knows what they mean.
         if W::FINISHES_DROPPED && self.state.awaits_only_plain() {
@@ -339,13 +376,44 @@ impl<W: Wire> Connection<W> {
             received.map_err(|cause| Interruption { left: Some(0), cause })?;
         }
         self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
+        for (expect, count) in behind {
+            self.state.sending(*expect, *count);
+        }
         let replies = self.state.awaited();
         if let Err((left, error)) = self.wire.send(bytes, replies, deadline).await {
             return Err(Interruption { left: Some(left), cause: self.broken(error) });
         }
-        let mut awaited = Awaited { expected, arrived: 0 };
         // Usually nothing has arrived at this time.
-        let mut may_be_complete = replies == 0 || self.wire.has_unread();
+        let may_be_complete = replies == 0 || self.wire.has_unread();
+        self.read_all(expected, may_be_complete, deadline, take).await?;
+        self.early_watch_is_due = !behind.is_empty();
+        Ok(())
+    }
+
+    /// Reads the replies to the WATCH and the reads that were sent behind EXEC for this caller, and
+    /// passes each to `take`. Dropped before its end, it leaves a connection that awaits replies.
+    pub(crate) async fn receive_early_watch(
+        &mut self,
+        expected: &[(Expect, u32)],
+        deadline: Deadline,
+        take: &mut (dyn FnMut(Expect, Reply) + Send),
+    ) -> Result<(), Interruption> {
+        let _call = CallUnderWay::begin();
+        self.early_watch_is_due = false;
+        let has_unread = self.wire.has_unread();
+        self.read_all(expected, has_unread, deadline, take).await
+    }
+
+    /// Reads the expected replies. `may_be_complete`: they may have arrived.
+    #[inline(always)]
+    async fn read_all(
+        &mut self,
+        expected: &[(Expect, u32)],
+        mut may_be_complete: bool,
+        deadline: Deadline,
+        take: &mut (dyn FnMut(Expect, Reply) + Send),
+    ) -> Result<(), Interruption> {
+        let mut awaited = Awaited { expected, arrived: 0 };
         loop {
             if may_be_complete {
                 match self.read_arrived(&mut awaited, take) {

@@ -20,13 +20,16 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::DeferredEvents;
 use crate::pool::blocking::{BlockingCommand, EndCommand};
 use crate::pool::context::PoolContext;
-use crate::pool::core::PoolCore;
+use crate::pool::core::{PoolCore, ThreadEarlyRequest};
+use crate::pool::early_watch::{Armed, EarlyWatch};
 use crate::pool::entry::Kept;
 use crate::pool::idle::TakenConnection;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, ScopeLine};
+use crate::pool::waiter::TakenRequest;
 use crate::process::sockets::OwnSocket;
+use crate::protocol::connection_state::CloseReason;
 use crate::status::metrics::InUse;
 use crate::sync::cancel;
 use crate::sync::now::now;
@@ -41,13 +44,38 @@ pub(crate) struct Permit {
     by_reaper: bool,
     needs_asking: bool,
     in_use: InUse,
+    /// The caller whose WATCH was taken. It gets the permit with the connection.
+    next_caller: Option<TakenRequest<ThreadEarlyRequest>>,
 }
 
 impl Permit {
     pub(crate) fn new(core: Arc<PoolCore>, number: usize) -> Self {
         let (number, events) = (number as u32, DeferredEvents::default());
         let in_use = InUse::default();
-        Self { core, number, events, by_reaper: false, needs_asking: false, in_use }
+        Self {
+            core,
+            number,
+            events,
+            by_reaper: false,
+            needs_asking: false,
+            in_use,
+            next_caller: None,
+        }
+    }
+}
+
+impl Permit {
+    /// Passes the permit to the caller whose WATCH was taken, with the connection in its request. Returns
+    /// false if there is none.
+    #[inline]
+    fn pass_on(&mut self) -> bool {
+        let Some(next_caller) = self.next_caller.take() else { return false };
+        let passed_on = next_caller.grant(self.number as usize);
+        if !passed_on {
+            // It has just given up. The connection is closed before the permit is released.
+            drop(next_caller.request().and_then(ThreadEarlyRequest::take));
+        }
+        passed_on
     }
 }
 
@@ -57,7 +85,9 @@ impl Drop for Permit {
             return;
         }
         self.core.config.counters.metrics.returned(&mut self.in_use);
-        self.core.semaphore.release(self.number as usize);
+        if !self.pass_on() {
+            self.core.semaphore.release(self.number as usize);
+        }
         self.events.collect();
         let name = self.core.config.name;
         self.events.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
@@ -79,26 +109,54 @@ pub(crate) struct Checkout {
 /// In a forked child nothing is returned: the pool belongs to the parent.
 impl Drop for Checkout {
     fn drop(&mut self) {
-        if self.permit.core.config.settings.is_forked_child()
-            && let Some(connection) = self.connection.take()
-        {
-            connection.leak();
+        if self.permit.core.config.settings.is_forked_child() {
+            if let Some(connection) = self.connection.take() {
+                connection.leak();
+            }
+        } else if self.permit.next_caller.is_some() {
+            self.end_early_watch();
         }
     }
 }
 
 impl Checkout {
-    /// `started`: when the caller began to wait.
+    /// `started`: when the caller began to wait. `passed_on`: a connection that was passed to it.
     pub(crate) fn new(
         permit: Permit,
+        passed_on: Option<TakenConnection>,
         started: Instant,
         deadline: Instant,
     ) -> Result<Self, CheckoutError> {
-        let mut checkout = Self { connection: None, permit };
-        checkout.take_or_wait(started, deadline)?;
+        let mut checkout = Self { connection: passed_on, permit };
+        if checkout.connection.is_none() {
+            checkout.take_or_wait(started, deadline)?;
+        }
         let core = &checkout.permit.core;
         checkout.permit.in_use = core.config.counters.metrics.checked_out(started);
         Ok(checkout)
+    }
+
+    /// Passes the connection to the caller whose WATCH was sent on it, or has it wait on.
+    #[inline(never)]
+    fn end_early_watch(&mut self) {
+        let Permit { core, next_caller, .. } = &mut self.permit;
+        let can_be_passed_on = self.connection.as_ref().is_some_and(|connection| {
+            !core.shared.is_closed()
+                && connection.can_be_passed_on(Instant::now(), core.generation())
+        });
+        match (next_caller.as_ref().and_then(TakenRequest::request), can_be_passed_on) {
+            (Some(request), true) => {
+                if let Some(mut connection) = self.connection.take() {
+                    connection.mark_taken();
+                    request.put(connection);
+                }
+            }
+            // It is closed, because it awaits replies, before the permit is released.
+            _ => next_caller
+                .take()
+                .map(|next_caller| core.semaphore.return_request(next_caller))
+                .unwrap_or_default(),
+        }
     }
 
     /// The connection's socket, if there is a connection.
@@ -211,6 +269,31 @@ impl Line for Checkout {
 
     fn is_closed(&self) -> bool {
         self.permit.core.blocking.is_closed()
+    }
+
+    fn take_early_watch(&mut self, armed: Option<Armed>) -> Option<Arc<EarlyWatch>> {
+        let connection = self.connection.as_ref()?;
+        let core = &self.permit.core;
+        // Credentials are renewed by a checkout.
+        if core.endpoint.login_version().is_some_and(|version| connection.needs_reauth(version)) {
+            return None;
+        }
+        let taken = core.semaphore.take_request(|request| request.watch.fits(armed))?;
+        let watch = taken.request().map(|request| Arc::clone(&request.watch));
+        self.permit.next_caller = Some(taken);
+        watch
+    }
+
+    fn has_early_watch(&self) -> bool {
+        self.permit.next_caller.as_ref().is_some_and(TakenRequest::is_awaited)
+    }
+
+    #[cold]
+    fn leave_early_watch(&mut self) {
+        let Some(next_caller) = self.permit.next_caller.take() else { return };
+        self.taint(CloseReason::LeftDirty);
+        self.close();
+        self.permit.core.semaphore.return_request(next_caller);
     }
 }
 

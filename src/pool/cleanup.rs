@@ -20,7 +20,12 @@ use crate::sync::boxed::boxed;
 
 /// Returns whether the connection has state of the scope.
 pub(crate) fn is_needed<L: Line>(line: &mut L) -> bool {
-    line.current().is_some_and(|connection| !connection.state().is_clean())
+    let has_early_watch = line.has_early_watch();
+    line.current().is_some_and(|connection| {
+        // What is due for it is the next caller's.
+        let is_next_callers = connection.early_watch_is_due() && has_early_watch;
+        !connection.state().is_clean() && !is_next_callers
+    })
 }
 
 /// Removes the scope's state from its connection: DISCARD, UNWATCH, or the connection is closed.
@@ -37,7 +42,7 @@ pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
         return Ok(());
     }
     let deadline = Deadline::after(limit);
-    let reads_on = <L::Wire as Wire>::FINISHES_DROPPED;
+    let reads_on = <L::Wire as Wire>::FINISHES_DROPPED || connection.early_watch_is_due();
     if unwinding || (!state.has_all_replies() && !reads_on) {
         connection.taint(CloseReason::LeftDirty);
         return Ok(());

@@ -9,8 +9,9 @@ use crate::connection::endpoint::Endpoint;
 use crate::pool::blocking::BlockingCommands;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
+use crate::pool::early_watch::EarlyRequest;
 use crate::pool::group_request::{GroupAnswer, GroupJob, GroupRequest};
-use crate::pool::idle::IdleConnections;
+use crate::pool::idle::{IdleConnections, TakenConnection};
 use crate::pool::rejected_shapes::RejectedShapes;
 use crate::pool::semaphore::{Batchable, FairSemaphore, Membership};
 use crate::pool::waiting_group::GroupLimits;
@@ -21,6 +22,9 @@ use crate::protocol::handshake::Purpose;
 pub(crate) type ThreadRequest = GroupRequest<()>;
 pub(crate) type ThreadJob = GroupJob<()>;
 pub(crate) type ThreadMembership = Membership<ThreadRequest, GroupAnswer>;
+/// The request of a thread that waits with WATCH and reads.
+pub(crate) type ThreadEarlyRequest = EarlyRequest<TakenConnection>;
+type ThreadSemaphore = FairSemaphore<ThreadRequest, GroupAnswer, ThreadEarlyRequest>;
 
 impl Batchable for ThreadRequest {
     fn bytes(&self) -> usize {
@@ -31,7 +35,7 @@ impl Batchable for ThreadRequest {
 /// What the checkouts of one pool share.
 pub(crate) struct PoolCore {
     context: PoolContext,
-    pub(in crate::pool) semaphore: FairSemaphore<ThreadRequest, GroupAnswer>,
+    pub(in crate::pool) semaphore: ThreadSemaphore,
     pub(in crate::pool) shapes: RejectedShapes,
     pub(in crate::pool) blocking: Arc<BlockingCommands>,
     pub(in crate::pool) idle: IdleConnections,
@@ -75,7 +79,7 @@ impl PoolCore {
     }
 }
 
-fn semaphore(config: &PoolConfig) -> FairSemaphore<ThreadRequest, GroupAnswer> {
+fn semaphore(config: &PoolConfig) -> ThreadSemaphore {
     let settings = &config.settings;
     let (permits, requests) = (settings.max_size as usize, settings.max_group as usize);
     let leading = match config.purpose {

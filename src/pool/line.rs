@@ -6,6 +6,7 @@
 //! A future that is dropped before its end may leave a connection that awaits a reply. That one is
 //! closed when it is returned.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use redis::Value;
@@ -20,6 +21,7 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::context::PoolContext;
+use crate::pool::early_watch::{Armed, EarlyWatch};
 use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::connection_state::CloseReason;
 
@@ -65,6 +67,22 @@ pub(crate) trait Line: Send {
 
     /// Returns whether the pool is closed for blocking commands.
     fn is_closed(&self) -> bool;
+
+    /// Takes the WATCH and the reads of the caller that gets this connection next, to be sent behind an
+    /// EXEC after which the connection watches the register `armed`. When the line is dropped, that
+    /// caller gets the connection if the replies are [due](Connection::early_watch_is_due), and otherwise waits
+    /// on, first in the queue.
+    fn take_early_watch(&mut self, _armed: Option<Armed>) -> Option<Arc<EarlyWatch>> {
+        None
+    }
+
+    /// Returns whether the caller whose WATCH was taken still waits for this connection.
+    fn has_early_watch(&self) -> bool {
+        false
+    }
+
+    /// Has that caller wait on for another connection. This one is closed if anything was sent for it.
+    fn leave_early_watch(&mut self) {}
 
     /// Returns whether there is a connection. One without a scope's state is checked first, and
     /// closed if the peer closed it or sent unexpected bytes.

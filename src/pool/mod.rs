@@ -11,6 +11,7 @@ pub(crate) mod config;
 pub(crate) mod connect_attempts;
 pub(crate) mod context;
 pub(crate) mod core;
+pub(crate) mod early_watch;
 pub(crate) mod entry;
 pub(crate) mod group;
 pub(crate) mod group_prepare;
@@ -43,4 +44,5 @@ pub(crate) mod tasks;
 #[path = "../../tests/unit/pool.rs"]
 pub(in crate::pool) mod tests;
 pub(crate) mod threads;
+pub(crate) mod waiter;
 pub(crate) mod waiting_group;

@@ -23,12 +23,14 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::checkout::{Checkout, Permit};
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
-use crate::pool::core::{PoolCore, ThreadRequest};
+use crate::pool::core::{PoolCore, ThreadEarlyRequest, ThreadRequest};
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::group;
+use crate::pool::idle::TakenConnection;
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlock};
-use crate::pool::semaphore::{AcquireError, Acquired, IsWaiting};
+use crate::pool::semaphore::{AcquireError, Acquired, Granted, IsWaiting};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::RequestKind;
 use crate::status::lanes::LaneStatus;
@@ -63,12 +65,13 @@ impl Pool {
     /// Takes a connection for the permit, and counts and logs the outcome.
     fn connect(
         &self,
-        permit: Result<Permit, CheckoutError>,
+        permit: Result<(Permit, Option<TakenConnection>), CheckoutError>,
         started: Instant,
         deadline: Instant,
     ) -> Result<Checkout, CheckoutError> {
         let name = self.config.name;
-        let mut checkout = permit.and_then(|permit| Checkout::new(permit, started, deadline));
+        let mut checkout = permit
+            .and_then(|(permit, passed_on)| Checkout::new(permit, passed_on, started, deadline));
         match &mut checkout {
             Ok(checkout) => {
                 self.config.counters.checkouts.add();
@@ -80,9 +83,13 @@ impl Pool {
     }
 
     #[inline(never)]
-    fn take(&self, deadline: Instant) -> Result<Checkout, CheckoutError> {
+    fn take(
+        &self,
+        deadline: Instant,
+        offer: Option<WatchOffer<'_>>,
+    ) -> Result<Checkout, CheckoutError> {
         let started = Instant::now();
-        self.connect(self.permit(started, deadline), started, deadline)
+        self.connect(self.permit(started, deadline, offer), started, deadline)
     }
 
     fn batched(
@@ -93,7 +100,7 @@ impl Pool {
     ) -> Result<BatchCheckout<Self>, CheckoutError> {
         let started = Instant::now();
         if let Some(number) = self.semaphore.try_lead() {
-            let permit = Ok(self.permit_of(number));
+            let permit = Ok((self.permit_of(number), None));
             return self.connect(permit, started, deadline).map(BatchCheckout::Alone);
         }
         let mut kind = RequestKind::Read;
@@ -104,7 +111,7 @@ impl Pool {
         });
         let response = match acquired {
             Ok(Acquired::Leads(number, place)) => {
-                let permit = Ok(self.permit_of(number));
+                let permit = Ok((self.permit_of(number), None));
                 // If there is no connection, its drop has the next member lead.
                 let group = LedGroup::new(self, place, kind);
                 let checkout = self.connect(permit, started, deadline)?;
@@ -134,15 +141,27 @@ impl Pool {
         self.semaphore.try_acquire().map(|number| self.permit_of(number))
     }
 
-    fn permit(&self, started: Instant, deadline: Instant) -> Result<Permit, CheckoutError> {
+    /// Returns a permit, and the connection on which WATCH and the reads of `offer` were sent, if they
+    /// were.
+    fn permit(
+        &self,
+        started: Instant,
+        deadline: Instant,
+        offer: Option<WatchOffer<'_>>,
+    ) -> Result<(Permit, Option<TakenConnection>), CheckoutError> {
         if cancel::is_cancelled() {
             return Err(CheckoutError::Cancelled);
         }
-        let number = match self.semaphore.try_acquire() {
-            Some(number) => number,
-            None => self.wait(started, |may_wait| self.semaphore.acquire(deadline, may_wait))?,
-        };
-        Ok(self.permit_of(number))
+        if let Some(number) = self.semaphore.try_acquire() {
+            return Ok((self.permit_of(number), None));
+        }
+        let request =
+            offer.and_then(|offer| offer.early_watch()).map(ThreadEarlyRequest::new).map(Arc::new);
+        let Granted { permit, passed_on } = self.wait(started, |may_wait| {
+            self.semaphore.acquire_with(deadline, request.clone(), may_wait)
+        })?;
+        let passed_on = request.filter(|_| passed_on).and_then(|request| request.take());
+        Ok((self.permit_of(permit), passed_on))
     }
 
     /// Waits for a permit, unless that would be a deadlock.
@@ -287,14 +306,14 @@ impl ServerPool for Pool {
         &self,
         deadline: Instant,
     ) -> impl Future<Output = Result<Checkout, CheckoutError>> + Send {
-        ready(self.take(deadline))
+        ready(self.take(deadline, None))
     }
 
     fn try_checkout(
         &self,
         deadline: Instant,
     ) -> impl Future<Output = Result<Option<Checkout>, CheckoutError>> + Send {
-        let connect = |permit| self.connect(Ok(permit), Instant::now(), deadline);
+        let connect = |permit| self.connect(Ok((permit, None)), Instant::now(), deadline);
         ready(self.try_permit().map(connect).transpose())
     }
 
@@ -333,7 +352,18 @@ impl ServerPool for Pool {
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
     ) -> impl Future<Output = Result<PinnedConnection<Checkout>, CheckoutError>> + Send {
-        let checkout = self.take(deadline);
+        self.pin_watching(origin, deadline, needs_asking, router, None)
+    }
+
+    fn pin_watching(
+        &self,
+        origin: ScopeOrigin,
+        deadline: Instant,
+        needs_asking: bool,
+        router: Arc<dyn Any + Send + Sync>,
+        offer: Option<WatchOffer<'_>>,
+    ) -> impl Future<Output = Result<PinnedConnection<Checkout>, CheckoutError>> + Send {
+        let checkout = self.take(deadline, offer);
         let open =
             |checkout: Checkout| self.scopes.open(checkout.with_ask(needs_asking), origin, router);
         ready(checkout.map(open))

@@ -27,6 +27,7 @@ use crate::logging::rate_limit::RateLimits;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
@@ -167,11 +168,13 @@ impl<P: ServerPool> Router<P> {
         route: &Route,
         origin: &ScopeOrigin,
         deadline: Instant,
+        offer: Option<WatchOffer<'_>>,
     ) -> Result<P::Pin, CheckoutError> {
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {
             let pool = self.pool_of(route, deadline, &mut search, failed).await?;
-            match pool.pin(origin.clone(), deadline, route.ask, self.keep_alive()).await {
+            let (origin, router) = (origin.clone(), self.keep_alive());
+            match pool.pin_watching(origin, deadline, route.ask, router, offer).await {
                 Ok(pin) => return Ok(pin),
                 Err(error) => failed = Some(error),
             }

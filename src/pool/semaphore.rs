@@ -8,10 +8,15 @@
 //! [groups](crate::pool::waiting_group). A group has one place in the queue and gets one permit, for
 //! its leader, so no later caller is passed over. A limited number of permits leads groups at once: with
 //! fewer leaders there are more requests in each write.
+//!
+//! A caller may also leave a request with its place, see [waiters](crate::pool::waiter).
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/batch.rs"]
 mod group_model;
+#[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/left_requests.rs"]
+mod left_request_model;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/semaphore.rs"]
 mod model;
@@ -27,26 +32,27 @@ use scopeguard::{ScopeGuard, guard};
 
 use crate::error::in_doubt::SharedToken;
 use crate::pool::job::{GivenUp, Job};
+use crate::pool::waiter::{Grant, TakenRequest, Waiter};
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::cancel;
-use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
+use crate::sync::shim::{Arc, Mutex, lock};
 use crate::sync::this_thread;
 use crate::sync::under_way::CallUnderWay;
 
 /// As many permits as connections, first come first served.
 #[derive(Debug)]
-pub(crate) struct FairSemaphore<T, R> {
-    state: Mutex<SemaphoreState<T, R>>,
+pub(crate) struct FairSemaphore<T, R, K = ()> {
+    state: Mutex<SemaphoreState<T, R, K>>,
     limits: GroupLimits,
     /// Maximum number of permits that lead groups.
     most_leading: usize,
 }
 
 #[derive(Debug)]
-struct SemaphoreState<T, R> {
+struct SemaphoreState<T, R, K> {
     /// The free permits. If a caller waits, it is a group, and no more groups may be led.
     free: Vec<usize>,
-    queue: VecDeque<QueueEntry<T, R>>,
+    queue: VecDeque<QueueEntry<T, R, K>>,
     /// The group that later requests join: nothing waits behind it, and its leader has not taken its
     /// requests.
     open: Option<Arc<WaitingGroup<T, R>>>,
@@ -56,39 +62,33 @@ struct SemaphoreState<T, R> {
 }
 
 #[derive(Debug)]
-enum QueueEntry<T, R> {
+enum QueueEntry<T, R, K> {
     Caller {
         /// The thread, stored here so that a search for a thread need not visit every waiter.
         thread: ThreadId,
-        waiter: Arc<Waiter>,
+        waiter: Arc<Waiter<K>>,
     },
     Group(Arc<WaitingGroup<T, R>>),
 }
 
-#[derive(Debug)]
-struct Waiter {
-    state: Mutex<WaitState>,
-    ready: Condvar,
-}
-
-#[derive(Debug)]
-struct WaitState {
-    grant: Grant,
-    /// The waiter sleeps and has to be woken.
-    asleep: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Grant {
-    Waiting,
-    Permit(usize),
-    Closed,
-}
-
 /// A caller that was granted a permit, and sleeps.
-enum Asleep<T, R> {
-    Caller(Arc<Waiter>),
+enum Asleep<T, R, K> {
+    Caller(Arc<Waiter<K>>),
     Leader(Arc<WaitingGroup<T, R>>),
+}
+
+/// A permit that a caller was granted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Granted {
+    pub(crate) permit: usize,
+    /// It is the permit of the holder that has taken the caller's request.
+    pub(crate) passed_on: bool,
+}
+
+/// The state of a caller that is first again.
+enum Front<K> {
+    Permit(usize),
+    Waits(Arc<Waiter<K>>),
 }
 
 /// The reason why no permit was granted.
@@ -135,7 +135,7 @@ pub(crate) trait Batchable {
 /// A group of one request.
 const NO_GROUPS: GroupLimits = GroupLimits { requests: 1, bytes: 0 };
 
-impl<T: Batchable, R> FairSemaphore<T, R> {
+impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     /// A semaphore for callers without requests.
     pub(crate) fn new(permits: usize) -> Self {
         Self::with_groups(permits, permits, NO_GROUPS)
@@ -177,36 +177,105 @@ impl<T: Batchable, R> FairSemaphore<T, R> {
         deadline: Instant,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<usize, AcquireError<E>> {
-        let waiter = {
+        self.acquire_with(deadline, None, may_wait).map(|granted| granted.permit)
+    }
+
+    /// The same for a caller that leaves a request with its place.
+    pub(crate) fn acquire_with<E>(
+        &self,
+        deadline: Instant,
+        request: Option<Arc<K>>,
+        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
+    ) -> Result<Granted, AcquireError<E>> {
+        let mut waiter = {
             let mut state = lock(&self.state);
             if state.closed {
                 return Err(AcquireError::Closed);
             }
             if let Some(permit) = state.free.pop() {
-                return Ok(permit);
+                return Ok(Granted { permit, passed_on: false });
             }
             may_wait(&|thread| state.has(thread)).map_err(AcquireError::Rejected)?;
-            let waiter = Arc::new(Waiter::new());
+            let waiter = Arc::new(Waiter::new(request));
             // Later requests must not pass this caller.
             state.open = None;
             state.queue.push_back(QueueEntry::here(&waiter));
             waiter
         };
         let _call = CallUnderWay::begin();
-        let registration = guard(waiter, |waiter| self.cancel(&waiter));
-        let mut grant = registration.wait(deadline);
-        let waiter = ScopeGuard::into_inner(registration);
-        if let Grant::Waiting = grant {
-            let waiters = self.leave_queue(&waiter);
-            grant = waiter.take();
-            if let Grant::Waiting = grant {
+        loop {
+            let registration = guard(waiter, |waiter| self.cancel(&waiter));
+            let mut grant = registration.wait(deadline);
+            let left = ScopeGuard::into_inner(registration);
+            let (was_taken, mut waiters) = (grant == Grant::Taken, 0);
+            if let Grant::Waiting | Grant::Taken = grant {
+                waiters = self.leave_queue(&left);
+                grant = left.take();
+            }
+            match grant {
+                Grant::Permit(permit) => return Ok(Granted { permit, passed_on: false }),
+                Grant::PassedOn(permit) => return Ok(Granted { permit, passed_on: true }),
+                Grant::Closed => return Err(AcquireError::Closed),
+                Grant::Waiting | Grant::Taken | Grant::Abandoned => {}
+            }
+            if !was_taken || Instant::now() >= deadline || cancel::is_cancelled() {
                 return Err(AcquireError::TimedOut { waiters });
             }
+            waiter = match self.wait_in_front() {
+                Some(Front::Permit(permit)) => return Ok(Granted { permit, passed_on: false }),
+                Some(Front::Waits(waiter)) => waiter,
+                None => return Err(AcquireError::Closed),
+            };
         }
-        match grant {
-            Grant::Permit(permit) => Ok(permit),
-            Grant::Closed | Grant::Waiting => Err(AcquireError::Closed),
+    }
+
+    /// Has a caller wait again that was first before its request was taken. `None`: the semaphore is
+    /// closed.
+    fn wait_in_front(&self) -> Option<Front<K>> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return None;
         }
+        if let Some(permit) = state.free.pop() {
+            return Some(Front::Permit(permit));
+        }
+        let waiter = Arc::new(Waiter::new(None));
+        state.queue.push_front(QueueEntry::here(&waiter));
+        Some(Front::Waits(waiter))
+    }
+
+    /// Takes the request of the caller that would be granted a permit now, if it has left one that
+    /// `fits`. The caller leaves the queue, and is granted the permit of the one that has taken the
+    /// request.
+    pub(crate) fn take_request(&self, fits: impl FnOnce(&K) -> bool) -> Option<TakenRequest<K>> {
+        let mut state = lock(&self.state);
+        let at = state.next(self.most_leading)?;
+        let QueueEntry::Caller { thread, waiter } = state.queue.get(at)? else { return None };
+        let taken = TakenRequest::take(*thread, waiter, fits)?;
+        state.queue.remove(at);
+        Some(taken)
+    }
+
+    /// Returns a request that will have no replies: its caller is first in the queue again, unless it has
+    /// given up.
+    pub(crate) fn return_request(&self, TakenRequest { thread, waiter }: TakenRequest<K>) {
+        let mut state = lock(&self.state);
+        {
+            let mut waiting = lock(&waiter.state);
+            if waiting.grant != Grant::Taken {
+                return;
+            }
+            if !state.closed {
+                waiting.grant = Grant::Waiting;
+            }
+        }
+        if state.closed {
+            return waiter.settle(Grant::Closed);
+        }
+        state.queue.push_front(QueueEntry::Caller { thread, waiter });
+        let granted = state.grant(self.most_leading);
+        drop(state);
+        granted.into_iter().for_each(Asleep::wake);
     }
 
     /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request first.
@@ -306,24 +375,26 @@ impl<T: Batchable, R> FairSemaphore<T, R> {
     }
 
     /// Cleans up after a panic during the wait: leaves the queue, or frees the granted permit.
-    fn cancel(&self, waiter: &Arc<Waiter>) {
+    fn cancel(&self, waiter: &Arc<Waiter<K>>) {
         self.leave_queue(waiter);
-        if let Grant::Permit(permit) = waiter.take() {
+        if let Grant::Permit(permit) | Grant::PassedOn(permit) = waiter.take() {
             self.release(permit);
         }
     }
 
     /// Leaves the queue after the deadline, and returns the former number of waiting callers. A grant
     /// that arrived meanwhile stays valid, because it would otherwise be lost.
-    fn leave_queue(&self, waiter: &Arc<Waiter>) -> usize {
+    fn leave_queue(&self, waiter: &Arc<Waiter<K>>) -> usize {
         let mut state = lock(&self.state);
         let waiters = state.waiting();
-        let is_this = |entry: &QueueEntry<T, R>| match entry {
+        let is_this = |entry: &QueueEntry<T, R, K>| match entry {
             QueueEntry::Caller { waiter: queued, .. } => Arc::ptr_eq(queued, waiter),
             QueueEntry::Group(_) => false,
         };
-        if let Some(at) = state.queue.iter().position(is_this) {
-            state.queue.remove(at);
+        match state.queue.iter().position(is_this) {
+            Some(at) => _ = state.queue.remove(at),
+            // Under the semaphore's mutex, because a taken request may just be returned.
+            None => waiter.abandon(),
         }
         waiters
     }
@@ -364,7 +435,7 @@ impl<T: Batchable, R> FairSemaphore<T, R> {
     }
 }
 
-impl<T, R> SemaphoreState<T, R> {
+impl<T, R, K> SemaphoreState<T, R, K> {
     /// Takes a free permit that leads a group.
     fn lead(&mut self, most_leading: usize) -> Option<usize> {
         if self.leading.len() >= most_leading {
@@ -375,15 +446,20 @@ impl<T, R> SemaphoreState<T, R> {
         Some(permit)
     }
 
-    /// Grants a free permit to the first caller that may have it. Returns the caller if it sleeps.
-    fn grant(&mut self, most_leading: usize) -> Option<Asleep<T, R>> {
+    /// The place of the first caller that may have a permit.
+    fn next(&self, most_leading: usize) -> Option<usize> {
         let may_lead = self.leading.len() < most_leading;
-        let is_next = |entry: &QueueEntry<T, R>| match entry {
+        let is_next = |entry: &QueueEntry<T, R, K>| match entry {
             QueueEntry::Caller { .. } => true,
             QueueEntry::Group(_) => may_lead,
         };
+        self.queue.iter().position(is_next)
+    }
+
+    /// Grants a free permit to the first caller that may have it. Returns the caller if it sleeps.
+    fn grant(&mut self, most_leading: usize) -> Option<Asleep<T, R, K>> {
         let permit = *self.free.last()?;
-        let at = self.queue.iter().position(is_next)?;
+        let at = self.next(most_leading)?;
         self.free.pop();
         match self.queue.remove(at)? {
             QueueEntry::Caller { waiter, .. } => {
@@ -436,7 +512,7 @@ impl<T, R> SemaphoreState<T, R> {
 
     /// Whether a thread waits.
     fn has(&self, thread: ThreadId) -> bool {
-        let is_caller = |entry: &QueueEntry<T, R>| match entry {
+        let is_caller = |entry: &QueueEntry<T, R, K>| match entry {
             QueueEntry::Caller { thread: queued, .. } => *queued == thread,
             QueueEntry::Group(_) => false,
         };
@@ -445,7 +521,7 @@ impl<T, R> SemaphoreState<T, R> {
 
     /// Number of waiting callers.
     fn waiting(&self) -> usize {
-        let is_caller = |entry: &&QueueEntry<T, R>| matches!(entry, QueueEntry::Caller { .. });
+        let is_caller = |entry: &&QueueEntry<T, R, K>| matches!(entry, QueueEntry::Caller { .. });
         let callers = self.queue.iter().filter(is_caller).count();
         callers + self.groups().map(|group| group.waiting()).sum::<usize>()
     }
@@ -459,7 +535,7 @@ impl<T, R> Membership<T, R> {
     }
 }
 
-impl<T, R> Asleep<T, R> {
+impl<T, R, K> Asleep<T, R, K> {
     fn wake(self) {
         match self {
             Self::Caller(waiter) => waiter.ready.notify_one(),
@@ -468,58 +544,9 @@ impl<T, R> Asleep<T, R> {
     }
 }
 
-impl<T, R> QueueEntry<T, R> {
-    fn here(waiter: &Arc<Waiter>) -> Self {
+impl<T, R, K> QueueEntry<T, R, K> {
+    fn here(waiter: &Arc<Waiter<K>>) -> Self {
         Self::Caller { thread: this_thread(), waiter: Arc::clone(waiter) }
-    }
-}
-
-impl Waiter {
-    fn new() -> Self {
-        let state = WaitState { grant: Grant::Waiting, asleep: false };
-        Self { state: Mutex::new(state), ready: Condvar::new() }
-    }
-
-    /// Returns whether the waiter is to be woken.
-    fn grant(&self, grant: Grant) -> bool {
-        let mut state = lock(&self.state);
-        state.grant = grant;
-        state.asleep
-    }
-
-    fn settle(&self, grant: Grant) {
-        if self.grant(grant) {
-            self.ready.notify_one();
-        }
-    }
-
-    /// Takes the grant.
-    fn take(&self) -> Grant {
-        let mut state = lock(&self.state);
-        match state.grant {
-            Grant::Waiting => Grant::Waiting,
-            _ => std::mem::replace(&mut state.grant, Grant::Closed),
-        }
-    }
-
-    fn wait(&self, deadline: Instant) -> Grant {
-        drop(self.sleep(deadline));
-        self.take()
-    }
-
-    fn sleep(&self, until: Instant) -> MutexGuard<'_, WaitState> {
-        let mut state = lock(&self.state);
-        while matches!(state.grant, Grant::Waiting) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || cancel::is_cancelled() {
-                break;
-            }
-            state.asleep = true;
-            let woken = self.ready.wait_timeout(state, cancel::tick(left));
-            state = woken.unwrap_or_else(PoisonError::into_inner).0;
-            state.asleep = false;
-        }
-        state
     }
 }
 

@@ -16,6 +16,7 @@ use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::status::node::NodeStatus;
@@ -98,6 +99,19 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
     ) -> impl Future<Output = Result<Self::Pin, CheckoutError>> + Send;
+
+    /// The same for a scope that begins with the WATCH and the reads of `offer`. If it has to wait, they may
+    /// travel behind the EXEC of another caller; their replies are then due on its connection.
+    fn pin_watching(
+        &self,
+        origin: ScopeOrigin,
+        deadline: Instant,
+        needs_asking: bool,
+        router: Arc<dyn Any + Send + Sync>,
+        _offer: Option<WatchOffer<'_>>,
+    ) -> impl Future<Output = Result<Self::Pin, CheckoutError>> + Send {
+        self.pin(origin, deadline, needs_asking, router)
+    }
 
     /// Marks the connection's server as the target of a migration.
     fn with_ask(line: Self::Line, needs_asking: bool) -> Self::Line;

@@ -192,7 +192,7 @@ impl Pooled {
     ) -> Result<ScopeCall<Checkout>, Error> {
         let owner = ScopeOrigin { name: None, place, is_closure: true };
         let deadline = started + self.router.settings().checkout_timeout;
-        let pin = now(self.router.pin(&Route::default(), &owner, deadline))?;
+        let pin = now(self.router.pin(&Route::default(), &owner, deadline, None))?;
         let mut checkout = pin.last_call::<Error>()?;
         while !checkout.has_connection() {
             now(checkout.connect(deadline))?;

@@ -19,6 +19,7 @@ use crate::commit::side::Side;
 use crate::error::any::{CommitError, Error};
 use crate::error::checkout::CheckoutError;
 use crate::error::pin_expired::PinExpired;
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::router::{Router, WeakRouter};
@@ -212,15 +213,26 @@ impl<P: Side> Pinned<P> {
         slot: Option<u16>,
         deadline: Instant,
     ) -> Result<(), CheckoutError> {
+        self.pin_watching(slot, deadline, None).await
+    }
+
+    /// The same for a scope that begins with the WATCH and the reads of `offer`.
+    pub(crate) async fn pin_watching(
+        &mut self,
+        slot: Option<u16>,
+        deadline: Instant,
+        offer: Option<WatchOffer<'_>>,
+    ) -> Result<(), CheckoutError> {
         self.here()?;
         if self.pin.is_none() {
             let router = self.router.get().ok_or(CheckoutError::Closed)?;
             self.set_slot(slot);
             self.pin = Some(match router.only_pool()? {
                 Some(pool) => {
-                    pool.pin(self.owner.clone(), deadline, false, router.keep_alive()).await?
+                    let (owner, router) = (self.owner.clone(), router.keep_alive());
+                    pool.pin_watching(owner, deadline, false, router, offer).await?
                 }
-                None => router.pin(&self.route, &self.owner, deadline).await?,
+                None => router.pin(&self.route, &self.owner, deadline, offer).await?,
             });
         }
         Ok(())

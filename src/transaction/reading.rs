@@ -19,12 +19,13 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool;
 use crate::pool::ask::Question;
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::cluster::redirect::{self, RedirectReply};
 use crate::protocol::cluster::route::{Redirect, Route};
-use crate::protocol::cluster::slot::SlotBinding;
+use crate::protocol::cluster::slot::{self, SlotBinding};
 use crate::protocol::command::keys;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
@@ -217,7 +218,8 @@ pub(crate) async fn arm<P: Side>(
         return Ok(ReadReplies::default());
     }
     let watch = keys.map(Keys::watch);
-    pinned.pin(binding.slot(), deadline).await?;
+    let offer = watch_offer(pinned, watch, reads, binding.slot());
+    pinned.pin_watching(binding.slot(), deadline, offer).await?;
     pinned.log_on_return(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
     if watch.is_none() && reads.len() == 0 {
         return Ok(ReadReplies::default());
@@ -241,6 +243,20 @@ pub(crate) async fn arm<P: Side>(
             });
         }
     })
+}
+
+/// WATCH and the reads as another caller can send them; `None`: they need more than its connection.
+fn watch_offer<'r, P: Side>(
+    pinned: &Pinned<P>,
+    watch: Option<&'r [u8]>,
+    reads: &'r WatchReads,
+    slot: Option<u16>,
+) -> Option<WatchOffer<'r>> {
+    let (plan, ask) = (pinned.plan(), pinned.route().ask);
+    let is_plain = plan.idempotency_key.is_none() && plan.lock_check.is_none();
+    let watch = watch.filter(|_| is_plain && !ask)?;
+    let needs = plan.resolver.is_some().then(|| slot.and_then(slot::tag_of));
+    Some(WatchOffer { watch, reads: (reads.bytes(), reads.len()), needs })
 }
 
 /// Ends a scope that could not be armed.

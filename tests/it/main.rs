@@ -23,6 +23,7 @@ mod contract;
 mod credentials;
 mod doc_samples;
 mod documents;
+mod early_watches;
 mod exactly_once;
 mod failover;
 mod faults;

@@ -236,7 +236,7 @@ fn release_meets_give_up(release: fn(&FairSemaphore, usize), take: fn(&Watched) 
 /// The first planted mistake: a caller that gives up leaves the queue and does not look whether the
 /// permit came after all.
 fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
-    let waiter = Arc::new(Waiter::new());
+    let waiter = Arc::new(Waiter::new(None));
     let mut state = lock(&watched.gate.state);
     let free = state.free.pop();
     if free.is_none() {

@@ -93,7 +93,7 @@ fn giving_up_leaves_the_queue_and_takes_a_late_grant() {
     let slot = take(&gate, Duration::ZERO).unwrap();
     assert_eq!(take(&gate, Duration::from_millis(5)), Err(AcquireError::TimedOut { waiters: 1 }));
     assert_eq!(gate.waiting(), 0);
-    let late = Arc::new(Waiter::new());
+    let late = Arc::new(Waiter::new(None));
     lock(&gate.state).queue.push_back(QueueEntry::here(&late));
     gate.release(slot);
     gate.leave_queue(&late);

@@ -104,7 +104,7 @@ fn a_router<P: ServerPool>(router: &Router<P>, route: &Route, deadline: Instant)
     is_send(router.try_checkout(route, deadline));
     is_send(router.checkout_batched(route, deadline, any(), request));
     is_send(router.join(route, deadline, request));
-    is_send(router.pin(route, &origin, deadline));
+    is_send(router.pin(route, &origin, deadline, None));
     is_send(router.endpoint(route, deadline));
     is_send(router.all_masters(deadline));
     is_send(router.redirect_for(route, "", ""));

@@ -267,7 +267,7 @@ pub(super) async fn a_read<P: ServerPool>(router: &Router<P>, server: &Server) -
 
 /// A pinned connection, whose call ends before the scope does.
 pub(super) async fn a_pinned_block<P: ServerPool>(router: &Router<P>, server: &Server) -> Found {
-    let pin = router.pin(&Route::default(), &origin(), soon()).await.unwrap();
+    let pin = router.pin(&Route::default(), &origin(), soon(), None).await.unwrap();
     let plan = CommitPlan::default();
     let mut found = Found::new();
     for _ in 0..2 {
@@ -515,8 +515,9 @@ fn a_leader_sends_the_block_and_the_request_of_a_task() {
 }
 
 /// Commits a block on a connection that fails at each place in turn. Returns what was committed before
-/// and after the cut, each with the server's reading of both counters.
-fn cut_everywhere(plan: &CommitPlan) -> Vec<(Cut, String, Found)> {
+/// and after the cut, each with the server's reading of both counters. `carries`: a WATCH and a read of
+/// another caller follow EXEC.
+fn cut_everywhere(plan: &CommitPlan, carries: bool) -> Vec<(Cut, String, Found)> {
     let server = Server::start();
     let route = Route::default();
     let mut found = Vec::new();
@@ -527,13 +528,14 @@ fn cut_everywhere(plan: &CommitPlan) -> Vec<(Cut, String, Found)> {
             continue;
         }
         on_server(&server, &["FLUSHALL"]);
-        let (router, _) = tasks(&server);
+        let (router, pool) = tasks(&server);
         // The connection is armed before, if it has to be.
         run(commit_block((&router, &route), &mut queue(BOTH), plan, soon(), None)).unwrap();
+        pool.carries.store(carries, Ordering::Relaxed);
         set_cut(Some(cut));
         let committed = run(commit_block((&router, &route), &mut queue(BOTH), plan, soon(), None));
         sent = set_cut(None).is_none();
-        drop(router);
+        drop((router, pool));
         eventually(SOON, "the server sees the cut", || server.clients().is_empty());
         found.push((cut, outcome(committed), on_server(&server, READ_BOTH)));
     }
@@ -542,7 +544,7 @@ fn cut_everywhere(plan: &CommitPlan) -> Vec<(Cut, String, Found)> {
 
 #[test]
 fn a_block_is_not_applied_if_its_connection_fails_before_its_last_byte() {
-    let found = cut_everywhere(&CommitPlan::default());
+    let found = cut_everywhere(&CommitPlan::default(), false);
     let [cuts @ .., (Cut::Sent(all), whole, _), (Cut::Reads(0), unread, applied)] = &*found else {
         panic!("{found:?}");
     };
@@ -558,14 +560,24 @@ fn a_block_is_not_applied_if_its_connection_fails_before_its_last_byte() {
 
 #[test]
 fn an_exactly_once_block_is_in_doubt_only_after_exec_was_sent() {
-    let found = cut_everywhere(&exactly_once());
+    // WATCH of the register follows EXEC.
+    in_doubt_only_after_exec(&exactly_once(), false, "in doubt, true");
+}
+
+#[test]
+fn a_block_that_carries_a_watch_is_in_doubt_only_after_exec_was_sent() {
+    in_doubt_only_after_exec(&CommitPlan::default(), true, "in doubt, false");
+    in_doubt_only_after_exec(&exactly_once(), true, "in doubt, true");
+}
+
+fn in_doubt_only_after_exec(plan: &CommitPlan, carries: bool, doubt: &str) {
+    let found = cut_everywhere(plan, carries);
     let mut in_doubt = 0;
     for (cut, committed, read_both) in &found {
         let applied = if committed.starts_with("NotSent") { "1" } else { "2" };
         assert_eq!(read_both[..], [read(applied), read(applied)], "{cut:?}: {committed}");
-        in_doubt += usize::from(committed == "in doubt, true");
+        in_doubt += usize::from(committed == doubt);
     }
-    // WATCH of the register follows EXEC.
     assert!(in_doubt > 20, "{in_doubt}");
 }
 

@@ -29,6 +29,7 @@ use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
+use crate::pool::early_watch::{Armed, EarlyWatch, WatchOffer};
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pending::pending_once;
 use crate::pool::scope_origin::ScopeOrigin;
@@ -183,6 +184,8 @@ pub(super) struct StubShared {
     pub(super) closed: Mutex<Vec<CloseReason>>,
     /// Whether a request that may be batched is sent by the leader of a batch.
     pub(super) leads: AtomicBool,
+    /// Whether a caller waits with a watch that may travel behind EXEC.
+    pub(super) carries: AtomicBool,
     /// Whether a connection is returned by the account that is kept too late.
     pub(super) counts_late: AtomicBool,
     closes: AtomicBool,
@@ -222,6 +225,7 @@ impl ServerPool for StubPool {
             idle: Mutex::default(),
             closed: Mutex::default(),
             leads: AtomicBool::default(),
+            carries: AtomicBool::default(),
             counts_late: AtomicBool::default(),
             closes: AtomicBool::default(),
         };
@@ -445,6 +449,14 @@ impl Line for StubLine {
 
     fn is_closed(&self) -> bool {
         self.pool.closes.load(Ordering::Relaxed)
+    }
+
+    fn take_early_watch(&mut self, _armed: Option<Armed>) -> Option<Arc<EarlyWatch>> {
+        let watch = b"*2\r\n$5\r\nWATCH\r\n$3\r\none\r\n";
+        let read = b"*2\r\n$3\r\nGET\r\n$3\r\none\r\n";
+        let offer = WatchOffer { watch, reads: (read, 1), needs: None };
+        let carries = self.pool.carries.load(Ordering::Relaxed);
+        carries.then(|| offer.early_watch()).flatten().map(Arc::new)
     }
 }
 

@@ -1,0 +1,168 @@
+//! A caller that waits for a permit of a [semaphore](crate::pool::semaphore), and the request that it has
+//! left with its place.
+//!
+//! A holder of a permit may take the request and send it. The caller then gets the holder's permit with
+//! the replies, unless it has given up before: one of both happens, under the waiter's mutex.
+
+use std::thread::ThreadId;
+use std::time::{Duration, Instant};
+
+use crate::sync::cancel;
+use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
+
+/// Time after which a caller whose request was taken waits for any permit again. The holder's connection
+/// may have gone silent, and others are free meanwhile.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(super) struct Waiter<K> {
+    pub(super) state: Mutex<WaitState>,
+    pub(super) ready: Condvar,
+    request: Option<Arc<K>>,
+}
+
+#[derive(Debug)]
+pub(super) struct WaitState {
+    pub(super) grant: Grant,
+    /// The waiter sleeps and has to be woken.
+    pub(super) asleep: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Grant {
+    Waiting,
+    /// A holder has taken the request.
+    Taken,
+    /// The waiter has given up after its request was taken.
+    Abandoned,
+    Permit(usize),
+    /// The permit of the holder that has taken the request.
+    PassedOn(usize),
+    Closed,
+}
+
+impl Grant {
+    fn is_awaited(self) -> bool {
+        matches!(self, Self::Waiting | Self::Taken)
+    }
+}
+
+impl<K> Waiter<K> {
+    pub(super) fn new(request: Option<Arc<K>>) -> Self {
+        let state = WaitState { grant: Grant::Waiting, asleep: false };
+        Self { state: Mutex::new(state), ready: Condvar::new(), request }
+    }
+
+    /// Returns whether the waiter is to be woken.
+    pub(super) fn grant(&self, grant: Grant) -> bool {
+        let mut state = lock(&self.state);
+        state.grant = grant;
+        state.asleep
+    }
+
+    pub(super) fn settle(&self, grant: Grant) {
+        if self.grant(grant) {
+            self.ready.notify_one();
+        }
+    }
+
+    /// Takes the grant.
+    pub(super) fn take(&self) -> Grant {
+        let mut state = lock(&self.state);
+        match state.grant {
+            Grant::Permit(_) | Grant::PassedOn(_) | Grant::Closed => {
+                std::mem::replace(&mut state.grant, Grant::Closed)
+            }
+            grant => grant,
+        }
+    }
+
+    /// Gives up if the request was taken. The holder learns it when it has the replies.
+    pub(super) fn abandon(&self) {
+        let mut state = lock(&self.state);
+        if state.grant == Grant::Taken {
+            state.grant = Grant::Abandoned;
+        }
+    }
+
+    pub(super) fn wait(&self, deadline: Instant) -> Grant {
+        drop(self.sleep(deadline));
+        self.take()
+    }
+
+    /// Waits until `until`, or shorter if a holder keeps the request for too long.
+    fn sleep(&self, until: Instant) -> MutexGuard<'_, WaitState> {
+        let mut taken_since = None;
+        let mut state = lock(&self.state);
+        while state.grant.is_awaited() {
+            let now = Instant::now();
+            let mut left = until.saturating_duration_since(now);
+            if left.is_zero() || cancel::is_cancelled() {
+                break;
+            }
+            if self.request.is_some() {
+                if state.grant == Grant::Waiting {
+                    taken_since = None;
+                } else if now - *taken_since.get_or_insert(now) >= PATIENCE {
+                    break;
+                }
+                left = left.min(PATIENCE);
+            }
+            state.asleep = true;
+            let woken = self.ready.wait_timeout(state, cancel::tick(left));
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+            state.asleep = false;
+        }
+        state
+    }
+}
+
+/// A request that a holder of a permit has taken. Its caller waits until the holder
+/// [grants](Self::grant) its permit or [returns](crate::pool::semaphore::FairSemaphore::return_request)
+/// the request.
+#[derive(Debug)]
+pub(crate) struct TakenRequest<K> {
+    pub(super) thread: ThreadId,
+    pub(super) waiter: Arc<Waiter<K>>,
+}
+
+impl<K> TakenRequest<K> {
+    /// Takes the request of a caller in the queue, if it has one that `fits`.
+    pub(super) fn take(
+        thread: ThreadId,
+        waiter: &Arc<Waiter<K>>,
+        fits: impl FnOnce(&K) -> bool,
+    ) -> Option<Self> {
+        let request = waiter.request.as_ref()?;
+        if !fits(request) {
+            return None;
+        }
+        // Not asleep for a moment only: it looks at the state before it sleeps.
+        waiter.grant(Grant::Taken);
+        Some(Self { thread, waiter: Arc::clone(waiter) })
+    }
+
+    pub(crate) fn request(&self) -> Option<&K> {
+        self.waiter.request.as_deref()
+    }
+
+    /// Returns whether the caller still waits.
+    pub(crate) fn is_awaited(&self) -> bool {
+        lock(&self.waiter.state).grant == Grant::Taken
+    }
+
+    /// Passes the holder's permit to the caller. Returns false if it has given up.
+    pub(crate) fn grant(&self, permit: usize) -> bool {
+        let mut state = lock(&self.waiter.state);
+        if state.grant != Grant::Taken {
+            return false;
+        }
+        state.grant = Grant::PassedOn(permit);
+        let asleep = state.asleep;
+        drop(state);
+        if asleep {
+            self.waiter.ready.notify_one();
+        }
+        true
+    }
+}

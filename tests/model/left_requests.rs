@@ -1,0 +1,255 @@
+//! The requests of waiting callers under a model checker: taken, returned, granted and given up, in
+//! thousands of interleavings. `scripts/model` runs this.
+//!
+//! Each holder takes a request, if there is one, and then either grants its permit with what it has put
+//! into the request, or returns the request. A lost caller ends in a deadlock, which shuttle reports.
+//!
+//! Three planted mistakes show that the checks can fail.
+//!
+//! Guarantee: pools
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "test code, which clippy does not see through `cfg(all(test, …))`"
+)]
+
+use std::sync::Arc as Plain;
+use std::sync::Mutex as Log;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use shuttle::thread;
+
+use super::*;
+use crate::pool::model::{assert_found, check};
+
+/// A request, with the connection that is passed on in it.
+struct LeftRequest {
+    connection: Log<Option<usize>>,
+}
+
+type Semaphore = FairSemaphore<usize, (), LeftRequest>;
+
+/// What a holder does with a request that it has taken.
+#[derive(Clone, Copy)]
+struct Steps {
+    /// Passes the connection on. Returns false if it stays with the holder.
+    grant: fn(&Semaphore, &TakenRequest<LeftRequest>, usize) -> bool,
+    give_back: fn(&Semaphore, TakenRequest<LeftRequest>),
+    /// Takes what is in the request of a caller that was granted a permit.
+    receive: fn(&LeftRequest, bool) -> Option<usize>,
+}
+
+const RIGHT: Steps = Steps {
+    grant: |_, taken, permit| taken.grant(permit),
+    give_back: |semaphore, taken| semaphore.return_request(taken),
+    receive: |request, passed_on| {
+        if passed_on { request.connection.lock().unwrap().take() } else { None }
+    },
+};
+
+/// A semaphore whose permits are connections, and what the test knows of them.
+struct Watched {
+    semaphore: Semaphore,
+    steps: Steps,
+    held: Vec<AtomicBool>,
+    passed_on: AtomicUsize,
+    served: Log<Vec<usize>>,
+    joined: Log<Vec<usize>>,
+}
+
+impl Watched {
+    fn new(permits: usize, steps: Steps) -> Plain<Self> {
+        Plain::new(Self {
+            semaphore: FairSemaphore::new(permits),
+            steps,
+            held: (0..permits).map(|_| AtomicBool::new(false)).collect(),
+            passed_on: AtomicUsize::new(0),
+            served: Log::default(),
+            joined: Log::default(),
+        })
+    }
+
+    /// Returns the permit, or `None` if the caller gave up or the semaphore is closed.
+    fn take(&self, caller: usize, deadline: Instant) -> Option<usize> {
+        let request = Arc::new(LeftRequest { connection: Log::default() });
+        let queue = |_: &IsWaiting<'_>| {
+            self.joined.lock().unwrap().push(caller);
+            Ok::<_, ()>(())
+        };
+        let acquired = self.semaphore.acquire_with(deadline, Some(Arc::clone(&request)), queue);
+        let Granted { permit, passed_on } = acquired.ok()?;
+        let received = (self.steps.receive)(&request, passed_on);
+        assert_eq!(received, passed_on.then_some(permit), "a connection that is not its own");
+        self.passed_on.fetch_add(usize::from(passed_on), Ordering::Relaxed);
+        assert!(!self.held[permit].swap(true, Ordering::SeqCst), "permit {permit} is held twice");
+        self.served.lock().unwrap().push(caller);
+        Some(permit)
+    }
+
+    /// Ends a holder's use, with the request of a waiting caller or without one.
+    fn end(&self, permit: usize, passes_on: bool) {
+        let taken = self.semaphore.take_request(|_| true);
+        thread::yield_now();
+        assert!(self.held[permit].swap(false, Ordering::SeqCst), "permit {permit} was not held");
+        match taken {
+            Some(taken) if passes_on => {
+                *taken.request().unwrap().connection.lock().unwrap() = Some(permit);
+                if (self.steps.grant)(&self.semaphore, &taken, permit) {
+                    return;
+                }
+                taken.request().unwrap().connection.lock().unwrap().take();
+            }
+            Some(taken) => (self.steps.give_back)(&self.semaphore, taken),
+            None => {}
+        }
+        self.semaphore.release(permit);
+    }
+
+    #[track_caller]
+    fn nothing_is_lost(&self) {
+        let mut free = lock(&self.semaphore.state).free.clone();
+        free.sort_unstable();
+        assert_eq!(free, (0..self.held.len()).collect::<Vec<_>>(), "permits were lost or doubled");
+        assert_eq!(self.semaphore.waiting(), 0, "a caller still waits");
+    }
+}
+
+fn patient() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
+    let call = Plain::new(call);
+    let threads: Vec<_> = (0..callers)
+        .map(|caller| {
+            let call = Plain::clone(&call);
+            thread::spawn(move || call(caller))
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+fn taken_granted_returned_and_given_up(steps: Steps) {
+    let watched = Watched::new(2, steps);
+    let shared = Plain::clone(&watched);
+    every_caller(4, move |caller| {
+        let deadline = if caller == 3 { Instant::now() } else { patient() };
+        for round in 0..2 {
+            match shared.take(caller, deadline) {
+                Some(permit) => shared.end(permit, (caller + round) % 3 != 0),
+                None => assert_eq!(caller, 3, "a patient caller gave up"),
+            }
+        }
+    });
+    watched.nothing_is_lost();
+}
+
+#[test]
+fn model_of_requests_that_are_taken_granted_returned_and_given_up() {
+    check(|| taken_granted_returned_and_given_up(RIGHT));
+}
+
+#[test]
+fn model_of_requests_that_some_schedules_take() {
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+    check(|| {
+        let watched = Watched::new(1, RIGHT);
+        let shared = Plain::clone(&watched);
+        every_caller(3, move |caller| {
+            let permit = shared.take(caller, patient()).unwrap();
+            shared.end(permit, true);
+        });
+        TAKEN.fetch_add(watched.passed_on.load(Ordering::Relaxed), Ordering::Relaxed);
+        watched.nothing_is_lost();
+    });
+    assert!(TAKEN.load(Ordering::Relaxed) > 1000, "no request was taken, so nothing was checked");
+}
+
+/// With one permit, its holder is alone: so this is the order of being served.
+fn served_in_turn(steps: Steps) {
+    let watched = Watched::new(1, steps);
+    let permit = watched.take(99, patient()).unwrap();
+    let shared = Plain::clone(&watched);
+    let holder = thread::spawn(move || shared.end(permit, false));
+    let shared = Plain::clone(&watched);
+    every_caller(3, move |caller| {
+        let permit = shared.take(caller, patient()).unwrap();
+        shared.end(permit, caller % 2 == 0);
+    });
+    holder.join().unwrap();
+    watched.nothing_is_lost();
+    let (joined, served) = (watched.joined.lock().unwrap(), watched.served.lock().unwrap());
+    let in_turn: Vec<_> = served.iter().filter(|caller| joined.contains(caller)).collect();
+    assert_eq!(in_turn, joined.iter().collect::<Vec<_>>(), "served out of turn");
+}
+
+#[test]
+fn model_of_requests_that_keep_the_order_of_the_queue() {
+    check(|| served_in_turn(RIGHT));
+}
+
+#[test]
+fn model_of_a_semaphore_that_closes_while_requests_are_taken() {
+    check(|| {
+        let watched = Watched::new(1, RIGHT);
+        let shared = Plain::clone(&watched);
+        let closer = thread::spawn(move || shared.semaphore.close());
+        let shared = Plain::clone(&watched);
+        every_caller(3, move |caller| {
+            if let Some(permit) = shared.take(caller, patient()) {
+                shared.end(permit, caller != 1);
+            }
+        });
+        closer.join().unwrap();
+        watched.nothing_is_lost();
+    });
+}
+
+/// The first planted mistake: the permit is granted although the caller has given up.
+#[test]
+fn model_finds_a_grant_to_a_caller_that_gave_up() {
+    const MISTAKE: Steps = Steps {
+        grant: |_, taken, permit| {
+            taken.waiter.settle(Grant::PassedOn(permit));
+            true
+        },
+        ..RIGHT
+    };
+    let planted = || taken_granted_returned_and_given_up(MISTAKE);
+    assert_found(planted, &["permits were lost or doubled", "deadlock"]);
+}
+
+/// The second: a returned request goes to the end of the queue.
+#[test]
+fn model_finds_a_request_that_is_returned_to_the_end() {
+    const MISTAKE: Steps = Steps {
+        give_back: |semaphore, TakenRequest { thread, waiter }| {
+            let mut state = lock(&semaphore.state);
+            waiter.grant(Grant::Waiting);
+            state.queue.push_back(QueueEntry::Caller { thread, waiter });
+        },
+        ..RIGHT
+    };
+    assert_found(|| served_in_turn(MISTAKE), &["served out of turn"]);
+}
+
+/// The third: a request is returned although its caller has given up, so that the next permit is
+/// granted to no caller.
+#[test]
+fn model_finds_a_request_that_is_returned_for_a_caller_that_gave_up() {
+    const MISTAKE: Steps = Steps {
+        give_back: |semaphore, TakenRequest { thread, waiter }| {
+            let mut state = lock(&semaphore.state);
+            waiter.grant(Grant::Waiting);
+            state.queue.push_front(QueueEntry::Caller { thread, waiter });
+        },
+        ..RIGHT
+    };
+    let planted = || taken_granted_returned_and_given_up(MISTAKE);
+    let as_what = ["permits were lost or doubled", "deadlock", "a caller still waits"];
+    assert_found(planted, &as_what);
+}
