@@ -391,12 +391,12 @@ impl CommandQueue {
     }
 
     /// Whether it has its bytes, so that they can be sent.
-    pub(crate) fn is_whole(&self) -> bool {
+    pub(crate) fn has_its_bytes(&self) -> bool {
         self.bytes.len() >= self.end
     }
 
     /// Puts back what [`take_block`](Self::take_block) has returned. It may be empty, if the one that
-    /// sends it has kept it: the block is then [not whole](Self::is_whole), and not sent again.
+    /// sends it has kept it: the block is then [not whole](Self::has_its_bytes), and not sent again.
     #[cfg(feature = "tokio")]
     pub(crate) fn put_back(&mut self, mut block: Vec<u8>) {
         debug_assert!(block.is_empty() || block.len() >= self.end, "the block is whole");

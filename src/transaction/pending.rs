@@ -297,7 +297,7 @@ impl Pending {
 
     /// Returns whether all commands are still queued, so that they can be sent again.
     pub(crate) fn can_resend(&self) -> bool {
-        self.queue.is_whole() && !self.queue.is_flushed() && self.failed.is_none()
+        self.queue.has_its_bytes() && !self.queue.is_flushed() && self.failed.is_none()
     }
 
     /// Commits, and returns the connection to the pool before this returns. Dropped before its end,
