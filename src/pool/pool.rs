@@ -32,6 +32,7 @@ use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlock};
 use crate::pool::semaphore::{AcquireError, Acquired, Granted, IsWaiting};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
+use crate::pool::waiter::LeftRequest;
 use crate::protocol::batch::RequestKind;
 use crate::status::lanes::LaneStatus;
 use crate::status::metrics::PoolLevels;
@@ -155,12 +156,15 @@ impl Pool {
         if let Some(number) = self.semaphore.try_acquire() {
             return Ok((self.permit_of(number), None));
         }
-        let request =
-            offer.and_then(|offer| offer.early_watch()).map(ThreadEarlyRequest::new).map(Arc::new);
+        let patience = self.settings().response_timeout / 4;
+        let request = offer.and_then(|offer| offer.early_watch()).map(|watch| LeftRequest {
+            request: Arc::new(ThreadEarlyRequest::new(watch)),
+            patience,
+        });
         let Granted { permit, passed_on } = self.wait(started, |may_wait| {
             self.semaphore.acquire_with(deadline, request.clone(), may_wait)
         })?;
-        let passed_on = request.filter(|_| passed_on).and_then(|request| request.take());
+        let passed_on = request.filter(|_| passed_on).and_then(|left| left.request.take());
         Ok((self.permit_of(permit), passed_on))
     }
 

@@ -32,7 +32,7 @@ use scopeguard::{ScopeGuard, guard};
 
 use crate::error::in_doubt::SharedToken;
 use crate::pool::job::{GivenUp, Job};
-use crate::pool::waiter::{Grant, TakenRequest, Waiter};
+use crate::pool::waiter::{Grant, LeftRequest, TakenRequest, Waiter};
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::cancel;
 use crate::sync::shim::{Arc, Mutex, lock};
@@ -184,7 +184,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     pub(crate) fn acquire_with<E>(
         &self,
         deadline: Instant,
-        request: Option<Arc<K>>,
+        request: Option<LeftRequest<K>>,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<Granted, AcquireError<E>> {
         let mut waiter = {

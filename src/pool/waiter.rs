@@ -10,15 +10,26 @@ use std::time::{Duration, Instant};
 use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 
-/// Time after which a caller whose request was taken waits for any permit again. The holder's connection
-/// may have gone silent, and others are free meanwhile.
-const PATIENCE: Duration = Duration::from_millis(100);
-
 #[derive(Debug)]
 pub(super) struct Waiter<K> {
     pub(super) state: Mutex<WaitState>,
     pub(super) ready: Condvar,
-    request: Option<Arc<K>>,
+    request: Option<LeftRequest<K>>,
+}
+
+/// A request that a holder of a permit may send.
+#[derive(Debug)]
+pub(crate) struct LeftRequest<K> {
+    pub(crate) request: Arc<K>,
+    /// Time after which the caller waits for any permit again, if the request was taken. The holder's
+    /// connection may have gone silent, and others are free meanwhile.
+    pub(crate) patience: Duration,
+}
+
+impl<K> Clone for LeftRequest<K> {
+    fn clone(&self) -> Self {
+        Self { request: Arc::clone(&self.request), patience: self.patience }
+    }
 }
 
 #[derive(Debug)]
@@ -48,7 +59,7 @@ impl Grant {
 }
 
 impl<K> Waiter<K> {
-    pub(super) fn new(request: Option<Arc<K>>) -> Self {
+    pub(super) fn new(request: Option<LeftRequest<K>>) -> Self {
         let state = WaitState { grant: Grant::Waiting, asleep: false };
         Self { state: Mutex::new(state), ready: Condvar::new(), request }
     }
@@ -100,13 +111,13 @@ impl<K> Waiter<K> {
             if left.is_zero() || cancel::is_cancelled() {
                 break;
             }
-            if self.request.is_some() {
+            if let Some(LeftRequest { patience, .. }) = self.request {
                 if state.grant == Grant::Waiting {
                     taken_since = None;
-                } else if now - *taken_since.get_or_insert(now) >= PATIENCE {
+                } else if now - *taken_since.get_or_insert(now) >= patience {
                     break;
                 }
-                left = left.min(PATIENCE);
+                left = left.min(patience);
             }
             state.asleep = true;
             let woken = self.ready.wait_timeout(state, cancel::tick(left));
@@ -133,7 +144,7 @@ impl<K> TakenRequest<K> {
         waiter: &Arc<Waiter<K>>,
         fits: impl FnOnce(&K) -> bool,
     ) -> Option<Self> {
-        let request = waiter.request.as_ref()?;
+        let LeftRequest { request, .. } = waiter.request.as_ref()?;
         if !fits(request) {
             return None;
         }
@@ -143,7 +154,7 @@ impl<K> TakenRequest<K> {
     }
 
     pub(crate) fn request(&self) -> Option<&K> {
-        self.waiter.request.as_deref()
+        self.waiter.request.as_ref().map(|left| &*left.request)
     }
 
     /// Returns whether the caller still waits.

@@ -468,7 +468,8 @@ fn a_watch_that_gave_up_after_it_was_sent_leaves_nothing_on_the_connection() {
 
 #[test]
 fn a_watch_waits_on_for_any_connection_if_the_one_it_was_sent_on_goes_silent() {
-    let fixture = start_with(|builder| builder.max_size(2));
+    // It waits on after a quarter of this time.
+    let fixture = start_with(|builder| builder.max_size(2).response_timeout(SOON / 2));
     let accounts = fixture.accounts();
     thread::scope(|scope| {
         let (mut silent, mut other) = (accounts.begin().unwrap(), accounts.begin().unwrap());

@@ -27,20 +27,20 @@ use super::*;
 use crate::pool::model::{assert_found, check};
 
 /// A request, with the connection that is passed on in it.
-struct LeftRequest {
+struct Sent {
     connection: Log<Option<usize>>,
 }
 
-type Semaphore = FairSemaphore<usize, (), LeftRequest>;
+type Semaphore = FairSemaphore<usize, (), Sent>;
 
 /// What a holder does with a request that it has taken.
 #[derive(Clone, Copy)]
 struct Steps {
     /// Passes the connection on. Returns false if it stays with the holder.
-    grant: fn(&Semaphore, &TakenRequest<LeftRequest>, usize) -> bool,
-    give_back: fn(&Semaphore, TakenRequest<LeftRequest>),
+    grant: fn(&Semaphore, &TakenRequest<Sent>, usize) -> bool,
+    give_back: fn(&Semaphore, TakenRequest<Sent>),
     /// Takes what is in the request of a caller that was granted a permit.
-    receive: fn(&LeftRequest, bool) -> Option<usize>,
+    receive: fn(&Sent, bool) -> Option<usize>,
 }
 
 const RIGHT: Steps = Steps {
@@ -75,12 +75,13 @@ impl Watched {
 
     /// Returns the permit, or `None` if the caller gave up or the semaphore is closed.
     fn take(&self, caller: usize, deadline: Instant) -> Option<usize> {
-        let request = Arc::new(LeftRequest { connection: Log::default() });
+        let request = Arc::new(Sent { connection: Log::default() });
         let queue = |_: &IsWaiting<'_>| {
             self.joined.lock().unwrap().push(caller);
             Ok::<_, ()>(())
         };
-        let acquired = self.semaphore.acquire_with(deadline, Some(Arc::clone(&request)), queue);
+        let left = LeftRequest { request: Arc::clone(&request), patience: Duration::MAX };
+        let acquired = self.semaphore.acquire_with(deadline, Some(left), queue);
         let Granted { permit, passed_on } = acquired.ok()?;
         let received = (self.steps.receive)(&request, passed_on);
         assert_eq!(received, passed_on.then_some(permit), "a connection that is not its own");
