@@ -30,9 +30,10 @@ pub(crate) struct OwnWrites {
 }
 
 impl OwnWrites {
-    /// `None`: no warning would be logged.
-    pub(crate) fn new() -> Option<Self> {
-        (Level::WARN <= LevelFilter::current()).then(|| Self { keys: HashSet::new() })
+    /// `None`: no warning would be logged. `is_decisive`: they decide more than that.
+    pub(crate) fn new(is_decisive: bool) -> Option<Self> {
+        let is_logged = || Level::WARN <= LevelFilter::current();
+        (is_decisive || is_logged()).then(|| Self { keys: HashSet::new() })
     }
 
     /// Whether that session manager has written the key.

@@ -146,10 +146,20 @@ impl Attempts {
         self.deadline.unwrap_or(self.begun + MAX_WAIT)
     }
 
+    /// Whether the policy allows no further attempt, whatever the time.
+    pub(crate) fn is_last(&self) -> bool {
+        self.number >= self.policy.attempts
+    }
+
+    /// Counts another attempt, without a wait before it.
+    pub(crate) fn next_at_once(&mut self) {
+        self.number += 1;
+    }
+
     /// Counts another attempt and returns the wait before it. `None`: the policy allows no further
     /// attempt.
     pub(crate) fn next(&mut self, now: Instant) -> Option<Duration> {
-        if self.number >= self.policy.attempts {
+        if self.is_last() {
             return None;
         }
         let wait = self.backoff.step().mul_f64(fastrand::f64());

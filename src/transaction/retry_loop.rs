@@ -150,7 +150,9 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         let span = transaction_span(router, &run.owner);
         let limits = RunLimits::new(router, run.policy, run.plan.wait);
         let route = Route::to(run.binding.slot());
-        let own_writes = if run.plan.watched { OwnWrites::new() } else { None };
+        // A block that writes its own keys is not merged with others, whatever is logged.
+        let is_merged = router.settings().max_merged > 1;
+        let own_writes = if run.plan.watched { OwnWrites::new(is_merged) } else { None };
         Self { run, span, limits, route, turn: None, begun: Started::now(), own_writes }
     }
 
@@ -382,6 +384,24 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             && !reads.has_conditions()
             && effects::are_predictable(reads.bytes())
             && keys::are_among(reads.bytes(), watch)
+    }
+
+    /// Number of attempts so far.
+    pub(crate) fn number(&self) -> u32 {
+        self.limits.number()
+    }
+
+    /// Whether the policy allows only one more run of the closure. That is not spent on predicted values,
+    /// which may turn out to be wrong.
+    pub(crate) fn is_last(&mut self) -> bool {
+        self.limits.attempts().is_last()
+    }
+
+    /// Counts a run of the closure whose result is void, because the values that it ran on are.
+    pub(crate) fn ran_in_vain<P: Side>(&mut self, router: &Router<P>) {
+        self.limits.attempts().next_at_once();
+        router.counters().retries.add();
+        tracing::debug!(attempt = self.limits.number(), why = "other values", "retry");
     }
 
     /// A scope for a closure that runs on predicted values.

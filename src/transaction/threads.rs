@@ -127,15 +127,24 @@ fn run_merged<R: Resolve, E: From<Error>>(
         router.here().map_err(Error::from)?;
         Ok::<_, E>(Ran { result, block })
     };
-    let mut ran = None;
+    let mut ran: Option<Ran<R, E>> = None;
+    let in_vain = |attempts: &mut WatchAttempts, ran: Option<Ran<R, E>>| {
+        if ran.is_some() {
+            attempts.ran_in_vain(router);
+        }
+    };
     loop {
         let committed = match wait(attempts, router, &mut place) {
-            Step::Alone => return Ok(None),
+            Step::Alone => {
+                in_vain(attempts, ran);
+                return Ok(None);
+            }
             Step::Again => {
-                ran = None;
+                in_vain(attempts, ran.take());
                 place.rejoin();
                 continue;
             }
+            Step::Run(..) if attempts.is_last() => return Ok(None),
             Step::Run(values, _) => {
                 let mut watching = predicted(attempts, router, target, &values)?;
                 let mut new = run(attempts, &mut watching)?;
@@ -148,8 +157,14 @@ fn run_merged<R: Resolve, E: From<Error>>(
                 let pending = new.result.is_ok().then_some(&mut new.block.pending);
                 match append(&mut place, watching, pending, &values) {
                     Appended::Valid => ran = Some(new),
-                    Appended::Void => place.rejoin(),
-                    Appended::Alone => return Ok(None),
+                    Appended::Void => {
+                        in_vain(attempts, Some(new));
+                        place.rejoin();
+                    }
+                    Appended::Alone => {
+                        in_vain(attempts, Some(new));
+                        return Ok(None);
+                    }
                 }
                 continue;
             }
@@ -160,7 +175,11 @@ fn run_merged<R: Resolve, E: From<Error>>(
                 let has_run = place.has_run_on(found.as_ref());
                 let mut own = match ran.take() {
                     Some(own) if has_run => own,
-                    _ => run(attempts, &mut watching)?,
+                    void => {
+                        in_vain(attempts, void);
+                        watching.reading().attempt = attempts.number();
+                        run(attempts, &mut watching)?
+                    }
                 };
                 own.result = own.result.and_then(|handles| watching.unless_again(handles));
                 if let Err(error) = own.result {
@@ -184,7 +203,11 @@ fn run_merged<R: Resolve, E: From<Error>>(
                 None => None,
             },
         };
-        let (Some(committed), Some(Ran { result, mut block })) = (committed, ran.take()) else {
+        let (committed, Some(Ran { result, mut block })) = (committed, ran.take()) else {
+            return Ok(None);
+        };
+        let Some(committed) = committed else {
+            attempts.ran_in_vain(router);
             return Ok(None);
         };
         let replies = end_block(attempts, router, &mut block.pending, committed, result.is_err())?;

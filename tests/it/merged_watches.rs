@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::fixture::SOON;
 use redis::cmd;
@@ -470,4 +470,44 @@ fn a_closure_that_asks_to_run_again_is_counted_also_on_the_values_of_another_blo
         slow.join().unwrap().unwrap();
     });
     assert_eq!(server.ask::<i64>(&["GET", "hot"]), 10);
+}
+
+#[test]
+fn a_closure_runs_no_more_often_than_its_policy_allows() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(500));
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional();
+    let ends = Instant::now() + Duration::from_secs(2);
+    thread::scope(|scope| {
+        for thread in 0..12 {
+            let (handle, most) = (&handle, 1 + thread % 3);
+            scope.spawn(move || {
+                let policy = RetryPolicy::default().attempts(most).max_backoff(Duration::ZERO);
+                while Instant::now() < ends {
+                    let mut runs = 0;
+                    let mut watch = handle.watch(["hot"]).retry(policy);
+                    let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+                    let result = watch.run(|read, tx| {
+                        runs += 1;
+                        assert!(read.attempt() >= runs, "a run that was not counted");
+                        let n = read.declared(n)?.unwrap_or_default();
+                        Ok(tx.set("hot", n + 1))
+                    });
+                    assert!(runs <= most, "{runs} runs of {most}: {result:?}");
+                    if let Err(error) = result {
+                        assert!(matches!(error, Error::RetriesExhausted { .. }), "{error:?}");
+                    }
+                }
+            });
+        }
+        scope.spawn(|| {
+            let mut other = server.connection();
+            while Instant::now() < ends {
+                cmd("INCR").arg("hot").exec(&mut other).unwrap();
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+    });
 }
