@@ -59,9 +59,11 @@ impl Cluster {
             node.server.ask::<()>(&["CLUSTER", "SET-CONFIG-EPOCH", &(index + 1).to_string()]);
         }
         for (index, node) in nodes.iter().take(masters).enumerate() {
-            let slots = share(index, masters);
-            let (first, last) = (slots.start().to_string(), slots.end().to_string());
-            node.server.ask::<()>(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
+            // Not by their range, which Redis 6 does not know.
+            let slots: Vec<_> = share(index, masters).map(|slot| slot.to_string()).collect();
+            let mut add = vec!["CLUSTER", "ADDSLOTS"];
+            add.extend(slots.iter().map(String::as_str));
+            node.server.ask::<()>(&add);
         }
         for (index, node) in nodes.iter().enumerate() {
             nodes.iter().skip(index + 1).for_each(|other| meet(node, other));

@@ -111,10 +111,13 @@ fn a_user_without_the_right_to_asking_fails_at_once_in_every_form() {
     // All of the lock's keys have moved on.
     while fixture.cluster.move_keys(slot, from, to, 10) > 0 {}
     let held = guard.ensure_held().unwrap_err();
+    // The register is where it was, and the key is not. From Valkey 9.0 on, EXEC is what is refused then.
+    if summary(&exactly) != "Rejected EXEC TRYAGAIN, applied No, retryable" {
+        assert_eq!(summary(&exactly), "Rejected ASKING NOPERM, applied No", "{exactly:?}");
+    }
     let refusals = [
         (single, "Command INCRBY NOPERM, applied No"),
         (run, "Rejected ASKING NOPERM, applied No"),
-        (exactly, "Rejected ASKING NOPERM, applied No"),
         (watch.unwrap_err(), "Command ASKING NOPERM, applied No"),
         (held, "Lock ensure_held NOPERM, applied No"),
     ];
