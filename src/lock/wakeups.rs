@@ -12,12 +12,13 @@ use redis::Value;
 use scopeguard::defer;
 use tracing::Level;
 
+use crate::connection::endpoint::Endpoint;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::lock::client::ScriptClient;
 use crate::lock::thread_waiters::ThreadWaiters;
 use crate::lock::waiters::{LISTENER_IDLE, LISTENER_PAUSE, LISTENER_QUIET, listener_pauses};
-use crate::pool::router::{Generation, Router};
+use crate::pool::router::Router;
 use crate::process::worker::{BackgroundWorker, Next, Shared, Work};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::retry::Backoff;
@@ -120,9 +121,8 @@ impl Work for ListenerWork {
                 shared.lock().listens = false;
                 self.waiters.down();
             }
-            let generation = self.router.generation();
             self.connect()
-                .and_then(|mut connection| self.serve(shared, &mut connection, generation))
+                .and_then(|(mut connection, origin)| self.serve(shared, &mut connection, &origin))
         };
         if let Err(error) = ended {
             tracing::debug!(error = %format_args!("{error:#}"), "not subscribed to releases; waiters poll");
@@ -133,17 +133,45 @@ impl Work for ListenerWork {
     }
 }
 
+/// The server that a connection leads to, the number of failovers before, and the credentials.
+struct Origin {
+    endpoint: Endpoint,
+    generation: u64,
+    version: Option<u64>,
+}
+
+impl Origin {
+    /// Calls the provider of credentials, which may block.
+    fn of(endpoint: Endpoint) -> Self {
+        let (generation, version) = (endpoint.generation(), version(&endpoint));
+        Self { endpoint, generation, version }
+    }
+
+    /// Returns whether another server serves, or the credentials have changed. The same holds for the call.
+    fn is_outdated(&self) -> bool {
+        self.endpoint.generation() != self.generation
+            || version(&self.endpoint).is_some_and(|version| Some(version) != self.version)
+    }
+}
+
+/// Returns the version of the credentials, unless the provider panics.
+fn version(endpoint: &Endpoint) -> Option<u64> {
+    endpoint.provider()?.version_unless_it_panics()
+}
+
 impl ListenerWork {
     /// Connects to any node: a message published on one node arrives on all.
-    fn connect(&self) -> Result<redis::Connection, ConnectionError> {
+    fn connect(&self) -> Result<(redis::Connection, Origin), ConnectionError> {
         let (limit, any) = (self.router.settings().connect_timeout, Route::default());
         let closed = |_| ConnectionError::unexpected("there is no server to subscribe to");
         let endpoint = now(self.router.endpoint(&any, Instant::now() + limit)).map_err(closed)?;
-        endpoint.client(limit).inspect_err(|source| {
+        let origin = Origin::of(endpoint);
+        let opened = origin.endpoint.client(limit).inspect_err(|source| {
             let error = CheckoutError::Connect { waited: limit, source: source.clone() };
             let by = Instant::now() + self.router.settings().checkout_timeout;
             let _: Option<Redirect> = now(self.router.on_unreachable(&any, &error, by));
-        })
+        });
+        Ok((opened?, origin))
     }
 
     /// Receives messages until no caller waits any more, or the worker is closed.
@@ -151,7 +179,7 @@ impl ListenerWork {
         &self,
         shared: &Shared<ListenerState>,
         connection: &mut redis::Connection,
-        generation: Generation,
+        origin: &Origin,
     ) -> Result<(), ConnectionError> {
         if let Some(refused) =
             self.begin(connection).map_err(|error| ConnectionError::of(&error))?
@@ -159,7 +187,7 @@ impl ListenerWork {
             return Err(ConnectionError::refused(refused));
         }
         let mut pubsub = connection.as_pubsub();
-        let ended = self.listen(shared, &mut pubsub, generation);
+        let ended = self.listen(shared, &mut pubsub, origin);
         // The drop unsubscribes and reads the replies; there is no need to wait for them.
         let _: Result<(), _> = pubsub.set_read_timeout(Some(Duration::from_millis(5)));
         if ended.map_err(|error| ConnectionError::of(&error))? {
@@ -191,7 +219,7 @@ impl ListenerWork {
         &self,
         shared: &Shared<ListenerState>,
         pubsub: &mut redis::PubSub<'_>,
-        generation: Generation,
+        origin: &Origin,
     ) -> redis::RedisResult<bool> {
         shared.lock().listens = true;
         let (mut wanted, mut last_message) = (Instant::now(), Instant::now());
@@ -202,7 +230,7 @@ impl ListenerWork {
             if !self.waiters.is_empty() {
                 wanted = Instant::now();
             }
-            if self.router.generation() != generation {
+            if origin.is_outdated() {
                 return Ok(true);
             }
             if wanted.elapsed() >= LISTENER_IDLE {

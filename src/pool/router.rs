@@ -36,16 +36,11 @@ use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::cluster::route::{RedirectBudget, Route};
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::cluster::slot_map::NodeAddress;
-use crate::settings::credentials::Provider;
 use crate::settings::settings::Settings;
 use crate::status::counters::{Counter, Counters};
 use crate::status::report::PoolStatus;
 use crate::sync::boxed::boxed;
 use crate::sync::lock;
-
-/// Number of failovers, and version of the credentials. It changes when another server serves, or when
-/// connections must authenticate again.
-pub(crate) type Generation = (u64, Option<u64>);
 
 /// The pools of one purpose. Clones share the pools.
 pub(crate) struct Router<P: ServerPool = Pool> {
@@ -246,13 +241,6 @@ impl<P: ServerPool> Pools<P> {
     /// Returns whether another server may take the place of the current one.
     pub(crate) fn may_switch(&self) -> bool {
         self.endpoint.may_switch()
-    }
-
-    /// Returns a value that rises when another server serves, or when connections must
-    /// re-authenticate.
-    pub(crate) fn generation(&self) -> Generation {
-        let version = self.settings().credentials.as_ref().map(Provider::version);
-        (self.endpoint.generation(), version)
     }
 
     /// Stops the opening of connections.

@@ -3,7 +3,6 @@
 
 use std::any::Any;
 use std::error::Error;
-#[cfg(feature = "tokio")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
@@ -324,6 +323,11 @@ impl Provider {
         if let Source::Blocking(_) = &self.source {
             return None;
         }
+        self.version_unless_it_panics()
+    }
+
+    /// Calls the provider, which may block. `None`: it panicked.
+    pub(crate) fn version_unless_it_panics(&self) -> Option<u64> {
         catch_unwind(AssertUnwindSafe(|| self.version())).ok()
     }
 
@@ -357,9 +361,9 @@ impl Provider {
             }
             drop(calls);
             let asked = self.count();
-            let version = catch_unwind(AssertUnwindSafe(|| self.version()));
+            let version = self.version_unless_it_panics();
             drop(asked);
-            if let Ok(version) = version {
+            if let Some(version) = version {
                 for sender in waiting {
                     let _: Result<(), u64> = sender.send(version);
                 }

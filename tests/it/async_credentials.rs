@@ -5,7 +5,7 @@
 use std::error::Error as StdError;
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{AsyncCredentialsProvider, SessionManager};
@@ -313,6 +313,8 @@ fn an_asynchronous_provider_is_refused_for_threads_and_never_shown() {
 #[derive(Default)]
 struct BlockingVersion {
     is_shut: std::sync::Mutex<bool>,
+    panics: AtomicBool,
+    panicked: AtomicUsize,
     opened: std::sync::Condvar,
     version: AtomicU64,
     running: AtomicUsize,
@@ -336,6 +338,10 @@ impl CredentialsProvider for BlockingVersion {
     }
 
     fn version(&self) -> u64 {
+        if self.panics.load(Ordering::SeqCst) {
+            self.panicked.fetch_add(1, Ordering::SeqCst);
+            panic!("a version that panics");
+        }
         let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(running, Ordering::SeqCst);
         let provider = self.opened.wait_while(self.is_shut.lock().unwrap(), |shut| *shut);
@@ -412,6 +418,69 @@ fn a_version_that_blocks_stops_no_task_and_no_call() {
         }
         sessions.status().transactional.counts.reauthentications >= 2
     });
+}
+
+#[test]
+fn a_version_that_blocks_stops_no_task_while_a_lock_is_waited_for() {
+    let server = Server::start();
+    // Dropped after the provider is open.
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (provider, sessions) = with_blocking_version(&server);
+    let lock = sessions.lock("l").lease(Duration::from_secs(2));
+    let guard = runtime.block_on(lock.acquire(SOON)).unwrap();
+    let waiter = runtime.spawn(async move { lock.acquire(LONG).await?.release().await });
+    let locks = || sessions.status().locks;
+    eventually(SOON, "it waits and listens", || locks().subscriptions == 1);
+    eventually(SOON, "the connection for renewals is open", || locks().renewals > 0);
+    provider.shut();
+    server.ask::<i64>(&["PUBLISH", "rediscope:lock:{l}:wake", ""]);
+    eventually(SOON, "the provider is asked", || provider.running.load(Ordering::SeqCst) > 0);
+    let other = runtime.spawn(async {});
+    eventually(SOON, "another task runs", || other.is_finished());
+    let renewals = locks().renewals;
+    eventually(SOON, "the lease is extended", || {
+        assert!(!guard.is_lost());
+        locks().renewals >= renewals + 3
+    });
+    runtime.block_on(guard.release()).unwrap();
+    eventually(SOON, "the waiter has had the lock", || waiter.is_finished());
+    runtime.block_on(waiter).unwrap().unwrap();
+}
+
+#[test]
+fn a_version_that_panics_ends_no_subscription_of_a_waiter() {
+    let server = Server::start();
+    let runtime = several();
+    let (provider, sessions) = with_blocking_version(&server);
+    let others = SessionManager::builder(server.url()).build_async().unwrap();
+    let guard = runtime.block_on(others.lock("l").lease(LONG).acquire(SOON)).unwrap();
+    let lock = sessions.lock("l").lease(LONG);
+    let waiter = runtime.spawn(async move { lock.acquire(LONG).await?.release().await });
+    eventually(SOON, "it waits and listens", || sessions.status().locks.subscriptions == 1);
+    let subscribed = server.calls("subscribe");
+    provider.panics.store(true, Ordering::SeqCst);
+    eventually(SOON, "the provider has panicked", || provider.panicked.load(Ordering::SeqCst) >= 2);
+    assert_eq!(server.calls("subscribe"), subscribed, "it listens on the same connection");
+    provider.panics.store(false, Ordering::SeqCst);
+    runtime.block_on(guard.release()).unwrap();
+    eventually(SOON, "the waiter has had the lock", || waiter.is_finished());
+    runtime.block_on(waiter).unwrap().unwrap();
+}
+
+#[test]
+fn a_waiter_listens_with_new_credentials_soon_after_they_have_changed() {
+    let server = Server::start();
+    let runtime = several();
+    let (provider, sessions) = with_blocking_version(&server);
+    let lock = sessions.lock("l").lease(LONG);
+    let guard = runtime.block_on(lock.acquire(SOON)).unwrap();
+    let waiter = runtime.spawn(async move { lock.acquire(LONG).await?.release().await });
+    eventually(SOON, "it waits and listens", || sessions.status().locks.subscriptions == 1);
+    let subscribed = server.calls("subscribe");
+    provider.version.fetch_add(1, Ordering::SeqCst);
+    eventually(SOON, "it listens anew", || server.calls("subscribe") > subscribed);
+    runtime.block_on(guard.release()).unwrap();
+    runtime.block_on(waiter).unwrap().unwrap();
 }
 
 #[test]

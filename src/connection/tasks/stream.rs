@@ -36,6 +36,11 @@ impl TaskStream {
         &self.connection.wire().task().shared
     }
 
+    /// See [`Connection::needs_reauth`].
+    pub(crate) fn needs_reauth(&self, version: u64) -> bool {
+        self.connection.needs_reauth(version)
+    }
+
     /// Hands bytes to the connection's task, which has until `deadline` to write them.
     ///
     /// # Errors

@@ -5,8 +5,9 @@
 //! depend on the task: without it they send a request from time to time.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use redis::Value;
@@ -14,9 +15,11 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
 use crate::connection::connection::Connection;
-use crate::connection::deadline::Deadline;
+use crate::connection::deadline::{self, Deadline};
+use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::OpenOptions;
 use crate::connection::io::Io;
+use crate::connection::tasks::connect::login_version;
 use crate::connection::tasks::io::Tasks;
 use crate::connection::tasks::stream::TaskStream;
 use crate::connection::tasks::wire::TaskWire;
@@ -24,12 +27,13 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::lock::tasks::subscription::Subscription;
 use crate::lock::tasks::task_waiters::TaskWaiters;
-use crate::lock::waiters::{LISTENER_PAUSE, listener_pauses};
+use crate::lock::waiters::{LISTENER_PAUSE, LISTENER_QUIET, listener_pauses};
 use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::resp::encode;
 use crate::protocol::server_error::ServerError;
+use crate::settings::settings::Settings;
 use crate::sync::lock;
 use crate::sync::timer::DeadlineTimer;
 
@@ -152,24 +156,73 @@ async fn serve(
     router: &Router<TaskPool>,
     listener: &Arc<TaskListener>,
 ) -> Result<(), ConnectionError> {
-    let generation = router.generation();
-    let mut connection = connect(router).await?;
+    let (mut connection, endpoint) = connect(router).await?;
+    let generation = connection.generation();
     prove_publish(router, &mut connection).await?;
     let stream = TaskStream::new(connection);
     let response_timeout = router.settings().response_timeout;
     let mut subscription =
         Subscription::new(stream, Arc::clone(&listener.waiters), response_timeout);
+    let mut versions = VersionWatch::new(&endpoint, router.settings());
     poll_fn(|context| {
         if listener.poll_closed(context).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        if router.generation() != generation {
+        let version = match versions.poll(context) {
+            Poll::Ready(version) => Some(version),
+            Poll::Pending => None,
+        };
+        if endpoint.generation() != generation
+            || version.is_some_and(|version| subscription.needs_reauth(version))
+        {
             let text = "another master, or other credentials";
             return Poll::Ready(Err(ConnectionError::unexpected(text)));
         }
         subscription.poll(context)
     })
     .await
+}
+
+/// Asks for the version of the credentials from time to time. A provider that may block is called on a thread
+/// of its own, and one that panics changes nothing.
+struct VersionWatch {
+    endpoint: Endpoint,
+    settings: Arc<Settings>,
+    asked: Option<Pin<Box<dyn Future<Output = Option<u64>> + Send>>>,
+    next: Instant,
+    timer: DeadlineTimer,
+}
+
+impl VersionWatch {
+    fn new(endpoint: &Endpoint, settings: &Arc<Settings>) -> Self {
+        let (endpoint, settings) = (endpoint.clone(), Arc::clone(settings));
+        let (next, timer) = (Instant::now(), DeadlineTimer::default());
+        Self { endpoint, settings, asked: None, next, timer }
+    }
+
+    /// Ready with a version that has just arrived.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<u64> {
+        if self.endpoint.provider().is_none() {
+            return Poll::Pending;
+        }
+        loop {
+            if self.asked.is_none() {
+                ready!(self.timer.poll(context, self.next));
+            }
+            let asked = self.asked.get_or_insert_with(|| {
+                let (endpoint, settings) = (self.endpoint.clone(), Arc::clone(&self.settings));
+                let by = deadline::after(settings.response_timeout);
+                Box::pin(async move { login_version(&endpoint, &settings, by).await })
+            });
+            let version = ready!(asked.as_mut().poll(context));
+            (self.asked, self.next) = (None, Instant::now() + LISTENER_QUIET);
+            if let Some(version) = version {
+                // The caller polls again, which sets the timer, or leaves.
+                context.waker().wake_by_ref();
+                return Poll::Ready(version);
+            }
+        }
+    }
 }
 
 /// Publishes on a channel that has no subscriber. A user without the right to PUBLISH sends no message
@@ -192,7 +245,9 @@ async fn prove_publish(
 }
 
 /// Connects to any node: a message published on one node arrives on all.
-async fn connect(router: &Router<TaskPool>) -> Result<Connection<TaskWire>, ConnectionError> {
+async fn connect(
+    router: &Router<TaskPool>,
+) -> Result<(Connection<TaskWire>, Endpoint), ConnectionError> {
     let (settings, any) = (router.settings(), Route::default());
     let by = Instant::now() + settings.connect_timeout;
     let closed = |_| ConnectionError::unexpected("there is no server to subscribe to");
@@ -205,5 +260,5 @@ async fn connect(router: &Router<TaskPool>) -> Result<Connection<TaskWire>, Conn
         let by = Instant::now() + settings.checkout_timeout;
         let _: Option<Redirect> = router.on_unreachable(&any, &error, by).await;
     }
-    opened
+    Ok((opened?, endpoint))
 }

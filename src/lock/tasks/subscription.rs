@@ -56,6 +56,11 @@ impl Subscription {
         }
     }
 
+    /// Whether the connection authenticated with another version of the credentials.
+    pub(super) fn needs_reauth(&self, version: u64) -> bool {
+        self.stream.needs_reauth(version)
+    }
+
     /// Sends what has to change, and passes messages on. Ready when no caller waits for any channel
     /// for long enough.
     ///
