@@ -85,6 +85,25 @@ fn no_waiter_polls(fixture: &Fixture) {
 }
 
 #[test]
+fn a_lock_given_with_a_shorter_lease_is_free_after_it() {
+    let fixture = start();
+    let other = fixture.other();
+    let guard = holds(&fixture.sessions);
+    let short = fixture.sessions.lock("l").lease(Duration::from_millis(600)).fixed_lease();
+    let given = thread::spawn(move || std::mem::forget(short.acquire(LONG).unwrap()));
+    fixture.wait_for_waiters(&fixture.sessions, 1);
+    let lock = other.lock("l").lease(LONG);
+    let waiter = thread::spawn(move || lock.acquire(Duration::from_secs(10)));
+    fixture.wait_for_waiters(&other, 1);
+    no_waiter_polls(&fixture);
+    let published = fixture.server.calls("publish");
+    guard.release().unwrap();
+    given.join().unwrap();
+    assert!(fixture.server.calls("publish") > published, "the new end was published");
+    waiter.join().unwrap().unwrap().release().unwrap();
+}
+
+#[test]
 fn a_lock_that_goes_round_in_one_process_comes_to_another_one() {
     let fixture = start();
     let ends = Arc::new(AtomicBool::new(false));

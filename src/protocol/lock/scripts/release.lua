@@ -13,14 +13,19 @@ if KEYS[answered] then
 end
 
 -- Gives the lock to a waiter. Only a call that has removed the former holder does: it may be sent again,
--- when others have had the lock.
-local function hand_over()
+-- when others have had the lock. `before`: end of the former holder's lease.
+local function hand_over(before)
   local time = call('TIME')
-  local ends = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[6])
+  local last = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[6]
+  local ends = string.format('%.0f', last)
   local token = take(KEYS[6], KEYS[1], KEYS[2], ARGV[5], ARGV[7], time, ends)
   call('PEXPIREAT', KEYS[1], ends)
   if ARGV[7] ~= '' then
     call('PEXPIREAT', KEYS[2], ends)
+  end
+  if token and last < before then
+    -- Waiters ask again when the former lease ends: one of them has to know the new end.
+    redis.pcall('PUBLISH', ARGV[3], '')
   end
   return token
 end
@@ -32,6 +37,7 @@ if not special or (ARGV[4] ~= '1' and call('EXISTS', KEYS[5], KEYS[3]) == 0) the
   -- Removing comes first: neither this write nor one after it is refused when memory is short. If
   -- the token is still among the holders, no other caller has acquired the lock since, even if the
   -- lease has ended: every acquisition first removes the holders whose lease has ended.
+  local before = ARGV[5] and tonumber(call('ZSCORE', KEYS[1], me) or 0)
   local held = call('ZREM', KEYS[1], me)
   if special then
     call('HDEL', KEYS[2], me)
@@ -39,7 +45,7 @@ if not special or (ARGV[4] ~= '1' and call('EXISTS', KEYS[5], KEYS[3]) == 0) the
   call('SET', KEYS[5], held, 'PX', ARGV[2])
   if held == 1 then
     if ARGV[5] and not (special and call('EXISTS', KEYS[7]) == 1) then
-      local given, token = pcall(hand_over)
+      local given, token = pcall(hand_over, before)
       if given and token then
         return {held, token}
       end
