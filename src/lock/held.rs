@@ -295,12 +295,17 @@ async fn release_held<M: LockIo>(
     let call = release_call(manager, lock_lease, answered, next_holder);
     let reply = manager.client().ask_one("release", &call, Via::OwnConnection, limit).await;
     let repeated = reply.as_ref().is_ok_and(|reply| reply.repeated);
-    if let (Some(next), Ok(reply)) = (next, &reply)
-        && let Some(fencing) = reply.values.first().and_then(given_token)
-    {
-        next.give(GivenLock { fencing, timing: reply.timing, repeated });
-    }
+    let given =
+        reply.as_ref().ok().map(|reply| (reply.values.first().and_then(given_token), reply.timing));
     let was_held = reply.and_then(|reply| reply.was_held("release"));
+    match (next, given) {
+        (Some(next), Some((Some(fencing), timing))) => {
+            next.give(GivenLock { fencing, timing, repeated });
+        }
+        (Some(next), _) if was_held.is_ok() && !repeated => next.not_given(),
+        // A copy of the release may give it the lock.
+        (next, _) => drop(next),
+    }
     if was_held.is_err() {
         release_in_background(manager, lock_lease);
     } else if !lock_lease.maybe_in_flight && !repeated {

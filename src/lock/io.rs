@@ -15,7 +15,7 @@ use crate::settings::settings::Settings;
 use crate::status::locks::LockCounters;
 
 /// Maximum time after which bytes sent on a lost connection can still arrive.
-const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);
+pub(crate) const MAX_DELAY_IN_FLIGHT: Duration = Duration::from_secs(60);
 
 /// The locks of a session manager.
 pub(crate) trait LockIo: Sized + Send + Sync + 'static {
@@ -83,6 +83,8 @@ pub(crate) trait Waiter: Send + Sync {
 
     /// Waits until there is a reason to send a request, or until `until`; false: there is none.
     ///
+    /// A waiter to which a release may have given the lock has a reason from time to time.
+    ///
     /// A second wait means that the last request failed: another caller has the lock and will
     /// release it. With a `wake_filter` the wakeup is passed to waiters that can still use it, such as
     /// readers behind a writer. If the future is dropped, the place stays until the waiter is
@@ -109,6 +111,9 @@ pub(crate) trait NextWaiter: Send {
 
     /// The release has given it the lock.
     fn give(self, given: GivenLock);
+
+    /// The release has given it nothing, and no copy of it will.
+    fn not_given(self);
 }
 
 /// The renewal of leases in the background. No method waits for a server.

@@ -8,7 +8,8 @@
 //!
 //! A release of this process gives the lock to a waiter of this process, in the same request, and publishes
 //! nothing. Waiters of other processes get their message after at most [`MAX_GIVEN`] such releases. A waiter
-//! knows from then on that it may hold the lock, also if the reply to that request is lost.
+//! knows from then on that it may hold the lock, also if the reply to that request is lost. As long as a copy
+//! of the request may arrive, it asks from time to time: no message comes if the request gives it the lock.
 
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/waiters.rs"]
@@ -18,7 +19,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::lock::given::{Given, GivenLock};
-use crate::lock::io::{NextWaiter, Waiter};
+use crate::lock::io::{MAX_DELAY_IN_FLIGHT, NextWaiter, Waiter};
 use crate::protocol::lock::acquire::WakeFilter;
 use crate::protocol::lock::lease::NextHolder;
 use crate::protocol::retry::Backoff;
@@ -38,6 +39,10 @@ pub(crate) const LISTENER_PAUSE: Duration = Duration::from_millis(250);
 pub(crate) fn listener_pauses() -> Backoff {
     Backoff::new(LISTENER_PAUSE / 32, LISTENER_PAUSE)
 }
+
+/// Maximum delay until a waiter notices that a release may have given it the lock, and between its requests as
+/// long as one may: the release may have no reply, or its task may not be polled.
+const GIVEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// Maximum number of successive releases that give the lock to a waiter of the same process.
 pub(crate) const MAX_GIVEN: u32 = 16;
@@ -87,7 +92,11 @@ pub(crate) struct Flags {
     recheck: bool,
     /// The waiter waits, and sends no request.
     waits: bool,
-    given: Given,
+    /// A release is under way that is to give it the lock.
+    giving: bool,
+    /// Instant until which a copy of a release without a reply may arrive and give it the lock.
+    late_until: Option<Instant>,
+    given: Option<GivenLock>,
 }
 
 /// The changes that the listener has to make.
@@ -98,9 +107,23 @@ pub(crate) struct Changes {
 }
 
 impl Flags {
+    /// Returns whether a release may give the waiter the lock, or may have done so.
+    fn may_be_given(&self) -> bool {
+        self.giving || self.late_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Takes the lock that a release has given to the waiter.
+    fn take_given(&mut self) -> Given {
+        match self.given.take() {
+            Some(given) => Given::Yes(given),
+            None if self.may_be_given() => Given::Maybe,
+            None => Given::No,
+        }
+    }
+
     /// Returns whether there is a reason to send a request, and takes it.
     pub(crate) fn take_reason(&mut self) -> bool {
-        if let Given::Yes(_) = self.given {
+        if self.given.is_some() {
             return true;
         }
         if std::mem::take(&mut self.pending) {
@@ -296,10 +319,11 @@ impl<N> LockWaiter<N> {
     {
         let next_holder = self.next_holder.as_ref()?;
         let mut flags = lock(&self.flags);
-        if !flags.waits || flags.pending || flags.recheck || flags.given != Given::No {
+        let asks = !flags.waits || flags.pending || flags.recheck;
+        if asks || flags.giving || flags.given.is_some() {
             return None;
         }
-        flags.given = Given::Maybe;
+        flags.giving = true;
         Some(Giving { waiter: Arc::clone(self), next_holder: next_holder.clone() })
     }
 }
@@ -318,14 +342,23 @@ impl<N: Notifier> NextWaiter for Giving<N> {
 
     fn give(self, given: GivenLock) {
         // The drop notifies the waiter. A waiter that has left releases the lock.
-        lock(&self.waiter.flags).given = Given::Yes(given);
+        let mut flags = lock(&self.waiter.flags);
+        (flags.giving, flags.given) = (false, Some(given));
+    }
+
+    fn not_given(self) {
+        let mut flags = lock(&self.waiter.flags);
+        (flags.giving, flags.recheck) = (false, true);
     }
 }
 
 impl<N: Notifier> Drop for Giving<N> {
     fn drop(&mut self) {
         let mut flags = lock(&self.waiter.flags);
-        flags.recheck |= flags.given == Given::Maybe;
+        if std::mem::take(&mut flags.giving) {
+            flags.recheck = true;
+            flags.late_until = Some(Instant::now() + MAX_DELAY_IN_FLIGHT);
+        }
         drop(flags);
         self.waiter.notifier.notify();
     }
@@ -353,19 +386,29 @@ impl<N: Notifier> Waiter for Registration<N> {
         if had && let Some(filter) = wake_filter {
             self.pass_on(filter);
         }
-        lock(&self.waiter.flags).waits = true;
-        let woken = self.waiter.notifier.wait(&self.waiter.flags, until).await;
-        lock(&self.waiter.flags).waits = false;
+        let flags = &self.waiter.flags;
+        lock(flags).waits = true;
+        let woken = loop {
+            let next_look = match self.waiter.next_holder {
+                Some(_) => until.min(Instant::now() + GIVEN_PAUSE),
+                None => until,
+            };
+            let woken = self.waiter.notifier.wait(flags, next_look).await;
+            let now = Instant::now();
+            // Before the look: the wait was cancelled.
+            if woken || now < next_look || now >= until {
+                break woken;
+            }
+            if lock(flags).may_be_given() {
+                break true;
+            }
+        };
+        lock(flags).waits = false;
         woken
     }
 
     fn take_given(&self) -> Given {
-        let mut flags = lock(&self.waiter.flags);
-        let given = flags.given;
-        if let Given::Yes(_) = given {
-            flags.given = Given::No;
-        }
-        given
+        lock(&self.waiter.flags).take_given()
     }
 
     fn acquired(mut self, shared: bool) {
@@ -405,11 +448,81 @@ impl<N: Notifier> Registration<N> {
         }
         // Under the same mutex as a message: the message found this waiter in the queue, or did
         // not.
-        let flags = std::mem::take(&mut *lock(&self.waiter.flags));
+        let mut flags = std::mem::take(&mut *lock(&self.waiter.flags));
         let passes_on = flags.pending || (flags.consumed && !self.has_lock);
         let woken = if passes_on { channel.wake(|_| true) } else { None };
         drop(channels);
         notify(woken);
-        flags.given
+        flags.take_given()
+    }
+}
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+    use crate::protocol::lock::lease::Timing;
+
+    /// A waiter that is polled by the test.
+    #[derive(Default)]
+    struct Polled;
+
+    impl Notifier for Polled {
+        fn notify(&self) {}
+
+        async fn wait(&self, flags: &Mutex<Flags>, until: Instant) -> bool {
+            poll_fn(|_| match lock(flags).take_reason() {
+                true => Poll::Ready(true),
+                false if Instant::now() >= until => Poll::Ready(false),
+                false => Poll::Pending,
+            })
+            .await
+        }
+    }
+
+    /// Returns whether the waiter waits on.
+    fn waits(waiter: &Registration<Polled>) -> bool {
+        let wait = pin!(waiter.wait(Instant::now() + Duration::from_secs(60), None));
+        wait.poll(&mut Context::from_waker(Waker::noop())).is_pending()
+    }
+
+    fn joined(waiters: &Arc<Waiters<Polled>>) -> Registration<Polled> {
+        let lease = Duration::from_secs(1);
+        let next_holder = NextHolder { owner_token: "x".to_owned(), lease, label: None };
+        Waiters::join(waiters, "wake", "x", Some(next_holder))
+    }
+
+    #[test]
+    fn a_waiter_that_a_failed_release_did_not_reach_is_given_the_lock_by_the_next_one() {
+        let waiters = Arc::default();
+        let waiter = joined(&waiters);
+        assert!(waits(&waiter));
+        let release = waiters.next_holder("wake").unwrap();
+        assert!(waiters.next_holder("wake").is_none(), "one release at a time gives it the lock");
+        drop(release);
+        assert!(!waits(&waiter), "it asks");
+        assert_eq!(waiter.take_given(), Given::Maybe);
+        assert!(waits(&waiter));
+        let timing = Timing { sent: Instant::now(), took: Duration::ZERO };
+        let given = GivenLock { fencing: 1, timing, repeated: false };
+        waiters.next_holder("wake").unwrap().give(given);
+        assert!(!waits(&waiter));
+        assert_eq!(waiter.take_given(), Given::Yes(given));
+        assert_eq!(waiter.take_given(), Given::Maybe, "the first release may still arrive");
+        assert!(waiter.leave());
+    }
+
+    #[test]
+    fn a_waiter_that_a_release_did_not_choose_holds_nothing() {
+        let waiters = Arc::default();
+        let waiter = joined(&waiters);
+        assert!(waits(&waiter));
+        waiters.next_holder("wake").unwrap().not_given();
+        assert!(!waits(&waiter), "it asks");
+        assert_eq!(waiter.take_given(), Given::No);
+        assert!(!waiter.leave());
     }
 }

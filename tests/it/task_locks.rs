@@ -7,7 +7,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{Lock, LockGuard, SessionManager};
@@ -15,9 +15,9 @@ use rediscope::error::LockError;
 use rediscope::lock::LostReason;
 use rediscope::prelude::*;
 use rediscope::{Builder, Error};
-use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
+use rediscope_testing::{eventually, try_for};
 use tokio::runtime::{self, Runtime};
 use tokio::task::LocalSet;
 
@@ -430,6 +430,33 @@ fn a_close_waits_for_guards_and_releases_what_was_dropped() {
     });
     nothing_is_left(&server, "all is released");
     eventually(SOON, "no task is alive", || runtime.metrics().num_alive_tasks() == 0);
+}
+
+#[test]
+fn a_release_that_is_polled_once_gives_the_lock() {
+    let server = Server::start();
+    let sessions = connect(&server);
+    let runtime = several();
+    let lock = sessions.lock("l").lease(LONG);
+    let guard = runtime.block_on(lock.acquire(SOON)).unwrap();
+    let waiter = runtime.spawn(async move { lock.acquire(LONG).await?.release().await });
+    eventually(SOON, "it waits and listens", || {
+        let locks = sessions.status().locks;
+        locks.waiting == 1 && locks.subscriptions == 1
+    });
+    let token = || server.ask::<u64>(&["GET", "rediscope:fence"]);
+    let before = token();
+    let _runtime = runtime.enter();
+    let mut release = pin!(guard.release());
+    let mut context = Context::from_waker(Waker::noop());
+    // More than one poll only if the connection was not ready.
+    let given = || try_for(Duration::from_millis(100), || (token() > before).then_some(()));
+    while given().is_none() {
+        assert!(release.as_mut().poll(&mut context).is_pending());
+    }
+    eventually(SOON, "the waiter has noticed", || waiter.is_finished());
+    runtime.block_on(waiter).unwrap().unwrap();
+    nothing_is_left(&server, "it has released the lock");
 }
 
 /// Drops the future after so many polls. `None`: it has not ended by then.
