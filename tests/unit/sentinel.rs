@@ -2,7 +2,7 @@
 //!
 //! Guarantee: sentinels
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll, Waker};
@@ -14,7 +14,8 @@ use crate::connection::sentinel::queries::{MasterConnection, SentinelQueries};
 use crate::protocol::server_error::ServerError;
 use crate::sync::now::now;
 
-/// The sentinels' hosts decide their replies: a master and an epoch, a failure, or silence.
+/// The sentinels' hosts decide their replies: a master and an epoch, at once or at the second poll, a failure,
+/// or silence.
 struct Script;
 
 impl SentinelQueries for Script {
@@ -29,6 +30,18 @@ impl SentinelQueries for Script {
             "refuses" => Err(ConnectionError::refused(ServerError::from_code("NOAUTH"))),
             "silent" => pending().await,
             report => {
+                let report = match report.strip_prefix("late-") {
+                    Some(report) => {
+                        let mut polled = false;
+                        poll_fn(|_| match std::mem::replace(&mut polled, true) {
+                            true => Poll::Ready(()),
+                            false => Poll::Pending,
+                        })
+                        .await;
+                        report
+                    }
+                    None => report,
+                };
                 let (master, epoch) = report.split_once("-at-").unwrap();
                 let epoch = epoch.parse().unwrap();
                 let replicas = vec![("replica".to_owned(), 1)];
@@ -160,14 +173,35 @@ fn one_caller_queries_and_a_dropped_query_lets_another_one_begin() {
 }
 
 #[test]
-fn a_new_master_ends_the_connections_to_the_former_one() {
-    #[derive(Default)]
-    struct Ended(AtomicBool);
-    impl MasterConnection for Ended {
-        fn end(&self) -> bool {
-            !self.0.swap(true, Ordering::AcqRel)
-        }
+fn a_query_that_was_overtaken_changes_no_master() {
+    let mut client = client(&["late-old-at-5", "new-at-6"]);
+    client.query_timeout = Duration::from_millis(1);
+    let mut first = Box::pin(client.master::<Script>(latest()));
+    assert!(poll(first.as_mut()).is_pending());
+    // Its runtime stands still past the query's time, so another one begins.
+    while !client.queries.is_free() {
+        std::thread::yield_now();
     }
+    client.state().last_responder = 1;
+    assert_eq!(asked(&client).unwrap(), "new");
+    let generation = client.generation();
+    let Poll::Ready(found) = poll(first.as_mut()) else { panic!("the report has not arrived") };
+    assert_eq!(found.unwrap().host_and_port().0, "new");
+    assert_eq!((client.state().epoch, client.generation()), (6, generation));
+    assert_eq!(client.state().master.as_ref().unwrap().host_and_port().0, "new");
+}
+
+#[derive(Default)]
+struct Ended(AtomicBool);
+
+impl MasterConnection for Ended {
+    fn end(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
+#[test]
+fn a_new_master_ends_the_connections_to_the_former_one() {
     let client = client(&["a-at-1", "b-at-2"]);
     assert_eq!(asked(&client).unwrap(), "a");
     let (master, kept) = (client.state().master.clone().unwrap(), Arc::new(Ended::default()));

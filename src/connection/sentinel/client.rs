@@ -176,7 +176,7 @@ impl SentinelClient {
         latest: Instant,
     ) -> Result<Arc<Server>, ConnectionError> {
         let until = latest.min(Instant::now() + self.query_timeout);
-        let _flight = loop {
+        let flight = loop {
             match self.next_step(until) {
                 Step::Known(master) => return Ok(master),
                 Step::Query(flight) => break flight,
@@ -191,7 +191,7 @@ impl SentinelClient {
             }
         };
         let (nth, answer) = self.ask::<Q>((until, latest)).await?;
-        self.apply(nth, answer)
+        self.apply(&flight, nth, answer)
     }
 
     /// Returns what a caller does that needs the master by `until`.
@@ -204,9 +204,19 @@ impl SentinelClient {
         }
     }
 
-    /// Applies the report of the `nth` sentinel.
-    fn apply(&self, nth: usize, answer: MasterReport) -> Result<Arc<Server>, ConnectionError> {
+    /// Applies the report of the `nth` sentinel, and returns the master. A report to a query that was overtaken
+    /// is dropped: the later query may have learned more.
+    fn apply(
+        &self,
+        flight: &Flight<'_>,
+        nth: usize,
+        answer: MasterReport,
+    ) -> Result<Arc<Server>, ConnectionError> {
         let mut state = self.state();
+        if !flight.is_current() {
+            let overtaken = || ConnectionError::timed_out("another query has begun meanwhile");
+            return state.fresh().ok_or_else(overtaken);
+        }
         state.last_responder = nth;
         state.updated = Some(Instant::now());
         state.epoch = answer.epoch;

@@ -38,6 +38,14 @@ pub(crate) struct Flight<'f> {
     number: u64,
 }
 
+impl Flight<'_> {
+    /// Returns whether no other query has begun since. One whose task was not polled for long is overtaken.
+    pub(crate) fn is_current(&self) -> bool {
+        let running = lock(&self.queries.running);
+        running.current.is_some_and(|(number, _)| number == self.number)
+    }
+}
+
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         let mut running = lock(&self.queries.running);
@@ -62,6 +70,12 @@ impl SingleFlight {
         let number = running.last;
         running.current = Some((number, deadline));
         Some(Flight { queries: self, number })
+    }
+
+    /// Returns whether another query may begin.
+    #[cfg(test)]
+    pub(crate) fn is_free(&self) -> bool {
+        lock(&self.running).deadline(Instant::now()).is_none()
     }
 
     /// Blocks the thread until no query runs, until `until` at most.
@@ -120,6 +134,7 @@ mod tests {
         let left = queries.begin(Instant::now() + Duration::from_millis(1)).unwrap();
         queries.wait(later());
         let next = queries.begin(later()).unwrap();
+        assert!(next.is_current() && !left.is_current());
         drop(left);
         assert!(queries.begin(later()).is_none(), "the former query ends no other one");
         drop(next);

@@ -132,16 +132,18 @@ impl SlotMapCache {
     ) {
         let own = Instant::now() + self.settings.connect_timeout + self.settings.response_timeout;
         let deadline = deadline.map_or(own, |deadline| deadline.min(own));
-        let Some(_turn) = RefreshTurn::begin(&self.refreshes, deadline) else { return };
+        let Some(turn) = RefreshTurn::begin(&self.refreshes, deadline) else { return };
         let known = self.map();
         let mut masters: Vec<_> = known.masters().iter().collect();
         fastrand::shuffle(&mut masters);
         for node in each_once(first.into_iter().chain(masters).chain(&self.seeds)) {
             match self.ask::<I>(node, deadline).await {
                 Ok(map) => {
-                    self.set(map, node);
+                    self.set(&turn, map, node);
                     break;
                 }
+                // A later refresh may have learned more.
+                Err(_) if !turn.is_current() => break,
                 Err(error) => self.on_failure(error, node, Instant::now() >= deadline),
             }
             if Instant::now() >= deadline {
@@ -150,10 +152,16 @@ impl SlotMapCache {
         }
     }
 
-    /// Takes the map that the node has returned.
-    fn set(&self, map: SlotMap, node: &NodeAddress) {
+    /// Takes the map that the node has returned, unless the refresh was overtaken.
+    fn set(&self, turn: &RefreshTurn<'_>, map: SlotMap, node: &NodeAddress) {
         let (masters, served) = (map.masters().len(), map.slots_served());
-        *self.map.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(map);
+        let mut current = self.map.write().unwrap_or_else(PoisonError::into_inner);
+        // Under the map's lock: the map of a refresh that begins now comes later.
+        if !turn.is_current() {
+            return;
+        }
+        *current = Arc::new(map);
+        drop(current);
         self.generation.fetch_add(1, Ordering::Release);
         *lock(&self.failure) = None;
         // Logged later: a tracing subscriber may need the map.
@@ -271,6 +279,11 @@ impl Drop for RefreshTurn<'_> {
 }
 
 impl<'c> RefreshTurn<'c> {
+    /// Returns whether no other refresh has begun since.
+    fn is_current(&self) -> bool {
+        lock(self.refreshes).running.is_some_and(|(number, _)| number == self.number)
+    }
+
     /// `None`: a refresh runs, or has just ended.
     fn begin(refreshes: &'c Mutex<Refreshes>, deadline: Instant) -> Option<Self> {
         let mut state = lock(refreshes);
@@ -381,6 +394,20 @@ mod tests {
         assert!(lock(&refreshes).running.is_some(), "the former refresh ends no other one");
         drop(next);
         assert!(lock(&refreshes).running.is_none());
+    }
+
+    #[test]
+    fn a_refresh_that_was_overtaken_sets_no_map() {
+        let (cache, node) = (cache(), NodeAddress::new("node", 1));
+        let left = RefreshTurn::begin(&cache.refreshes, Instant::now()).unwrap();
+        let next = RefreshTurn::begin(&cache.refreshes, later()).unwrap();
+        cache.set(&left, SlotMap::default(), &node);
+        assert_eq!(cache.generation(), 0);
+        cache.set(&next, SlotMap::default(), &node);
+        assert_eq!(cache.generation(), 1);
+        drop(next);
+        cache.set(&left, SlotMap::default(), &node);
+        assert_eq!(cache.generation(), 1);
     }
 
     #[test]
