@@ -234,7 +234,7 @@ impl<P: ServerPool> DoubtResolver<P> {
 }
 
 /// Returns whether the query may succeed in a moment.
-fn may_pass(why: &UnresolvedReason) -> bool {
+pub(super) fn may_pass(why: &UnresolvedReason) -> bool {
     match why {
         UnresolvedReason::Unreachable(error) => error.is_transient_failure(),
         UnresolvedReason::Refused(error) => is_transient(error),

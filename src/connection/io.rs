@@ -37,6 +37,17 @@ pub(crate) trait Io: Send + Sync + 'static {
     /// Waits for `time`; returns at once if it is zero or the wait is cancelled.
     fn pause(time: Duration) -> impl Future<Output = ()> + Send;
 
+    /// Runs a query on a connection of its own, so that it ends also if the caller is polled no more. On
+    /// tokio it is a task; `None`: the task has ended before it, or is not run. Dropped before its end,
+    /// the future ends the query.
+    fn apart<T: Send + 'static>(
+        _settings: &Settings,
+        _deadline: Instant,
+        query: impl Future<Output = T> + Send + 'static,
+    ) -> impl Future<Output = Option<T>> + Send {
+        async { Some(query.await) }
+    }
+
     /// Opens a connection and proves that it fits its purpose. Dropped before its end, it closes the
     /// connection.
     fn open(

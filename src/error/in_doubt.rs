@@ -4,8 +4,6 @@
 
 use std::error::Error;
 use std::fmt;
-#[cfg(feature = "tokio")]
-use std::panic::AssertUnwindSafe;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 #[cfg(feature = "tokio")]
 use std::pin::Pin;
@@ -41,6 +39,9 @@ pub struct InDoubt {
     resolvable: Option<Box<Resolvable>>,
 }
 
+/// Minimum time that a caller needs for a query of its own, once it has waited for that of another one.
+pub(crate) const MIN_QUERY_TIME: Duration = Duration::from_millis(10);
+
 /// A token, and how it is resolved.
 type Resolvable = (Arc<SharedToken>, Arc<dyn ResolveCommit>);
 
@@ -54,14 +55,14 @@ pub(crate) trait ResolveCommit:
     /// Asks the server; `None`: within the default timeout.
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution;
 
-    /// The same for a caller that is a task. Dropped before its end, the future may have asked.
+    /// The same for a caller that is a task, within the default timeout; `None`: it blocks the thread.
+    /// One query serves all callers that wait. Dropped before its end, the future may have asked.
     #[cfg(feature = "tokio")]
     fn resolve_async<'r>(
         &'r self,
-        token: &'r CommitToken,
-        within: Option<Duration>,
-    ) -> Pin<Box<dyn Future<Output = Resolution> + Send + 'r>> {
-        Box::pin(async move { self.resolve(token, within) })
+        _token: &'r CommitToken,
+    ) -> Option<Pin<Box<dyn Future<Output = Resolution> + Send + 'r>>> {
+        None
     }
 }
 
@@ -69,30 +70,23 @@ pub(crate) trait ResolveCommit:
 #[derive(Debug)]
 pub(crate) struct SharedToken {
     pub(crate) token: CommitToken,
-    /// The result, once it is final. One caller at a time asks.
-    #[cfg(feature = "tokio")]
-    resolved: AssertUnwindSafe<tokio::sync::Mutex<Option<Resolution>>>,
-    /// The same for callers that are threads.
+    /// One caller that is a thread asks at a time.
     query: Mutex<Query>,
     changed: Condvar,
 }
 
-/// The query of callers that are threads.
 #[derive(Debug, Default)]
 struct Query {
     is_under_way: bool,
+    /// The result, once it is final.
     resolved: Option<Resolution>,
+    /// The result of the last query that was not final, and the time of its end.
+    unknown: Option<(Instant, Resolution)>,
 }
 
 impl From<CommitToken> for Arc<SharedToken> {
     fn from(token: CommitToken) -> Self {
-        Arc::new(SharedToken {
-            token,
-            #[cfg(feature = "tokio")]
-            resolved: AssertUnwindSafe(tokio::sync::Mutex::default()),
-            query: Mutex::default(),
-            changed: Condvar::new(),
-        })
+        Arc::new(SharedToken { token, query: Mutex::default(), changed: Condvar::new() })
     }
 }
 
@@ -103,9 +97,10 @@ impl PartialEq for SharedToken {
 }
 
 impl SharedToken {
-    /// Asks the server, unless another block's caller has.
+    /// Asks the server, unless another block's caller has. Both have one time.
     fn resolve(&self, resolver: &dyn ResolveCommit) -> Resolution {
-        let deadline = Instant::now() + resolver.default_wait();
+        let begun = Instant::now();
+        let deadline = begun + resolver.default_wait();
         let mut query = lock(&self.query);
         while query.is_under_way && query.resolved.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -118,6 +113,11 @@ impl SharedToken {
         if let Some(resolution) = &query.resolved {
             return resolution.clone();
         }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < MIN_QUERY_TIME && begun.elapsed() >= MIN_QUERY_TIME {
+            let unknown = query.unknown.as_ref().filter(|(ended, _)| *ended >= begun);
+            return unknown.map_or_else(not_resolved_in_time, |(_, resolution)| resolution.clone());
+        }
         query.is_under_way = true;
         drop(query);
         // Another caller asks if this one panics.
@@ -125,27 +125,42 @@ impl SharedToken {
             lock(&self.query).is_under_way = false;
             self.changed.notify_all();
         });
-        let resolution = resolver.resolve(&self.token, None);
-        if !matches!(resolution, Resolution::StillUnknown { .. }) {
-            lock(&self.query).resolved = Some(resolution.clone());
-        }
+        let resolution = resolver.resolve(&self.token, Some(left));
+        self.record(&resolution);
         drop(ends);
         resolution
+    }
+
+    fn record(&self, resolution: &Resolution) {
+        let mut query = lock(&self.query);
+        match resolution {
+            Resolution::StillUnknown { .. } => {
+                query.unknown = Some((Instant::now(), resolution.clone()));
+            }
+            _ => query.resolved = Some(resolution.clone()),
+        }
     }
 
     /// The same for a caller that is a task. Dropped before its end, the future may have asked.
     #[cfg(feature = "tokio")]
     async fn resolve_async(&self, resolver: &dyn ResolveCommit) -> Resolution {
-        let mut resolved = self.resolved.lock().await;
-        if let Some(resolution) = &*resolved {
-            return resolution.clone();
+        let resolved = lock(&self.query).resolved.clone();
+        if let Some(resolution) = resolved {
+            return resolution;
         }
-        let resolution = resolver.resolve_async(&self.token, None).await;
-        if !matches!(resolution, Resolution::StillUnknown { .. }) {
-            *resolved = Some(resolution.clone());
-        }
+        let Some(resolution) = resolver.resolve_async(&self.token) else {
+            return self.resolve(resolver);
+        };
+        let resolution = resolution.await;
+        self.record(&resolution);
         resolution
     }
+}
+
+/// The result of a call for which another one asked, without a result in time.
+fn not_resolved_in_time() -> Resolution {
+    let why = ConnectionError::timed_out("the query of another caller had no result in time");
+    Resolution::StillUnknown { why: UnresolvedReason::Unreachable(why) }
 }
 
 impl InDoubt {
@@ -468,5 +483,53 @@ impl Error for UnresolvedReason {
             Self::Unreachable(error) => Some(error),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    /// Its queries end when they may.
+    #[derive(Debug, Default)]
+    struct Slow {
+        queries: AtomicUsize,
+        may_end: (Mutex<bool>, Condvar),
+    }
+
+    impl ResolveCommit for Slow {
+        fn default_wait(&self) -> Duration {
+            Duration::from_millis(50)
+        }
+
+        fn resolve(&self, _: &CommitToken, _: Option<Duration>) -> Resolution {
+            self.queries.fetch_add(1, Ordering::SeqCst);
+            let (may_end, changed) = &self.may_end;
+            let most = Duration::from_secs(20);
+            drop(changed.wait_timeout_while(lock(may_end), most, |may_end| !*may_end));
+            Resolution::Committed
+        }
+    }
+
+    #[test]
+    fn a_caller_that_has_waited_for_the_query_of_another_one_begins_none_past_its_time() {
+        let token = CommitToken::new("rediscope:reg:1", 1, 0, "nowhere");
+        let (shared, slow) = (Arc::<SharedToken>::from(token), Slow::default());
+        thread::scope(|scope| {
+            let first = scope.spawn(|| shared.resolve(&slow));
+            while slow.queries.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            let second = shared.resolve(&slow);
+            *lock(&slow.may_end.0) = true;
+            slow.may_end.1.notify_all();
+            assert_eq!(second, not_resolved_in_time());
+            assert_eq!(first.join().unwrap(), Resolution::Committed);
+            assert_eq!(shared.resolve(&slow), Resolution::Committed);
+            assert_eq!(slow.queries.load(Ordering::SeqCst), 1);
+        });
     }
 }

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use rediscope::aio::SessionManager;
-use rediscope::error::{Applied, CheckoutError, ReplyError};
+use rediscope::error::{Applied, CheckoutError, InDoubt, ReplyError, Resolution};
 use rediscope::prelude::*;
-use rediscope::{Block, Error, TransactionOptions};
+use rediscope::{Block, CommitError, Error, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
@@ -287,6 +287,73 @@ fn a_group_whose_reply_is_lost_is_resolved_once_for_all_its_blocks() {
     assert_eq!((counts.resolved_committed, counts.resolved_not_committed), (1, 0), "{counts}");
 }
 
+/// Sessions with one lane, and a server that replies to no new connection once a group's reply was lost.
+fn group_of_lost_reply(within: Duration) -> (Server, Proxy, SessionManager) {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1);
+    let sessions = short(builder, within).build_async().unwrap();
+    (server, proxy, sessions)
+}
+
+/// Loses the reply to a group of exactly-once blocks. New connections get no reply.
+async fn lost_group(sessions: &SessionManager, proxy: &Proxy, blocks: u32) -> Vec<InDoubt> {
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    once.run(|tx| Ok(tx.incr("n", 1))).await.unwrap();
+    proxy.mute_new(true);
+    proxy.arm(Script::new().on(Trigger::BeforeReplyTo("EXEC"), Fault::Cut).once());
+    let calls = (0..blocks).map(|_| {
+        let once = once.clone();
+        tokio::spawn(async move { once.run(|tx| Ok(tx.incr("n", 1))).await })
+    });
+    let (calls, mut doubts) = (calls.collect::<Vec<_>>(), Vec::new());
+    for call in calls {
+        match call.await.unwrap() {
+            Err(Error::Commit(CommitError::InDoubt(doubt))) => doubts.push(doubt),
+            other => panic!("{other:?}"),
+        }
+    }
+    proxy.disarm();
+    let tokens: std::collections::HashSet<_> = doubts.iter().map(|doubt| doubt.token()).collect();
+    assert_eq!(tokens.len(), 1, "the blocks were not one group");
+    doubts
+}
+
+#[test]
+fn a_group_in_doubt_whose_server_stays_silent_ends_in_time_for_each_block() {
+    let within = Duration::from_millis(600);
+    let (_server, proxy, sessions) = group_of_lost_reply(within);
+    one_thread().block_on(async {
+        let begun = Instant::now();
+        lost_group(&sessions, &proxy, 8).await;
+        let took = begun.elapsed();
+        assert!(took < within + within / 3 + SLACK, "{took:?}");
+    });
+}
+
+#[test]
+fn a_member_that_is_polled_no_more_holds_up_no_other_resolution() {
+    let within = Duration::from_millis(900);
+    let (server, proxy, sessions) = group_of_lost_reply(within);
+    one_thread().block_on(async {
+        let doubts = lost_group(&sessions, &proxy, 2).await;
+        proxy.mute_new(false);
+        let fired = proxy.fired();
+        proxy.arm(Script::from((Trigger::BeforeReplyTo("PEXPIRE"), Fault::HoldReplies)).once());
+        let mut kept = Box::pin(doubts[0].resolve_async());
+        while proxy.fired() == fired {
+            assert!(polled(kept.as_mut(), 1).await.is_none(), "it has no reply");
+            tokio::task::yield_now().await;
+        }
+        proxy.disarm();
+        proxy.release();
+        let other = tokio::time::timeout(within + SLACK, doubts[1].resolve_async()).await;
+        assert_eq!(other.expect("it waits for the other one"), Resolution::Committed);
+        assert_eq!(kept.await, Resolution::Committed);
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 3);
+}
+
 #[test]
 fn a_group_that_never_arrived_is_sent_again_after_one_resolution() {
     let (runtime, server) = (one_thread(), Server::start());
@@ -508,6 +575,31 @@ fn calls_that_are_polled_no_more_do_not_keep_a_lane_from_its_server() {
     });
 }
 
+#[test]
+fn close_waits_for_no_request_past_its_deadline() {
+    let within = Duration::from_millis(600);
+    // No attempt to connect has ended yet, or one has failed.
+    for mutes in [true, false] {
+        let (runtime, server) = (runtime(), Server::start());
+        let proxy = Proxy::to(&server);
+        let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1);
+        let sessions = short(builder, within).build_async().unwrap();
+        let tx = sessions.transactional();
+        runtime.block_on(async {
+            match mutes {
+                true => proxy.mute_new(true),
+                false => proxy.refuse_new(true),
+            }
+            let mut kept = begun(tx.run(|tx| Ok(tx.incr("n", 1)))).await;
+            let close = sessions.close(Duration::MAX);
+            let closed = tokio::time::timeout(within + SLACK, close).await;
+            assert!(closed.is_ok(), "it waits for a request that is polled no more");
+            let error = kept.as_mut().await.unwrap_err();
+            assert_eq!(error.applied(), Applied::No, "{error}");
+        });
+    }
+}
+
 /// A lane that cannot connect leaves its calls to the other one.
 #[test]
 fn one_lane_serves_the_calls_of_another_one_that_cannot_connect() {
@@ -554,10 +646,14 @@ fn a_call_that_moves_to_another_runtime_ends_in_time() {
     let builder = short(rediscope::SessionManager::builder(server.url()), within);
     let sessions = builder.lanes(1).max_size(2).build_async().unwrap();
     let (tx, mut pooled) = (sessions.transactional(), sessions.pooled());
-    let (guard, mut guards_commit);
+    let once = tx.with(TransactionOptions::new().exactly_once());
+    let (guard, mut guards_commit, token);
     {
-        here.block_on(async {
-            tx.run(|tx| Ok(tx.incr("n", 1))).await.unwrap();
+        token = here.block_on(async {
+            let sent = once.submit(|tx| Ok(tx.incr("n", 1))).unwrap();
+            let token = sent.token();
+            sent.await.unwrap();
+            token.get().unwrap()
         });
         guard = here.block_on(async {
             let mut guard = tx.begin().await.unwrap();
@@ -569,12 +665,16 @@ fn a_call_that_moves_to_another_runtime_ends_in_time() {
     let mut run = Box::pin(tx.run(|tx| Ok(tx.incr("n", 1))));
     let mut get = Box::pin(pooled.get::<_, i64>("n"));
     guards_commit = Box::pin(guard.commit());
+    let mut ready = Box::pin(sessions.ready(within));
+    let mut resolution = Box::pin(sessions.resolve(&token, None));
     {
         let _here = here.enter();
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(run.as_mut().poll(&mut context).is_pending());
         assert!(get.as_mut().poll(&mut context).is_pending());
         assert!(guards_commit.as_mut().poll(&mut context).is_pending());
+        assert!(ready.as_mut().poll(&mut context).is_pending());
+        assert!(resolution.as_mut().poll(&mut context).is_pending());
     }
     runtime().block_on(async {
         let most = 3 * within + SLACK;
@@ -584,7 +684,13 @@ fn a_call_that_moves_to_another_runtime_ends_in_time() {
         assert!(get.is_err(), "{get:?}");
         let commit = tokio::time::timeout(most, guards_commit).await.expect("it hangs");
         assert!(commit.is_err(), "{commit:?}");
-        // The other runtime's connections are not this one's.
+        let ready = tokio::time::timeout(most, ready).await.expect("it hangs");
+        assert!(ready.is_err(), "{ready:?}");
+        let resolution = tokio::time::timeout(most, resolution).await.expect("it hangs");
+        assert!(matches!(resolution, Resolution::StillUnknown { .. }), "{resolution:?}");
+        // The other runtime's connections and queries are not this one's.
+        sessions.ready(within).await.unwrap();
+        assert_eq!(sessions.resolve(&token, within).await, Resolution::Committed);
         assert!(tx.run(|tx| Ok(tx.incr("m", 1))).await.is_ok());
     });
 }

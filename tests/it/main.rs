@@ -61,6 +61,8 @@ mod spawn;
 #[cfg(feature = "tokio")]
 mod task_locks;
 #[cfg(feature = "tokio")]
+mod task_queries;
+#[cfg(feature = "tokio")]
 mod task_scopes;
 #[cfg(feature = "tokio")]
 mod task_topologies;

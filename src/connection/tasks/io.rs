@@ -1,12 +1,18 @@
 //! What a decision waits for, as tasks do it.
 
+use std::future::poll_fn;
+use std::mem;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use scopeguard::ScopeGuard;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tracing::Instrument as _;
+use tracing::instrument::WithSubscriber as _;
 
 use crate::connection::connection::Connection;
 use crate::connection::deadline::{self, Deadline};
@@ -19,6 +25,9 @@ use crate::connection::tasks::wire::{TaskWire, pair};
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::settings::settings::Settings;
 use crate::sync::timer::until;
+
+/// Maximum time past its deadline in which the result of a query is awaited, for its reason.
+pub(crate) const QUERY_GRACE: Duration = Duration::from_millis(50);
 
 /// The callers are tasks.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +55,28 @@ impl Io for Tasks {
         }
     }
 
+    async fn apart<T: Send + 'static>(
+        settings: &Settings,
+        deadline: Instant,
+        query: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let Ok(runtime) = Handle::try_current() else { return Some(query.await) };
+        let (mut sender, output) = oneshot::channel();
+        let mut output = QueryCaller::new(settings, output);
+        let task = async move {
+            let mut query = pin!(query);
+            let output = poll_fn(|context| match sender.poll_closed(context) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => query.as_mut().poll(context).map(Some),
+            });
+            if let Some(output) = output.await {
+                let _: Result<(), T> = sender.send(output);
+            }
+        };
+        spawn_query(settings, &runtime, task);
+        until(deadline::later(deadline, QUERY_GRACE), output.receiver()?).await?.ok()
+    }
+
     async fn open(
         endpoint: &Endpoint,
         settings: &Settings,
@@ -63,6 +94,41 @@ impl Io for Tasks {
         let _: AbortHandle = ScopeGuard::into_inner(aborts);
         opened.unwrap_or_else(|_| Err(ended()))
     }
+}
+
+/// What the caller of a query waits with. Its drop ends the query; in a forked child the query and its
+/// locks are the parent's.
+pub(crate) struct QueryCaller<'s, R> {
+    settings: &'s Settings,
+    receiver: Option<R>,
+}
+
+impl<'s, R> QueryCaller<'s, R> {
+    pub(crate) fn new(settings: &'s Settings, receiver: R) -> Self {
+        Self { settings, receiver: Some(receiver) }
+    }
+
+    pub(crate) fn receiver(&mut self) -> Option<&mut R> {
+        self.receiver.as_mut()
+    }
+}
+
+impl<R> Drop for QueryCaller<'_, R> {
+    fn drop(&mut self) {
+        if self.settings.is_forked_child() {
+            mem::forget(self.receiver.take());
+        }
+    }
+}
+
+/// Runs a query in a task of its own, with the caller's span and subscriber.
+pub(crate) fn spawn_query(
+    settings: &Settings,
+    runtime: &Handle,
+    query: impl Future<Output = ()> + Send + 'static,
+) {
+    let query = query.in_current_span().with_current_subscriber();
+    let _: AbortHandle = settings.tasks.spawn(runtime, query);
 }
 
 /// Opens a connection in a task of its own on `runtime`, which passes the result to `then` and runs on

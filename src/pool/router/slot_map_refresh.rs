@@ -198,19 +198,34 @@ impl SlotMapCache {
     ) -> Result<SlotMap, ConnectionError> {
         let refused = |_| ConnectionError::unexpected("an address that cannot be used");
         let endpoint = self.endpoint(node).map_err(refused)?;
-        let options = OpenOptions::for_query(0, deadline);
-        let mut connection = I::open(&endpoint, &self.settings, options).await?;
-        let limit = Deadline::after(self.settings.response_timeout).capped(deadline);
-        let shards = question(&mut connection, "SHARDS", limit).await?;
-        let map = SlotMap::of_shards(&shards, &node.host, is_tls(&self.template));
-        if let Some(map) = &map
-            && map.slots_served() == usize::from(SLOTS)
-        {
-            return Ok(map.clone());
-        }
-        let slots = question(&mut connection, "SLOTS", limit).await?;
-        better(map, slots, node)
+        let settings = Arc::clone(&self.settings);
+        let (node, has_tls) = (node.clone(), is_tls(&self.template));
+        let query = async move { ask::<I>(endpoint, &settings, &node, has_tls, deadline).await };
+        let asked = I::apart(&self.settings, deadline, Box::pin(query)).await;
+        asked.unwrap_or_else(|| Err(ConnectionError::timed_out("no slot map in time")))
     }
+}
+
+/// Asks one node for its slot map, on a connection of its own.
+async fn ask<I: Io>(
+    endpoint: Endpoint,
+    settings: &Settings,
+    node: &NodeAddress,
+    has_tls: bool,
+    deadline: Instant,
+) -> Result<SlotMap, ConnectionError> {
+    let options = OpenOptions::for_query(0, deadline);
+    let mut connection = I::open(&endpoint, settings, options).await?;
+    let limit = Deadline::after(settings.response_timeout).capped(deadline);
+    let shards = question(&mut connection, "SHARDS", limit).await?;
+    let map = SlotMap::of_shards(&shards, &node.host, has_tls);
+    if let Some(map) = &map
+        && map.slots_served() == usize::from(SLOTS)
+    {
+        return Ok(map.clone());
+    }
+    let slots = question(&mut connection, "SLOTS", limit).await?;
+    better(map, slots, node)
 }
 
 /// Returns each node once, at its first place.

@@ -1,0 +1,85 @@
+//! Promise: a resolution or a probe of readiness that is polled no more keeps no connection, and holds up no other one.
+//!
+//! Guarantee: readiness, tasks
+
+use std::future::{Future, poll_fn};
+use std::mem;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use rediscope::TransactionOptions;
+use rediscope::aio::SessionManager;
+use rediscope::error::{CommitToken, Resolution};
+use rediscope::prelude::*;
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::fixture::{LONG, SOON};
+
+struct Fixture {
+    runtime: Runtime,
+    server: Server,
+    proxy: Proxy,
+    sessions: SessionManager,
+    /// Of a block that was applied.
+    token: CommitToken,
+}
+
+fn fixture() -> Fixture {
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1);
+    let sessions = builder.max_pin_time(Duration::from_millis(300)).build_async().unwrap();
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    let token = runtime.block_on(async {
+        let sent = once.submit(|tx| Ok(tx.incr("n", 1))).unwrap();
+        let token = sent.token();
+        sent.await.unwrap();
+        token.get().unwrap()
+    });
+    Fixture { runtime, server, proxy, sessions, token }
+}
+
+/// Polls a call until its query was sent, and returns it. The reply comes then.
+fn sent<F: Future + Send>(fixture: &Fixture, call: F) -> Pin<Box<F>> {
+    let Fixture { runtime, proxy, .. } = fixture;
+    let (fired, mut call) = (proxy.fired(), Box::pin(call));
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("PEXPIRE"), Fault::HoldReplies)).once());
+    eventually(SOON, "the query was sent", || {
+        let polled = poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_pending()));
+        assert!(runtime.block_on(polled), "it has no reply");
+        proxy.fired() > fired
+    });
+    proxy.disarm();
+    proxy.release();
+    call
+}
+
+#[test]
+fn a_forgotten_resolution_keeps_no_connection() {
+    let fixture = fixture();
+    let Fixture { server, sessions, token, .. } = &fixture;
+    let before = server.clients();
+    for _ in 0..3 {
+        mem::forget(sent(&fixture, sessions.resolve(token, None)));
+        eventually(SOON, "the connection is closed", || server.clients() == before);
+    }
+}
+
+#[test]
+fn a_query_that_is_polled_no_more_holds_up_no_other_one() {
+    let fixture = fixture();
+    let Fixture { runtime, sessions, token, .. } = &fixture;
+    let within = Duration::from_secs(1);
+    let resolution = sent(&fixture, sessions.resolve(token, LONG));
+    runtime.block_on(sessions.ready(within)).unwrap();
+    let ready = sent(&fixture, sessions.ready(LONG));
+    runtime.block_on(sessions.ready(within)).unwrap();
+    assert_eq!(runtime.block_on(sessions.resolve(token, within)), Resolution::Committed);
+    runtime.block_on(ready).unwrap();
+    assert_eq!(runtime.block_on(resolution), Resolution::Committed);
+}
