@@ -170,13 +170,9 @@ where
             let token = self.token.clone();
             let settings = router.settings();
             let request = || pending.lane_request(settings, exactly_once, slot, token);
-            match pool.try_submit(None, context, request) {
-                Some(Ok(call)) => {
-                    self.call = Some(call);
-                    return Begun::InLane;
-                }
-                Some(Err(error)) => pending.not_carried(error),
-                None => {}
+            if let Some(call) = pool.try_submit(None, context, request) {
+                self.call = Some(call);
+                return Begun::InLane;
             }
         }
         Begun::Unfinished

@@ -186,8 +186,7 @@ impl<'a> SingleCommand<'a> {
         let bytes = encode::packed(self.cmd)?;
         let kind = batch_kind(row, bytes.len())?;
         own_writes::record(self.handle.router.settings(), &bytes);
-        let call =
-            pool.try_submit(Some(self.lanes), context, || BatchRequest::new(bytes, kind))?.ok()?;
+        let call = pool.try_submit(Some(self.lanes), context, || BatchRequest::new(bytes, kind))?;
         Some(State::InLane { row, call })
     }
 

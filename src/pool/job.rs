@@ -305,6 +305,21 @@ impl<T, R> JobQueue<T, R> {
         drop(removed);
     }
 
+    /// Removes the jobs for which `removes` returns true. The others stay in their places.
+    pub(crate) fn remove_if(&self, mut removes: impl FnMut(&Arc<Job<T, R>>) -> bool) {
+        let mut state = lock(&self.state);
+        let mut removed = Vec::new();
+        state.jobs.retain(|job| {
+            let stays = !removes(job);
+            if !stays {
+                removed.push(Arc::clone(job));
+            }
+            stays
+        });
+        drop(state);
+        drop(removed);
+    }
+
     /// Puts jobs back in front of the others.
     pub(crate) fn put_back(&self, mut jobs: VecDeque<Arc<Job<T, R>>>) {
         let mut state = lock(&self.state);

@@ -157,12 +157,6 @@ impl Pending {
         None
     }
 
-    /// Has [`attempt`](Self::attempt) end with this error: the lane was closed, and nothing was sent.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn not_carried(&mut self, error: CheckoutError) {
-        self.failed.get_or_insert(error.into());
-    }
-
     /// The deadline of a block that a lane has carried.
     pub(crate) fn carried_deadline(&self) -> Option<Instant> {
         #[cfg(feature = "tokio")]

@@ -43,6 +43,8 @@ pub(crate) struct LaneStay {
     /// When it is not to be sent any more.
     deadline: Instant,
     place: LanePlace,
+    /// The lane that has taken it over from another one, until its caller knows.
+    moved: Option<Weak<Lane>>,
 }
 
 pub(crate) type LaneRequest = GroupRequest<LaneStay>;
@@ -179,30 +181,31 @@ impl Lane {
         self.is_running.load(Ordering::Acquire)
     }
 
-    /// Submits a request. `submitter`: the task to be woken by the response, if it is known.
-    ///
-    /// # Errors
-    /// The lane is closed.
+    /// Submits a request of a caller that has waited since then, and has its place `now`. If the lane was
+    /// closed meanwhile, that is the response. `submitter`: the task to be woken by the response, if it is
+    /// known.
     pub(crate) fn submit(
         self: &Arc<Self>,
         batch: BatchRequest,
-        (since, deadline): (Instant, Instant),
+        [since, now, deadline]: [Instant; 3],
         place: LanePlace,
         submitter: Option<Waker>,
-    ) -> Result<LaneCall, CheckoutError> {
+    ) -> LaneCall {
         if batch.exactly_once {
             self.awaits_register.store(true, Ordering::Release);
         }
-        let request = LaneRequest::new(batch, LaneStay { since, deadline, place });
+        let request = LaneRequest::new(batch, LaneStay { since, deadline, place, moved: None });
         let job = Job::new(request, submitter);
-        if !self.queue.push(&job) {
-            return Err(CheckoutError::Closed);
+        if !self.queue.push(&job)
+            && let Some(request) = job.take()
+        {
+            settle(&job, request, Err(CheckoutError::Closed));
         }
         // If a write hangs, the next requests wait until it fails.
         let limit = 2 * self.context.settings().response_timeout;
-        let is_short = deadline.saturating_duration_since(since) < limit;
+        let is_short = deadline.saturating_duration_since(now) < limit;
         let (timer, lane) = (DeadlineTimer::default(), Arc::clone(self));
-        Ok(LaneCall {
+        LaneCall {
             lane,
             job,
             deadline,
@@ -211,7 +214,7 @@ impl Lane {
             is_late: false,
             gives_up: None,
             is_over: false,
-        })
+        }
     }
 
     /// Has a connection opened if there is none. Ready at the deadline.
@@ -355,18 +358,28 @@ impl Lane {
         let mut jobs = VecDeque::new();
         self.queue.drain_into(&mut jobs);
         while let Some(job) = jobs.pop_front() {
-            if job.look(|request| request.batch.exactly_once) == Some(true) {
+            let moved = Arc::downgrade(&served);
+            let exactly_once = job.look(|request| {
+                request.stay.moved = Some(moved);
+                request.batch.exactly_once
+            });
+            if exactly_once == Some(true) {
                 served.awaits_register.store(true, Ordering::Release);
             }
             if !served.queue.push(&job) {
                 jobs.push_front(job);
-                return self.queue.put_back(jobs);
+                self.queue.put_back(jobs);
+                break;
             }
+        }
+        // If its connection has ended before, the requests came too late to be woken by that.
+        if !served.is_served() {
+            served.queue.wake_submitters();
         }
     }
 
-    /// Fails the waiting requests whose time is over.
-    fn fail_late(&self) {
+    /// Fails the waiting requests whose time is over: their callers may be polled no more.
+    pub(crate) fn fail_late(&self) {
         let now = Instant::now();
         self.fail_if(|request| request.stay.is_late(now), |since| self.late(since));
     }
@@ -377,18 +390,20 @@ impl Lane {
         fails: impl Fn(&LaneRequest) -> bool,
         error: impl Fn(Instant) -> CheckoutError,
     ) {
-        let mut jobs = VecDeque::new();
-        self.queue.drain_into(&mut jobs);
-        jobs.retain(|job| match job.take_if(|request| fails(request)) {
+        let mut failed = Vec::new();
+        // The task that takes them finds the queue as it is: an empty one would end a closed lane.
+        self.queue.remove_if(|job| match job.take_if(|request| fails(request)) {
             Taking::Taken(request) => {
-                let failed = error(request.stay.since);
-                settle(job, request, Err(failed));
-                false
+                failed.push((Arc::clone(job), request));
+                true
             }
-            Taking::Left => true,
-            Taking::Gone => false,
+            Taking::Left => false,
+            Taking::Gone => true,
         });
-        self.queue.put_back(jobs);
+        for (job, request) in failed {
+            let error = error(request.stay.since);
+            settle(&job, request, Err(error));
+        }
     }
 
     /// Ends a request that was taken, and whose time is over.
@@ -534,6 +549,12 @@ impl LaneCall {
     /// Returns the response and the request's bytes. Wakes the task later if there is none yet.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) -> Poll<GroupAnswer> {
         let mut polled = self.job.poll(context);
+        if polled.is_pending()
+            && let Some(moved) = self.job.look(|request| request.stay.moved.take()).flatten()
+            && let Some(lane) = moved.upgrade()
+        {
+            self.lane = lane;
+        }
         if polled.is_pending() && (self.is_alone() || self.is_foreign()) {
             polled = self.poll_alone(context);
         }
@@ -609,3 +630,7 @@ impl Drop for LaneCall {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../../../tests/unit/lane_requests.rs"]
+mod requests;

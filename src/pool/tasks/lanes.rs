@@ -81,8 +81,7 @@ impl Lanes {
         };
         let request = request();
         let are_calls = matches!(request.kind, RequestKind::Calls { .. });
-        let submitted = lane.submit(request, (since, deadline), place, None);
-        let mut call = submitted.inspect_err(|error| counters.on_refused(error))?;
+        let mut call = lane.submit(request, [since, Instant::now(), deadline], place, None);
         if are_calls {
             call.give_up_at(deadline + response_wait);
         }
@@ -92,29 +91,24 @@ impl Lanes {
     /// Submits a request without a wait; `None`: no lane of this task's runtime has both a connection
     /// and a free place. The task is woken when it is to be polled next. `known`: the lanes that the
     /// caller has used last.
-    ///
-    /// # Errors
-    /// The lane was closed meanwhile.
     pub(crate) fn try_submit(
         &self,
         known: Option<&mut KnownLanes>,
         context: &Context<'_>,
         request: impl FnOnce() -> BatchRequest,
-    ) -> Option<Result<LaneCall, CheckoutError>> {
+    ) -> Option<LaneCall> {
         let mut looked_up = KnownLanes::default();
         let set = self.known_set(known.unwrap_or(&mut looked_up))?;
         let (lane, place) = set.served_place()?;
-        let since = Instant::now();
-        let deadline = since + self.context.settings().checkout_timeout;
+        let now = Instant::now();
+        let deadline = now + self.context.settings().checkout_timeout;
         let submitter = Some(context.waker().clone());
-        let submitted = lane.submit(request(), (since, deadline), place, submitter);
-        match &submitted {
+        let call = lane.submit(request(), [now, now, deadline], place, submitter);
+        if call.is_alone() {
             // The call sets its timer, or has another connection opened.
-            Ok(call) if call.is_alone() => context.waker().wake_by_ref(),
-            Ok(_) => {}
-            Err(error) => self.context.config.counters.on_refused(error),
+            context.waker().wake_by_ref();
         }
-        Some(submitted)
+        Some(call)
     }
 
     /// Begins to open a connection for the next request. Outside of a runtime this does nothing.
@@ -193,6 +187,11 @@ impl Lanes {
         let mut requests = 0;
         self.each(|lane| requests += lane.in_flight());
         requests
+    }
+
+    /// Fails the requests that wait past their deadlines.
+    pub(crate) fn fail_late(&self) {
+        self.each(|lane| lane.fail_late());
     }
 
     /// Closes the lanes at once, and returns the tasks of their connections. Requests that were not

@@ -91,7 +91,7 @@ impl TaskPool {
         known: Option<&mut KnownLanes>,
         context: &Context<'_>,
         request: impl FnOnce() -> BatchRequest,
-    ) -> Option<Result<LaneCall, CheckoutError>> {
+    ) -> Option<LaneCall> {
         self.lanes.try_submit(known, context, request)
     }
 
@@ -143,6 +143,8 @@ impl TaskPool {
     /// closes all connections. Returns the number of scopes that were reclaimed.
     pub(crate) async fn drain(&self, deadline: Instant) -> usize {
         while (self.in_use() > 0 || self.lanes.in_flight() > 0) && Instant::now() < deadline {
+            // A closed lane without a connection has no other one opened.
+            self.lanes.fail_late();
             pause(deadline).await;
         }
         // A connection that is returned from here on is closed, and none is opened in its place.
