@@ -135,12 +135,13 @@ fn outcome_of<L: Line>(
     exchanged: Result<Exchanged, ConnectionError>,
     (sent, token): (Option<Instant>, Option<Box<CommitToken>>),
 ) -> Result<Committed, CommitError> {
-    let Exchanged { verdict, acks, lost } = exchanged.map_err(|cause| {
+    let Exchanged { verdict, acks, register_refused, lost } = exchanged.map_err(|cause| {
         line.on_lost(&cause);
         CommitError::lost_before_exec(cause)
     })?;
     if lost.is_none() {
-        record_verdict(line, plan, &verdict, sent);
+        // A register that was not written proves nothing about the next transaction.
+        record_verdict(line, plan, &verdict, sent.filter(|_| !register_refused));
     }
     let slot = queue.binding().slot();
     let committed = classify(queue, plan, verdict, acks, |doubt| {

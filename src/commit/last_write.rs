@@ -1,6 +1,8 @@
 //! One write that ends with EXEC and the commands after it, and its replies. No reply is left
 //! unread on a connection that is kept.
 
+use redis::Value;
+
 use crate::commit::plan::CommitPlan;
 use crate::connection::connection::{Connection, Interruption};
 use crate::connection::deadline::Deadline;
@@ -19,6 +21,8 @@ use crate::settings::settings::Settings;
 pub(crate) struct Exchanged {
     pub(crate) verdict: Verdict,
     pub(crate) acks: Option<Result<ReplicaAcks, ServerError>>,
+    /// The next register was not written.
+    pub(crate) register_refused: bool,
     /// The connection was lost before all replies arrived.
     pub(crate) lost: Option<ConnectionError>,
 }
@@ -43,6 +47,9 @@ pub(crate) struct LastReplies {
     collector: Collector,
     durability: Option<Durability>,
     acks: Option<Result<ReplicaAcks, ServerError>>,
+    /// Whether the write of the next register is still to be replied to.
+    awaits_register: bool,
+    register_refused: bool,
 }
 
 impl LastWrite {
@@ -125,11 +132,26 @@ impl LastReplies {
     pub(crate) fn new(last: &LastWrite, queue: &CommandQueue, plan: &CommitPlan) -> Self {
         let (commands, unsent) = (queue.commands(), queue.unsent());
         let collector = Collector::new(commands + last.internal_commands, commands - unsent);
-        Self { collector, durability: plan.durability, acks: None }
+        let awaits_register = last.named.is_some();
+        Self {
+            collector,
+            durability: plan.durability,
+            acks: None,
+            awaits_register,
+            register_refused: false,
+        }
     }
 
     pub(crate) fn take(&mut self, expect: Expect, reply: Reply) {
         match expect {
+            Expect::Plain if self.awaits_register => {
+                self.register_refused |= reply.into_value() != Value::Okay;
+            }
+            // A missing key is watched too.
+            Expect::WatchMarker => {
+                self.awaits_register = false;
+                self.collector.take(expect, reply);
+            }
             Expect::Plain => {
                 let value = reply.into_value();
                 self.acks = self.durability.map(|wanted| wanted.acks(&value));
@@ -159,6 +181,7 @@ impl LastReplies {
             }
             Err(Interruption { cause, .. }) => Some(cause),
         };
-        Ok(Exchanged { verdict: self.collector.verdict(), acks: self.acks, lost })
+        let Self { collector, acks, register_refused, .. } = self;
+        Ok(Exchanged { verdict: collector.verdict(), acks, register_refused, lost })
     }
 }

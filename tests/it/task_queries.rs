@@ -83,3 +83,30 @@ fn a_query_that_is_polled_no_more_holds_up_no_other_one() {
     runtime.block_on(ready).unwrap();
     assert_eq!(runtime.block_on(resolution), Resolution::Committed);
 }
+
+/// A block too large for a lane ends its register and begins another one.
+#[test]
+fn a_block_after_a_refused_register_is_proven_not_applied_and_sent_again() {
+    const COMMANDS: u64 = 100;
+    let Fixture { runtime, server, proxy, sessions, .. } = fixture();
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    let submit = || {
+        let sent = once.submit(|tx| {
+            let values: Vec<_> = (0..COMMANDS).map(|_| tx.incr("large", 1)).collect();
+            Ok(values)
+        });
+        let values: Vec<i64> = runtime.block_on(sent.unwrap()).unwrap();
+        values.last().copied()
+    };
+    assert_eq!(submit(), Some(100));
+    // MULTI, the commands, the register, EXEC, the next register.
+    let next_register = Trigger::BeforeCommand(COMMANDS + 4);
+    let fired = proxy.fired();
+    let refusal = Fault::Refuse("-OOM command not allowed when used memory > 'maxmemory'.\r\n");
+    proxy.arm(Script::from((next_register, refusal)).once());
+    assert_eq!(submit(), Some(200));
+    assert_eq!(proxy.fired(), fired + 1);
+    proxy.arm(Script::from((Trigger::BeforeCommandNamed("EXEC"), Fault::Cut)).once());
+    assert_eq!(submit(), Some(300));
+    assert_eq!(server.ask::<i64>(&["GET", "large"]), 300);
+}
