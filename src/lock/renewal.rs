@@ -30,6 +30,9 @@ use crate::sync::caught::caught;
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 /// Maximum delay before a failed release is retried.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// Time after which a release that a step has taken is sent by another one: the step's runtime may stand
+/// still.
+const MAX_STEP: Duration = Duration::from_secs(2);
 /// Minimum time of one exchange for renewals: a busy machine may need as long.
 const MIN_EXCHANGE: Duration = Duration::from_millis(100);
 /// Maximum time that the server remembers a release whose reply has arrived, if no other release is
@@ -44,9 +47,10 @@ pub(crate) struct RenewalState {
     /// The leases of all living guards, and of guards whose release is in flight, until the lease
     /// ends.
     leases: HashMap<usize, Arc<LockLease>>,
+    /// Releases without a reply, also while a step sends them.
     pending_releases: Vec<PendingRelease>,
-    /// Number of pending releases that are being sent.
-    attempted: usize,
+    /// Number of the last one.
+    last_release: u64,
     /// Number of acquisitions in progress.
     attempts: usize,
     /// Number of releases of dropped guards and calls that run in the background.
@@ -63,11 +67,23 @@ pub(crate) struct RenewalState {
 }
 
 /// A release to be retried, as long as it makes a difference.
-pub(crate) struct PendingRelease {
-    call: ScriptCall,
+struct PendingRelease {
+    number: u64,
+    call: Arc<ScriptCall>,
     next: Instant,
     pauses: Backoff,
     until: Instant,
+}
+
+/// A pending release that a step sends.
+pub(crate) struct SentRelease {
+    number: u64,
+    call: Arc<ScriptCall>,
+    /// When it is sent again, if it has to be.
+    next: Instant,
+    until: Instant,
+    /// It has a reply, or makes no difference any more.
+    is_over: bool,
 }
 
 /// The work that is due now.
@@ -75,7 +91,7 @@ pub(crate) struct PendingRelease {
 pub(crate) struct Due {
     lost: Vec<Arc<LockLease>>,
     renewals: Vec<Arc<LockLease>>,
-    pending_releases: Vec<PendingRelease>,
+    pending_releases: Vec<SentRelease>,
     answered: Vec<String>,
     /// End of the first lease to end.
     bound: Option<Instant>,
@@ -115,7 +131,7 @@ impl RenewalState {
         let cleanups = self.cleanups;
         #[cfg(not(feature = "tokio"))]
         let cleanups = 0;
-        self.pending_releases.len() + self.attempted + cleanups
+        self.pending_releases.len() + cleanups
     }
 
     /// Adds a lease, and returns when the next step of it is due.
@@ -137,14 +153,21 @@ impl RenewalState {
         }
         let next = Instant::now();
         let pauses = Backoff::new(MAX_PAUSE / 50, MAX_PAUSE);
-        self.pending_releases.push(PendingRelease { call, next, pauses, until });
+        self.last_release += 1;
+        let (number, call) = (self.last_release, Arc::new(call));
+        self.pending_releases.push(PendingRelease { number, call, next, pauses, until });
         Some(next)
     }
 
-    /// Adds the releases back that are to be sent again.
-    pub(crate) fn retry_releases(&mut self, mut releases: Vec<PendingRelease>) {
-        self.attempted = 0;
-        self.pending_releases.append(&mut releases);
+    /// Records the end of a step that sent these releases. Another step may have sent them too.
+    pub(crate) fn end_releases(&mut self, sent: &[SentRelease]) {
+        self.pending_releases.retain_mut(|release| {
+            let Some(sent) = sent.iter().find(|sent| sent.number == release.number) else {
+                return true;
+            };
+            release.next = sent.next;
+            !sent.is_over
+        });
     }
 
     /// Adds the key of an answered release. If its deletion was not yet scheduled, returns when it is
@@ -231,9 +254,16 @@ impl RenewalState {
                 due.renewals.push(Arc::clone(lock_lease));
             }
         }
-        due.pending_releases =
-            self.pending_releases.extract_if(.., |release| release.next <= now).collect();
-        self.attempted = due.pending_releases.len();
+        for release in self.pending_releases.iter_mut().filter(|release| release.next <= now) {
+            release.next = now + MAX_STEP;
+            due.pending_releases.push(SentRelease {
+                number: release.number,
+                call: Arc::clone(&release.call),
+                next: now + release.pauses.wait(),
+                until: release.until,
+                is_over: false,
+            });
+        }
         due.finishes = self.finishes();
         if due.finishes || self.forget_at.is_some_and(|at| at <= now) {
             self.forget_at = None;
@@ -253,13 +283,13 @@ fn key(lock_lease: &Arc<LockLease>) -> usize {
 }
 
 impl Due {
-    /// Sends what is due. `retry` gets the releases that are to be sent again.
+    /// Sends what is due. `end` gets the releases that were sent.
     ///
     /// A log belongs to the user and may panic; the next step runs all the same.
     pub(crate) async fn run<P: ServerPool>(
         self,
         client: &ScriptClient<P>,
-        retry: impl FnOnce(Vec<PendingRelease>) + Send,
+        end: impl FnOnce(Vec<SentRelease>) + Send,
     ) {
         let bound = self.bound;
         for lock_lease in &self.lost {
@@ -268,7 +298,7 @@ impl Due {
         caught(renew(&self.renewals, bound, client)).await;
         if !self.pending_releases.is_empty() {
             // Also after a panic, and if the future is dropped.
-            let mut releases = guard(self.pending_releases, retry);
+            let mut releases = guard(self.pending_releases, end);
             caught(send_pending_releases(&mut releases, bound, client)).await;
         }
         caught(forget(self.answered, bound, client)).await;
@@ -332,22 +362,19 @@ async fn renew<P: ServerPool>(
     }
 }
 
-/// Sends the releases in one write, and keeps those that are to be sent again.
+/// Sends the releases in one write, and records which of them are over.
 async fn send_pending_releases<P: ServerPool>(
-    releases: &mut Vec<PendingRelease>,
+    releases: &mut [SentRelease],
     bound: Option<Instant>,
     client: &ScriptClient<P>,
 ) {
     let begun = Instant::now();
-    for release in &mut *releases {
-        release.next = begun + release.pauses.wait();
-    }
-    let slot = |release: &PendingRelease| client.slot_of(&release.call);
+    let slot = |release: &SentRelease| client.slot_of(&release.call);
     releases.sort_by_key(slot);
     let limit = share(bound, begun).min(begun + MAX_PAUSE);
     let mut settled = Vec::with_capacity(releases.len());
     for together in releases.chunk_by(|one, other| slot(one) == slot(other)) {
-        let calls: Vec<_> = together.iter().map(|release| &release.call).collect();
+        let calls: Vec<_> = together.iter().map(|release| &*release.call).collect();
         let replies = client.ask(&calls, Via::OwnStrictly, limit).await.ok();
         let is_settled = |nth| {
             let value = replies.as_ref().and_then(|replies| replies.values.get(nth));
@@ -355,8 +382,10 @@ async fn send_pending_releases<P: ServerPool>(
         };
         settled.extend((0..calls.len()).map(is_settled));
     }
-    let (ended, mut settled) = (Instant::now(), settled.into_iter());
-    releases.retain(|release| !settled.next().unwrap_or(false) && ended < release.until);
+    let ended = Instant::now();
+    for (release, is_settled) in releases.iter_mut().zip(settled) {
+        release.is_over = is_settled || ended >= release.until;
+    }
 }
 
 /// Deletes keys by which the server remembers releases. The keys have a time to live, so a failure

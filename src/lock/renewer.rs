@@ -158,7 +158,7 @@ impl Work for Renewal {
     fn run(&mut self, shared: &Shared<RenewalState>, due: Due) {
         let finishes = due.finishes;
         now(due.run(&self.client, |releases| {
-            shared.lock().retry_releases(releases);
+            shared.lock().end_releases(&releases);
             shared.wake();
         }));
         if finishes {

@@ -432,6 +432,67 @@ fn a_close_waits_for_guards_and_releases_what_was_dropped() {
     eventually(SOON, "no task is alive", || runtime.metrics().num_alive_tasks() == 0);
 }
 
+/// A session manager whose releases soon continue in the background.
+fn fails_soon(proxy: &Proxy) -> SessionManager {
+    builder(&proxy.url())
+        .connect_timeout(Duration::from_millis(100))
+        .response_timeout(Duration::from_millis(150))
+        .checkout_timeout(Duration::from_millis(500))
+        .build_async()
+        .unwrap()
+}
+
+#[test]
+fn a_close_waits_for_a_release_that_is_being_repeated_in_two_runtimes() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = fails_soon(&proxy);
+    let (one, other) = (several(), several());
+    let lock = |name: &str| sessions.lock(name).lease(LONG);
+    let guard = one.block_on(lock("l").acquire(SOON)).unwrap();
+    // The other runtime has a task that extends leases, and no lock any more.
+    other.block_on(async { lock("m").acquire(SOON).await?.release().await }).unwrap();
+    proxy.close_listener();
+    proxy.cut_all();
+    // Without a runtime, the release is left to the tasks.
+    let releasing = one.block_on(async { guard.release().await });
+    assert!(releasing.is_err(), "{releasing:?}");
+    assert_eq!(sessions.status().locks.releasing, 1);
+    let closing = one.spawn({
+        let sessions = sessions.clone();
+        async move { sessions.close(SOON).await }
+    });
+    let ended = try_for(Duration::from_secs(1), || closing.is_finished().then_some(()));
+    assert_eq!(ended, None, "the close waits for the release");
+    proxy.reopen_listener();
+    nothing_is_left(&server, "the lock is released");
+    assert_eq!(one.block_on(closing).unwrap().locks, 0);
+}
+
+#[test]
+fn a_release_that_a_stalled_runtime_has_taken_is_sent_by_another_one() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = fails_soon(&proxy);
+    let (one, other) = (single(), several());
+    let lock = |name: &str| sessions.lock(name).lease(LONG);
+    let guard = one.block_on(lock("l").acquire(SOON)).unwrap();
+    proxy.close_listener();
+    proxy.cut_all();
+    // The task of this runtime takes the release while it fails, and stands still from then on.
+    one.block_on(guard.release()).unwrap_err();
+    one.block_on(async {
+        while sessions.status().locks.releasing == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    });
+    proxy.reopen_listener();
+    drop(other.block_on(lock("m").acquire(SOON)).unwrap());
+    nothing_is_left(&server, "the other runtime has released the lock");
+    drop(one);
+}
+
 #[test]
 fn a_release_that_is_polled_once_gives_the_lock() {
     let server = Server::start();

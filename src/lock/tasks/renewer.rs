@@ -403,7 +403,7 @@ async fn step(client: ScriptClient<TaskPool>, shared: Arc<RenewalShared>, due: D
     let finishes = due.finishes;
     due.run(&client, |releases| {
         let mut locked = shared.lock();
-        locked.state.retry_releases(releases);
+        locked.state.end_releases(&releases);
         shared.wake(locked);
     })
     .await;

@@ -79,8 +79,8 @@ impl StubLocks {
     }
 
     async fn renew(&self, due: Due) {
-        let retry = |releases| lock(&self.renewals.state).retry_releases(releases);
-        due.run(&self.client, retry).await;
+        let end = |releases: Vec<_>| lock(&self.renewals.state).end_releases(&releases);
+        due.run(&self.client, end).await;
     }
 }
 
