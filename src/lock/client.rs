@@ -148,6 +148,11 @@ impl<P: ServerPool> ScriptClient<P> {
         self.closed.store(true, Ordering::Release);
     }
 
+    /// Returns whether only renewals and releases are sent.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Opens the own connection to the node of `slot` in the background, unless it is open.
     pub(crate) fn warm(&self, slot: u16) {
         self.own.warm(&Route::to(self.is_in_cluster().then_some(slot)));
@@ -321,7 +326,7 @@ impl<P: ServerPool> ScriptClient<P> {
         if matches!(via, Via::OwnConnection | Via::OwnStrictly) {
             return Ok(None);
         }
-        let open = || match self.closed.load(Ordering::Acquire) {
+        let open = || match self.is_closed() {
             true => Err(CheckoutError::Closed),
             false => Ok(()),
         };

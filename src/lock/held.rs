@@ -290,7 +290,11 @@ async fn release_held<M: LockIo>(
     let renewals = manager.renewals();
     let answered = renewals.take_answered(&lock_lease.names.holders);
     // Dropped without an outcome, it has the waiter send a request.
-    let next = manager.next_waiter(&lock_lease.names.wake);
+    let next = match manager.client().is_closed() {
+        // A call that waits fails with `Closed`.
+        true => None,
+        false => manager.next_waiter(&lock_lease.names.wake),
+    };
     let next_holder = next.as_ref().map(NextWaiter::next_holder);
     let call = release_call(manager, lock_lease, answered, next_holder);
     let reply = manager.client().ask_one("release", &call, Via::OwnConnection, limit).await;

@@ -151,3 +151,25 @@ fn an_acquisition_that_waits_when_the_manager_is_closed_ends_and_leaves_nothing(
     });
     guard.release().unwrap();
 }
+
+#[test]
+fn a_release_after_the_close_began_gives_the_lock_to_no_waiting_call() {
+    for _ in 0..TRIES {
+        let fixture = start();
+        let lock = fixture.sessions.lock("l").lease(LONG);
+        let guard = lock.acquire(SOON).unwrap();
+        let waiter = thread::spawn(move || lock.acquire(LONG).map(drop));
+        fixture.wait_for_waiters(&fixture.sessions, 1);
+        let sessions = fixture.sessions.clone();
+        let closing = thread::spawn(move || sessions.close(SOON));
+        let begun = Instant::now();
+        while fixture.sessions.lock("m").holder().is_ok() {
+            assert!(begun.elapsed() < SOON, "the close begins");
+        }
+        guard.release().unwrap();
+        let ended = in_time(SOON, "the wait is over", move || waiter.join().unwrap());
+        assert!(matches!(ended, Err(Error::Checkout(CheckoutError::Closed))), "{ended:?}");
+        assert_eq!(closing.join().unwrap(), rediscope::status::Closed::default());
+        assert_eq!(fixture.holders(), 0);
+    }
+}
