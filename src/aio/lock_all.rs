@@ -264,7 +264,8 @@ impl LockAllGuard {
     /// Returns the loss of the first of the locks that is lost, as a future: see [`LockGuard::lost`]. After
     /// a release of all it is never ready.
     pub fn lost(&self) -> LockLost {
-        LockLost::new(self.guards().map(|guard| Arc::clone(guard.held().lock_lease())))
+        let leases = self.guards().map(|guard| Arc::clone(guard.held().lock_lease()));
+        LockLost::new(leases, &self.manager.settings().process)
     }
 
     /// Registers `callback`, which is called once when the first of the locks is lost: see

@@ -94,7 +94,8 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> LockLost {
-        LockLost::new([Arc::clone(self.held.lock_lease())])
+        let process = &self.held.manager().settings().process;
+        LockLost::new([Arc::clone(self.held.lock_lease())], process)
     }
 
     /// Registers `callback`, which is called once when the lock is lost, on a thread of its own: see

@@ -426,12 +426,12 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
 
 impl<M: LockIo> Drop for Acquisition<'_, M> {
     fn drop(&mut self) {
-        self.may_hold |= self.waiter.take().is_some_and(Waiter::leave);
-        if !self.may_hold && !self.queued && !self.maybe_partial {
+        // In a forked child the traces belong to the parent, and so does the waiter.
+        if self.manager.settings().is_forked_child() {
             return;
         }
-        // In a forked child the traces belong to the parent.
-        if self.manager.settings().is_forked_child() {
+        self.may_hold |= self.waiter.take().is_some_and(Waiter::leave);
+        if !self.may_hold && !self.queued && !self.maybe_partial {
             return;
         }
         let traces = AcquisitionTraces {
@@ -464,6 +464,9 @@ impl<M: LockIo> AcquisitionTraces<M> {
         let begun = Instant::now();
         // Made before the first poll, which may never come.
         let traces = guard(self, move |traces| {
+            if traces.manager.settings().is_forked_child() {
+                return;
+            }
             traces.manager.renewals().pending_release(traces.call(), begun + traces.lasts());
         });
         async move {

@@ -190,7 +190,8 @@ pub(crate) fn release_dropped<M: LockIo>(
     let release = LockRelease { manager, lock_lease, end: GuardState::Releasing };
     // Made before the first poll, which may never come.
     let release = guard(release, |release| {
-        if release.end != GuardState::Released {
+        let is_left = release.end != GuardState::Released;
+        if is_left && !release.manager.settings().is_forked_child() {
             release_in_background(&*release.manager, &release.lock_lease);
         }
     });

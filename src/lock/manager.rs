@@ -34,7 +34,7 @@ impl LockManager {
     /// `own` has at most one connection to each master, for renewals and releases.
     pub(crate) fn new(pooled: Router, own: Router) -> Self {
         let settings = Arc::clone(pooled.settings());
-        let waiters = Arc::<ThreadWaiters>::default();
+        let waiters = Arc::new(ThreadWaiters::new(settings.process.clone()));
         let listener = ReleaseListener::new(pooled.clone(), Arc::clone(&waiters));
         let counters = LockCounters::named_after(&own.counters().metrics);
         let client = ScriptClient::new(pooled, own);

@@ -34,6 +34,10 @@ impl Renewals for LeaseRenewer {
         self.start(&mut state).map_err(|_| Error::lock_refused("thread", no_thread))?;
         state.begin_acquisition();
         Ok(guard((), |()| {
+            // In a forked child the mutex may stay locked.
+            if self.client.own().settings().is_forked_child() {
+                return;
+            }
             let mut state = self.worker.lock();
             state.end_acquisition();
             self.wake_if_closing(&state);

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use crate::lock::given::{Given, GivenLock};
 use crate::lock::io::{MAX_DELAY_IN_FLIGHT, NextWaiter, Waiter};
+use crate::process::current::Process;
 use crate::protocol::lock::acquire::WakeFilter;
 use crate::protocol::lock::lease::NextHolder;
 use crate::protocol::retry::Backoff;
@@ -58,9 +59,9 @@ pub(crate) trait Notifier: Default + Send + Sync {
 }
 
 /// The waiters of all locks, by channel.
-#[derive(Default)]
 pub(crate) struct Waiters<N> {
     channels: Mutex<HashMap<String, Channel<N>>>,
+    process: Process,
 }
 
 struct Channel<N> {
@@ -74,6 +75,8 @@ struct Channel<N> {
 }
 
 struct LockWaiter<N> {
+    /// In a forked child a mutex may stay locked, and the waiter belongs to the parent.
+    process: Process,
     owner_token: String,
     /// How a release may give it the lock.
     next_holder: Option<NextHolder>,
@@ -134,6 +137,20 @@ impl Flags {
     }
 }
 
+#[cfg(test)]
+impl<N> Default for Waiters<N> {
+    fn default() -> Self {
+        Self::new(Process::here())
+    }
+}
+
+impl<N> Waiters<N> {
+    /// The waiters of a session manager that this process made.
+    pub(crate) fn new(process: Process) -> Self {
+        Self { channels: Mutex::default(), process }
+    }
+}
+
 impl<N: Notifier> Waiters<N> {
     /// Queues a waiter for the messages on `channel`.
     pub(crate) fn join(
@@ -168,6 +185,7 @@ impl<N: Notifier> Waiters<N> {
         // Releases since the caller's last request woke other waiters.
         let flags = Flags { recheck: channel.live, ..Flags::default() };
         let waiter = Arc::new(LockWaiter {
+            process: this.process.clone(),
             owner_token: owner_token.to_owned(),
             next_holder,
             flags: Mutex::new(flags),
@@ -354,6 +372,9 @@ impl<N: Notifier> NextWaiter for Giving<N> {
 
 impl<N: Notifier> Drop for Giving<N> {
     fn drop(&mut self) {
+        if self.waiter.process.is_forked_child() {
+            return;
+        }
         let mut flags = lock(&self.waiter.flags);
         if std::mem::take(&mut flags.giving) {
             flags.recheck = true;
@@ -440,6 +461,9 @@ impl<N: Notifier> Drop for Registration<N> {
 impl<N: Notifier> Registration<N> {
     /// Leaves the queue, and returns whether a release has given the waiter the lock.
     fn leave_queue(&mut self) -> Given {
+        if self.waiter.process.is_forked_child() {
+            return Given::No;
+        }
         let mut channels = lock(&self.waiters.channels);
         let Some(channel) = channels.get_mut(&self.channel) else { return Given::No };
         channel.queue.retain(|queued| !Arc::ptr_eq(queued, &self.waiter));
@@ -513,6 +537,29 @@ mod tests {
         assert_eq!(waiter.take_given(), Given::Yes(given));
         assert_eq!(waiter.take_given(), Given::Maybe, "the first release may still arrive");
         assert!(waiter.leave());
+    }
+
+    #[test]
+    fn a_forked_childs_drops_lock_nothing() {
+        let waiters = Arc::new(Waiters::new(Process::another()));
+        let waiter = joined(&waiters);
+        assert!(waits(&waiter));
+        let giving = waiters.next_holder("wake").unwrap();
+        // As they are if another thread of the parent had locked them.
+        let (kept, channels) = (Arc::clone(&waiter.waiter), lock(&waiters.channels));
+        let flags = lock(&kept.flags);
+        std::thread::scope(|scope| {
+            let child = scope.spawn(|| {
+                drop(giving);
+                drop(waiter);
+            });
+            let begun = Instant::now();
+            while !child.is_finished() && begun.elapsed() < Duration::from_secs(20) {
+                std::thread::yield_now();
+            }
+            assert!(child.is_finished(), "a drop waits for a mutex");
+        });
+        drop((flags, channels));
     }
 
     #[test]

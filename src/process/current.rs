@@ -19,6 +19,12 @@ impl Process {
         Self { forks: forkguard::Guard::try_new().ok(), id: std::process::id() }
     }
 
+    /// A process that is not the current one.
+    #[cfg(test)]
+    pub(crate) fn another() -> Self {
+        Self { forks: None, id: 0 }
+    }
+
     /// Whether the current process is another one: a child that was forked later.
     pub(crate) fn is_other_process(&self) -> bool {
         match &self.forks {

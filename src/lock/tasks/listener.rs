@@ -30,6 +30,7 @@ use crate::lock::tasks::task_waiters::TaskWaiters;
 use crate::lock::waiters::{LISTENER_PAUSE, LISTENER_QUIET, listener_pauses};
 use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
+use crate::process::current::Process;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::resp::encode;
 use crate::protocol::server_error::ServerError;
@@ -41,6 +42,7 @@ use crate::sync::timer::DeadlineTimer;
 pub(crate) struct TaskListener {
     pub(crate) waiters: Arc<TaskWaiters>,
     state: Mutex<ListenerState>,
+    process: Process,
 }
 
 #[derive(Default)]
@@ -52,8 +54,9 @@ struct ListenerState {
 }
 
 impl TaskListener {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { waiters: Arc::default(), state: Mutex::default() })
+    pub(crate) fn new(process: Process) -> Arc<Self> {
+        let waiters = Arc::new(TaskWaiters::new(process.clone()));
+        Arc::new(Self { waiters, state: Mutex::default(), process })
     }
 
     /// Has a channel subscribed soon that a caller has just recorded.
@@ -117,6 +120,10 @@ struct Running {
 /// The task or its runtime has ended: waiters must not rely on it any more.
 impl Drop for Running {
     fn drop(&mut self) {
+        // In a forked child the task belongs to the parent.
+        if self.listener.process.is_forked_child() {
+            return;
+        }
         let task = {
             let mut state = lock(&self.listener.state);
             state.running = false;

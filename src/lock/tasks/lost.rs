@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 
 use crate::error::lock::LostReason;
 use crate::lock::lease::LockLease;
+use crate::process::current::Process;
 use crate::sync::timer::DeadlineTimer;
 
 /// The loss of a lock, or of the first of several: ready when the lock is lost. It never is after a
@@ -42,11 +43,17 @@ struct WatchedLease {
     lock_lease: Arc<LockLease>,
     /// Its number among the lease's watchers.
     watcher: Option<u64>,
+    /// In a forked child the lease's mutex may stay locked.
+    process: Process,
 }
 
 impl LockLost {
-    pub(crate) fn new(lock_leases: impl IntoIterator<Item = Arc<LockLease>>) -> Self {
-        let watched = |lock_lease| WatchedLease { lock_lease, watcher: None };
+    pub(crate) fn new(
+        lock_leases: impl IntoIterator<Item = Arc<LockLease>>,
+        process: &Process,
+    ) -> Self {
+        let watched =
+            |lock_lease| WatchedLease { lock_lease, watcher: None, process: process.clone() };
         Self {
             watched: lock_leases.into_iter().map(watched).collect(),
             timer: DeadlineTimer::default(),
@@ -60,13 +67,20 @@ impl LockLost {
 
 impl Clone for LockLost {
     fn clone(&self) -> Self {
-        Self::new(self.watched.iter().map(|watched| Arc::clone(&watched.lock_lease)))
+        let again = |watched: &WatchedLease| WatchedLease {
+            lock_lease: Arc::clone(&watched.lock_lease),
+            watcher: None,
+            process: watched.process.clone(),
+        };
+        Self { watched: self.watched.iter().map(again).collect(), timer: DeadlineTimer::default() }
     }
 }
 
 impl Drop for WatchedLease {
     fn drop(&mut self) {
-        if let Some(watcher) = self.watcher {
+        if let Some(watcher) = self.watcher
+            && !self.process.is_forked_child()
+        {
             self.lock_lease.unwatch(watcher);
         }
     }

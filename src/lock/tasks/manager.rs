@@ -15,6 +15,7 @@ use crate::lock::tasks::renewer::TaskRenewer;
 use crate::lock::tasks::task_waiters::{NextTask, TaskRegistration, TaskWaiters};
 use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
+use crate::process::current::Process;
 use crate::protocol::lock::acquire::LockRequest;
 use crate::settings::settings::Settings;
 use crate::status::locks::{LockCounters, LockStatus};
@@ -63,7 +64,7 @@ impl TaskLockManager {
         }
         // Runtimes come and go.
         listeners.all.retain(|(_, listener)| !listener.is_idle());
-        let listener = TaskListener::new();
+        let listener = TaskListener::new(self.settings.process.clone());
         if listeners.closed {
             listener.close();
         }
@@ -120,21 +121,26 @@ impl Drop for TaskLockManager {
 }
 
 /// The order of the changes of a semaphore's number of permits.
-pub(crate) struct TaskChanges(Places);
+pub(crate) struct TaskChanges {
+    places: Places,
+    process: Process,
+}
 
 impl Default for TaskChanges {
     fn default() -> Self {
-        Self(Places::new(1))
+        Self { places: Places::new(1), process: Process::here() }
     }
 }
 
 /// The right to change the number. Its drop passes it on.
-struct Changing<'c>(Option<&'c Places>);
+struct Changing<'c>(Option<&'c TaskChanges>);
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        if let Some(places) = self.0 {
-            places.add();
+        if let Some(changes) = self.0
+            && !changes.process.is_forked_child()
+        {
+            changes.places.add();
         }
     }
 }
@@ -188,12 +194,12 @@ impl LockIo for TaskLockManager {
     }
 
     async fn settle(changes: &TaskChanges) -> impl Send {
-        let TaskChanges(places) = changes;
+        let places = &changes.places;
         let has_right = match places.try_take() {
             Ok(true) => true,
             _ => places.take(Instant::now() + MAX_CHANGE).await.is_ok(),
         };
-        Changing(has_right.then_some(places))
+        Changing(has_right.then_some(changes))
     }
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {

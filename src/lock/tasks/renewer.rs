@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use scopeguard::guard;
 use tokio::runtime::{self, Handle};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -22,6 +21,7 @@ use crate::lock::io::Renewals;
 use crate::lock::lease::LockLease;
 use crate::lock::renewal::{Due, IDLE, RenewalState, forget};
 use crate::pool::tasks::pool::TaskPool;
+use crate::process::current::Process;
 use crate::process::worker::Next;
 use crate::protocol::lock::script::ScriptCall;
 use crate::sync::lock;
@@ -39,9 +39,10 @@ pub(crate) struct TaskRenewer {
 }
 
 /// What the tasks share with their callers.
-#[derive(Default)]
 struct RenewalShared {
     locked: Mutex<Locked>,
+    /// In a forked child the tasks belong to the parent, and the mutex may stay locked.
+    process: Process,
 }
 
 #[derive(Default)]
@@ -78,6 +79,9 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        if self.shared.process.is_forked_child() {
+            return;
+        }
         let mut locked = self.shared.lock();
         (self.end)(&mut locked.state);
         self.shared.wake_if_closing(locked);
@@ -130,10 +134,9 @@ impl RenewalShared {
     }
 }
 
-/// In a forked child the tasks belong to the parent, and the mutex may stay locked.
 impl Drop for TaskRenewer {
     fn drop(&mut self) {
-        if self.client.own().settings().is_forked_child() {
+        if self.shared.process.is_forked_child() {
             return;
         }
         let mut locked = self.shared.lock();
@@ -154,12 +157,7 @@ impl Renewals for TaskRenewer {
         let shared = Arc::clone(&self.shared);
         let counted = Counted { shared, end: RenewalState::end_acquisition };
         self.start(locked, &runtime);
-        let process = self.client.own().settings().process.clone();
-        Ok(guard(counted, move |counted| {
-            if process.is_forked_child() {
-                mem::forget(counted);
-            }
-        }))
+        Ok(counted)
     }
 
     fn watch(&self, lock_lease: &Arc<LockLease>) {
@@ -200,7 +198,8 @@ impl Renewals for TaskRenewer {
 
 impl TaskRenewer {
     pub(crate) fn new(client: ScriptClient<TaskPool>) -> Self {
-        Self { client, shared: Arc::default() }
+        let process = client.own().settings().process.clone();
+        Self { client, shared: Arc::new(RenewalShared { locked: Mutex::default(), process }) }
     }
 
     /// Has a task run the rest of a call. Without a task it is dropped: no runtime would run it, and
@@ -298,6 +297,9 @@ struct Running {
 /// The task has ended, or its runtime has.
 impl Drop for Running {
     fn drop(&mut self) {
+        if self.shared.process.is_forked_child() {
+            return;
+        }
         let mut locked = self.shared.lock();
         locked.tasks.retain(|task| task.runtime != self.runtime);
         let left = match locked.tasks.is_empty() {
@@ -402,6 +404,9 @@ impl Work {
 async fn step(client: ScriptClient<TaskPool>, shared: Arc<RenewalShared>, due: Due) {
     let finishes = due.finishes;
     due.run(&client, |releases| {
+        if shared.process.is_forked_child() {
+            return;
+        }
         let mut locked = shared.lock();
         locked.state.end_releases(&releases);
         shared.wake(locked);
