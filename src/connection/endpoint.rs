@@ -144,7 +144,12 @@ impl Endpoint {
     ) -> Result<(), ConnectionError> {
         match &self.target {
             Target::Master(client) => client.register(server, connection),
-            Target::Server(_) | Target::Replica(_) => Ok(()),
+            // Without a replica it leads to the master.
+            Target::Replica(client) => {
+                client.register_if_master(server, connection);
+                Ok(())
+            }
+            Target::Server(_) => Ok(()),
         }
     }
 
@@ -249,5 +254,41 @@ impl fmt::Debug for Endpoint {
             .field("address", &self.address())
             .field("db", &self.db())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::IntoConnectionInfo as _;
+
+    use super::*;
+
+    struct Kept;
+
+    impl MasterConnection for Kept {
+        fn end(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_read_that_found_no_replica_ends_with_the_master() {
+        let info = |host: &str| format!("redis://{host}:1").into_connection_info().unwrap();
+        let settings = Settings::default();
+        let config = SentinelConfig {
+            name: "mymaster".to_owned(),
+            sentinels: vec![info("sentinel")],
+            server_template: info("template"),
+            server_template_given: false,
+        };
+        let endpoint = Endpoint::sentinel(config, &settings).unwrap().replicas();
+        let server = |host: &str| Arc::new(Server::new(info(host), &settings).unwrap());
+        let (client, master) = (endpoint.sentinels().unwrap(), server("master"));
+        client.state().master = Some(Arc::clone(&master));
+        let connection: Arc<dyn MasterConnection> = Arc::new(Kept);
+        endpoint.register(&server("replica"), Arc::downgrade(&connection)).unwrap();
+        assert_eq!(client.state().connections.len(), 0, "a replica stays");
+        endpoint.register(&master, Arc::downgrade(&connection)).unwrap();
+        assert_eq!(client.state().connections.len(), 1);
     }
 }

@@ -138,14 +138,26 @@ impl SentinelClient {
         master: &Server,
         connection: Weak<dyn MasterConnection>,
     ) -> Result<(), ConnectionError> {
+        if self.register_if_master(master, connection) {
+            return Ok(());
+        }
+        let text = "another server became the master while this one was connected to";
+        Err(ConnectionError::new(ConnectionErrorKind::Closed, text))
+    }
+
+    /// The same for a server that may be a replica, whose connection stays. Returns whether it is the master.
+    pub(crate) fn register_if_master(
+        &self,
+        server: &Server,
+        connection: Weak<dyn MasterConnection>,
+    ) -> bool {
         let mut state = self.state();
-        if state.master.as_ref().is_none_or(|now| now.address() != master.address()) {
-            let text = "another server became the master while this one was connected to";
-            return Err(ConnectionError::new(ConnectionErrorKind::Closed, text));
+        if state.master.as_ref().is_none_or(|master| master.address() != server.address()) {
+            return false;
         }
         state.connections.retain(|connection| connection.strong_count() > 0);
         state.connections.push(connection);
-        Ok(())
+        true
     }
 
     /// Returns the master, and the time left to connect to it.
