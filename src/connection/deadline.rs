@@ -48,13 +48,28 @@ impl Deadline {
 
     /// Returns the timeout for one wait of the socket, if there is time left. If more
     /// than 7/8 of the limit is left, this is the whole limit, so that the socket's timeout need not
-    /// be changed by a system call. Otherwise it is the time left, at least 1 ms.
+    /// be changed by a system call, unless another instant cuts it. Otherwise it is the time left, at
+    /// least 1 ms.
     pub(crate) fn timeout(&self) -> Option<Duration> {
         let left = self.at.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return None;
         }
-        let whole = left > self.limit - self.limit / 8;
+        let whole = !self.is_cut && left > self.limit - self.limit / 8;
         Some(if whole { self.limit } else { left.max(Duration::from_millis(1)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_of_the_socket_ends_with_the_instant_that_cuts_it() {
+        let limit = Duration::from_secs(80);
+        assert_eq!(Deadline::after(limit).timeout(), Some(limit));
+        let cut = limit - limit / 16;
+        let timeout = Deadline::after(limit).capped(after(cut)).timeout();
+        assert!(timeout.is_some_and(|timeout| timeout <= cut), "{timeout:?}");
     }
 }

@@ -815,3 +815,28 @@ fn a_block_on_a_lane_is_reported_as_a_transaction_and_the_lane_as_a_connection()
     runtime.block_on(sessions.close(SOON));
     eventually(SOON, "none is left", || seen.connections("lane", pool) == 0);
 }
+
+/// Two replies come before the connection is ready for it, each just in time.
+#[test]
+fn a_block_whose_lane_is_being_prepared_ends_at_its_deadline() {
+    let (server, runtime) = (Server::start(), runtime());
+    let proxy = Proxy::to(&server);
+    let response = Duration::from_secs(2);
+    let (connect, checkout) = (response / 10, response * 21 / 10);
+    let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1).connect_timeout(connect);
+    let builder = builder.response_timeout(response).checkout_timeout(checkout);
+    let sessions = builder.trust_window(Duration::ZERO).build_async().unwrap();
+    let plain = sessions.transactional();
+    let once = plain.with(TransactionOptions::new().exactly_once());
+    runtime.block_on(plain.run(|tx| Ok(tx.incr("n", 1)))).unwrap();
+    proxy.set_delays(Duration::ZERO, response * 19 / 20);
+    let first = runtime.spawn(async move { plain.run(|tx| Ok(tx.incr("n", 1))).await });
+    eventually(SOON, "it is sent", || server.ask::<i64>(&["GET", "n"]) == 2);
+    let begun = Instant::now();
+    let late = runtime.block_on(once.run(|tx| Ok(tx.incr("late", 1)))).unwrap_err();
+    let took = begun.elapsed();
+    assert_eq!((late.applied(), late.is_retryable()), (Applied::No, true), "{late:?}");
+    assert!(took < checkout + response / 3, "{took:?}");
+    assert_eq!(runtime.block_on(first).unwrap().unwrap(), 2);
+    assert_eq!(server.ask::<Option<i64>>(&["GET", "late"]), None);
+}

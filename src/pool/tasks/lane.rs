@@ -15,6 +15,7 @@ use tokio::runtime::{self, Handle};
 use tokio::task::AbortHandle;
 
 use crate::connection::connection::Connection;
+use crate::connection::deadline;
 use crate::connection::tasks::io::spawn_connection;
 use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
 use crate::error::checkout::{CheckoutError, CheckoutTimeout};
@@ -384,6 +385,27 @@ impl Lane {
         self.fail_if(|request| request.stay.is_late(now), |since| self.late(since));
     }
 
+    /// Fails the requests whose time is over, of those that wait and those in the queue. Returns when to
+    /// look again: later ones have more time than the replies, which end the wait.
+    pub(crate) fn end_late(&self, waiting: &VecDeque<Arc<LaneJob>>) -> Instant {
+        self.fail_late();
+        let now = Instant::now();
+        let mut next = deadline::later(now, self.context.settings().response_timeout);
+        for job in waiting {
+            let late = job.take_if(|request| {
+                let is_late = request.stay.is_late(now);
+                if !is_late {
+                    next = next.min(request.stay.deadline);
+                }
+                is_late
+            });
+            if let Taking::Taken(request) = late {
+                self.settle_late(job, request);
+            }
+        }
+        next
+    }
+
     /// Fails the waiting requests for which `fails` returns true. `error`: of a request of that time.
     fn fail_if(
         &self,
@@ -634,3 +656,7 @@ impl Drop for LaneCall {
 #[cfg(test)]
 #[path = "../../../tests/unit/lane_requests.rs"]
 mod requests;
+
+#[cfg(test)]
+#[path = "../../../tests/unit/lane.rs"]
+mod tests;

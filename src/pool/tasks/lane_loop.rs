@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -104,7 +105,8 @@ impl LaneLoop {
         }
         let mut trusted = self.line.is_trusted();
         if self.must_prepare(trusted) {
-            if !boxed(self.prepare()).await {
+            let (lane, waiting) = (Arc::clone(&self.lane), self.waiting.clone());
+            if !boxed(ending_late(&lane, &waiting, self.prepare())).await {
                 return false;
             }
             trusted = true;
@@ -271,7 +273,12 @@ impl LaneLoop {
         self.average = (self.average * 15).div_ceil(16) + group.len();
         let deadline = self.line.response_deadline();
         let Some(connection) = self.line.current() else { return false };
-        let lost = group.exchange(connection, trusted, deadline).await;
+        let exchange = group.exchange(connection, trusted, deadline);
+        let lost = match self.waiting.is_empty() {
+            true => exchange.await,
+            // They wait for another write.
+            false => boxed(ending_late(&self.lane, &self.waiting, exchange)).await,
+        };
         if let Some(lost) = &lost {
             // Before a caller sends its request again on another lane.
             self.lane.context.distrust_idle(&lost.cause);
@@ -299,6 +306,26 @@ impl LaneLoop {
         self.line.on_lost(cause);
         self.line.log_replaced(cause);
     }
+}
+
+/// Awaits replies on the lane's connection, and meanwhile ends the requests whose time is over: those that
+/// wait, and those in the queue.
+async fn ending_late<T>(
+    lane: &Lane,
+    waiting: &VecDeque<Arc<LaneJob>>,
+    replies: impl Future<Output = T>,
+) -> T {
+    let (mut replies, mut timer) = (pin!(replies), DeadlineTimer::default());
+    // Mostly the replies are there before.
+    let mut look = deadline::after(lane.context.settings().response_timeout / 8);
+    poll_fn(|context| {
+        let replied = replies.as_mut().poll(context);
+        while replied.is_pending() && timer.poll(context, look).is_ready() {
+            look = lane.end_late(waiting);
+        }
+        replied
+    })
+    .await
 }
 
 /// Returns whether the job is a read, or was withdrawn.

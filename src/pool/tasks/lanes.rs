@@ -250,3 +250,7 @@ impl Drop for Lanes {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "../../../tests/unit/lanes.rs"]
+mod tests;
