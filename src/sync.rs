@@ -6,9 +6,11 @@ pub(crate) mod binary_semaphore;
 pub(crate) mod boxed;
 pub(crate) mod cancel;
 pub(crate) mod caught;
+pub(crate) mod fork_check;
 #[cfg(feature = "tokio")]
 pub(crate) mod in_span;
 pub(crate) mod now;
+pub(crate) mod own_mutex;
 #[cfg(feature = "tokio")]
 pub(crate) mod places;
 pub(crate) mod shim;

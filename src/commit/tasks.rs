@@ -27,6 +27,7 @@ use crate::pool::router::Router;
 use crate::pool::tasks::line::TaskPin;
 use crate::pool::tasks::pool::TaskPool;
 use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 use crate::sync::timer::until;
 
 /// Maximum wait for the end of the connections' tasks.
@@ -56,7 +57,7 @@ pub(crate) struct TaskResolver {
 /// The queries, one at a time in each runtime.
 struct Queries {
     resolver: DoubtResolver<TaskPool>,
-    turns: Mutex<Turns>,
+    turns: OwnMutex<Turns>,
     /// Notified when a turn has changed.
     changed: Notify,
     /// The resolutions under way.
@@ -92,7 +93,7 @@ impl TaskResolver {
     pub(crate) fn new(router: Router<TaskPool>) -> Self {
         let queries = Queries {
             resolver: DoubtResolver::new(router),
-            turns: Mutex::default(),
+            turns: OwnMutex::default(),
             changed: Notify::new(),
             resolutions: Mutex::default(),
         };
@@ -102,7 +103,7 @@ impl TaskResolver {
     /// Makes later calls fail: the session manager is closed. The future is ready when the tasks of the
     /// connections have ended, or were not polled for a while.
     pub(crate) fn close(&self) -> impl Future<Output = ()> + Send + use<> {
-        lock(&self.queries.turns).closed = true;
+        self.queries.turns.lock().closed = true;
         self.queries.changed.notify_waiters();
         let connections = self.queries.resolver.close();
         let tasks: Vec<_> = connections.iter().map(|own| own.wire().task().clone()).collect();
@@ -223,11 +224,11 @@ impl Queries {
 
     /// Waits for the turn to query. Dropped before its end, the future has taken none.
     async fn turn(&self, deadline: Instant) -> Result<QueryTurn<'_>, NoTurn> {
-        lock(&self.turns).calls += 1;
+        self.turns.lock().calls += 1;
         let mut query = QueryTurn { queries: self, number: None };
         loop {
             let changed = self.changed.notified();
-            let free_at = match lock(&self.turns).take(deadline)? {
+            let free_at = match self.turns.lock().take(deadline)? {
                 Ok(number) => {
                     query.number = Some(number);
                     return Ok(query);
@@ -286,7 +287,7 @@ struct QueryTurn<'r> {
 impl Drop for QueryTurn<'_> {
     fn drop(&mut self) {
         let Queries { resolver, turns, changed, .. } = self.queries;
-        let mut turns = lock(turns);
+        let Some(mut turns) = turns.lock_in_drop() else { return };
         turns.calls -= 1;
         let is_last = turns.calls == 0;
         turns.taken.retain(|turn| Some(turn.number) != self.number);

@@ -3,11 +3,11 @@
 //! After the pool was closed, no blocking command begins.
 
 use std::panic::Location;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::open_scope::OpenScope;
-use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 
 /// A command that blocks on the server for a timeout of its own.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub(crate) struct BlockingCommand {
 /// The blocking commands of one pool.
 #[derive(Default)]
 pub(crate) struct BlockingCommands {
-    state: Mutex<BlockingState>,
+    state: OwnMutex<BlockingState>,
 }
 
 #[derive(Default)]
@@ -58,7 +58,7 @@ impl BlockingCommands {
         thread: Arc<str>,
         end: Option<Arc<EndCommand>>,
     ) -> Option<BlockingGuard> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.closed {
             return None;
         }
@@ -71,7 +71,7 @@ impl BlockingCommands {
 
     /// Ends all blocking commands: their calls fail at once, and no further one begins.
     pub(crate) fn close(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.closed = true;
         let ends: Vec<_> = state.entries.iter().filter_map(|entry| entry.end.clone()).collect();
         drop(state);
@@ -79,7 +79,7 @@ impl BlockingCommands {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        lock(&self.state).closed
+        self.state.lock().closed
     }
 
     /// Returns each blocking command with its handle's place, its thread and its age.
@@ -92,12 +92,14 @@ impl BlockingCommands {
             age: entry.begun.elapsed(),
             is_closure: false,
         };
-        lock(&self.state).entries.iter().map(scope).collect()
+        self.state.lock().entries.iter().map(scope).collect()
     }
 }
 
 impl Drop for BlockingGuard {
     fn drop(&mut self) {
-        lock(&self.commands.state).entries.retain(|entry| entry.number != self.number);
+        if let Some(mut state) = self.commands.state.lock_in_drop() {
+            state.entries.retain(|entry| entry.number != self.number);
+        }
     }
 }

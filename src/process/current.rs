@@ -1,36 +1,29 @@
 //! The process that a session manager belongs to.
 
 use crate::process::descriptors;
+use crate::sync::fork_check::ForkCheck;
 use crate::text::opaque_debug;
 
 /// The process that made a value.
 #[derive(Clone)]
-pub(crate) struct Process {
-    /// Compares two numbers in memory. The system call for the process id takes as long as a
-    /// twentieth of a round trip on loopback.
-    forks: Option<forkguard::Guard>,
-    id: u32,
-}
+pub(crate) struct Process(ForkCheck);
 
 impl Process {
     /// The current process. Inherited sockets are closed before it opens any of its own.
     pub(crate) fn here() -> Self {
         descriptors::close_inherited();
-        Self { forks: forkguard::Guard::try_new().ok(), id: std::process::id() }
+        Self(ForkCheck::here())
     }
 
     /// A process that is not the current one.
     #[cfg(test)]
     pub(crate) fn another() -> Self {
-        Self { forks: None, id: 0 }
+        Self(ForkCheck::another())
     }
 
     /// Whether the current process is another one: a child that was forked later.
     pub(crate) fn is_other_process(&self) -> bool {
-        match &self.forks {
-            Some(forks) => forks.clone().detected_fork(),
-            None => std::process::id() != self.id,
-        }
+        self.0.is_other_process()
     }
 
     /// The same; in a forked child it also closes the inherited sockets.

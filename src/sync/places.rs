@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::MutexGuard;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 use crate::sync::timer::DeadlineTimer;
 
 /// Time in which a caller that was woken is polled. Then the next one may take the place.
@@ -22,7 +22,7 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(250), Duration::from_m
 /// A limited number of places.
 #[derive(Debug)]
 pub(crate) struct Places {
-    state: Mutex<PlacesState>,
+    state: OwnMutex<PlacesState>,
 }
 
 /// The cost of a step hardly grows with the number of callers that wait.
@@ -75,12 +75,12 @@ impl Places {
             woken: 0,
             woken_since: None,
         };
-        Self { state: Mutex::new(state) }
+        Self { state: OwnMutex::new(state) }
     }
 
     /// Takes a place that is free and for which no caller waits. Returns false if there is none.
     pub(crate) fn try_take(&self) -> Result<bool, NoPlace> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.closed {
             return Err(NoPlace::Closed);
         }
@@ -114,9 +114,9 @@ impl Places {
         self.add_all(1);
     }
 
-    /// Returns several places in one step.
+    /// Returns several places in one step. In a forked child they are the parent's.
     pub(crate) fn add_all(&self, places: usize) {
-        let mut state = lock(&self.state);
+        let Some(mut state) = self.state.lock_in_drop() else { return };
         state.free += places;
         let woken = state.wake_next();
         drop(state);
@@ -125,18 +125,18 @@ impl Places {
 
     /// Number of places that are free.
     pub(crate) fn free(&self) -> usize {
-        lock(&self.state).free
+        self.state.lock().free
     }
 
     /// Number of callers that wait for a place.
     pub(crate) fn waiting(&self) -> usize {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         state.queue.len() + state.passed.len()
     }
 
     /// No caller gets a place from now on.
     pub(crate) fn close(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.closed = true;
         let queue = std::mem::take(&mut state.queue);
         state.woken = 0;
@@ -270,7 +270,7 @@ struct WaitingCaller<'p> {
 impl WaitingCaller<'_> {
     /// Takes a place if this caller may. Otherwise the task is woken when it may.
     fn poll(&mut self, context: &Context<'_>, now: Instant) -> Looked {
-        let mut state = lock(&self.places.state);
+        let mut state = self.places.state.lock();
         if state.closed {
             return Looked::Ended(Err(NoPlace::Closed));
         }
@@ -328,7 +328,7 @@ impl WaitingCaller<'_> {
 impl Drop for WaitingCaller<'_> {
     fn drop(&mut self) {
         let Some(number) = self.number else { return };
-        let mut state = lock(&self.places.state);
+        let Some(mut state) = self.places.state.lock_in_drop() else { return };
         let left = state.leave(number);
         let woken = state.wake_next();
         drop(state);

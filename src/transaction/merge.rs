@@ -24,6 +24,7 @@ use crate::process::current::Process;
 use crate::protocol::effects::ReadValues;
 use crate::protocol::queue::CommandQueue;
 use crate::sync::cancel;
+use crate::sync::fork_check::ForkCheck;
 use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
 
 /// Number of parts of the table, so that blocks on different keys seldom meet.
@@ -143,6 +144,7 @@ pub(crate) struct Followers {
     members: Vec<Appended>,
     /// Their bytes may have been sent.
     is_sent: bool,
+    process: ForkCheck,
 }
 
 impl MergeTable {
@@ -438,7 +440,7 @@ impl MergeEntry<'_> {
         });
         let mut members = members.into_iter();
         let own = members.next().map(|own| own.commands).unwrap_or_default();
-        (own, Followers { members: members.collect(), is_sent: false })
+        (own, Followers { members: members.collect(), is_sent: false, process: ForkCheck::here() })
     }
 
     /// Ends the lead, and has the next block led. `conflict`: a watched key was changed from outside.
@@ -552,6 +554,9 @@ impl Followers {
 
 impl Drop for Followers {
     fn drop(&mut self) {
+        if self.process.is_other_process() {
+            return;
+        }
         for member in self.members.drain(..) {
             member.caller.give(match self.is_sent {
                 true => Step::Ended(Piece::Failed(ended())),

@@ -161,7 +161,7 @@ fn a_forgotten_caller_leaves_no_trace_of_those_that_came_and_left_after_it() {
         }
         waiting = taking(&places, SOON);
     }
-    let state = lock(&places.state);
+    let state = places.state.lock();
     assert_eq!((state.queue.len(), state.passed.len(), state.free), (0, 1, 1));
     drop(state);
     assert!(poll(&mut forgotten, &wakes).is_ready());
@@ -243,4 +243,18 @@ fn places_are_never_more_or_less_than_they_were() {
             prop_assert_eq!(places.free(), total - taken);
         }
     });
+}
+
+#[cfg(unix)]
+#[test]
+fn a_caller_that_waits_ends_in_a_forked_child() {
+    let places = Places::new(0);
+    let mut waiting = Box::pin(places.take(Instant::now() + Duration::from_secs(60)));
+    // Outside of a runtime there is no timer.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let polled = async { poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await };
+    assert!(runtime.block_on(polled).is_pending());
+    assert_eq!(places.waiting(), 1);
+    crate::sync::own_mutex::tests::is_dropped_in_a_child(&places.state, waiting);
+    assert_eq!(places.waiting(), 0);
 }

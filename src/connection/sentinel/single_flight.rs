@@ -3,15 +3,15 @@
 //! A query that is not over by its own deadline belongs to a task that is polled no more. Then
 //! another one may begin.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, PoisonError};
 use std::time::Instant;
 
-use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 
 /// The state of the query that all callers share.
 #[derive(Debug, Default)]
 pub(crate) struct SingleFlight {
-    running: Mutex<Running>,
+    running: OwnMutex<Running>,
     ended: Condvar,
     #[cfg(feature = "tokio")]
     task_ended: tokio::sync::Notify,
@@ -41,14 +41,14 @@ pub(crate) struct Flight<'f> {
 impl Flight<'_> {
     /// Returns whether no other query has begun since. One whose task was not polled for long is overtaken.
     pub(crate) fn is_current(&self) -> bool {
-        let running = lock(&self.queries.running);
+        let running = self.queries.running.lock();
         running.current.is_some_and(|(number, _)| number == self.number)
     }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        let mut running = lock(&self.queries.running);
+        let Some(mut running) = self.queries.running.lock_in_drop() else { return };
         if running.current.is_some_and(|(number, _)| number == self.number) {
             running.current = None;
         }
@@ -62,7 +62,7 @@ impl Drop for Flight<'_> {
 impl SingleFlight {
     /// Begins a query, which is over by `deadline`. `None`: another caller's query runs.
     pub(crate) fn begin(&self, deadline: Instant) -> Option<Flight<'_>> {
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         if running.deadline(Instant::now()).is_some() {
             return None;
         }
@@ -75,12 +75,12 @@ impl SingleFlight {
     /// Returns whether another query may begin.
     #[cfg(test)]
     pub(crate) fn is_free(&self) -> bool {
-        lock(&self.running).deadline(Instant::now()).is_none()
+        self.running.lock().deadline(Instant::now()).is_none()
     }
 
     /// Blocks the thread until no query runs, until `until` at most.
     pub(crate) fn wait(&self, until: Instant) {
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         loop {
             let now = Instant::now();
             let Some(deadline) = running.deadline(now).filter(|_| now < until) else { return };
@@ -96,7 +96,7 @@ impl SingleFlight {
         loop {
             let ended = self.task_ended.notified();
             let now = Instant::now();
-            let deadline = lock(&self.running).deadline(now).filter(|_| now < until);
+            let deadline = self.running.lock().deadline(now).filter(|_| now < until);
             let Some(deadline) = deadline else { return };
             crate::sync::timer::until(deadline.min(until), ended).await;
         }

@@ -29,6 +29,7 @@ use crate::protocol::resp::encode;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 
 /// Minimum delay between refreshes.
 pub(super) const INTERVAL: Duration = Duration::from_millis(50);
@@ -44,7 +45,7 @@ pub(crate) struct SlotMapCache {
     map: RwLock<Arc<SlotMap>>,
     /// Number of maps received.
     generation: AtomicU64,
-    refreshes: Mutex<Refreshes>,
+    refreshes: OwnMutex<Refreshes>,
     /// Error of the last refresh, if it failed.
     failure: Mutex<Option<ConnectionError>>,
     log_thread: Arc<LogThread>,
@@ -75,7 +76,7 @@ impl SlotMapCache {
             settings,
             map: RwLock::default(),
             generation: AtomicU64::new(0),
-            refreshes: Mutex::default(),
+            refreshes: OwnMutex::default(),
             failure: Mutex::default(),
             log_thread: Arc::default(),
         })
@@ -280,13 +281,13 @@ struct Refreshes {
 
 /// The only refresh that runs. Its drop ends the refresh, also while a panic unwinds.
 struct RefreshTurn<'c> {
-    refreshes: &'c Mutex<Refreshes>,
+    refreshes: &'c OwnMutex<Refreshes>,
     number: u64,
 }
 
 impl Drop for RefreshTurn<'_> {
     fn drop(&mut self) {
-        let mut state = lock(self.refreshes);
+        let Some(mut state) = self.refreshes.lock_in_drop() else { return };
         if state.running.is_some_and(|(number, _)| number == self.number) {
             (state.running, state.ended) = (None, Some(Instant::now()));
         }
@@ -296,12 +297,12 @@ impl Drop for RefreshTurn<'_> {
 impl<'c> RefreshTurn<'c> {
     /// Returns whether no other refresh has begun since.
     fn is_current(&self) -> bool {
-        lock(self.refreshes).running.is_some_and(|(number, _)| number == self.number)
+        self.refreshes.lock().running.is_some_and(|(number, _)| number == self.number)
     }
 
     /// `None`: a refresh runs, or has just ended.
-    fn begin(refreshes: &'c Mutex<Refreshes>, deadline: Instant) -> Option<Self> {
-        let mut state = lock(refreshes);
+    fn begin(refreshes: &'c OwnMutex<Refreshes>, deadline: Instant) -> Option<Self> {
+        let mut state = refreshes.lock();
         let is_running = state.running.is_some_and(|(_, until)| until > Instant::now());
         if is_running || state.ended.is_some_and(|ended| ended.elapsed() < INTERVAL) {
             return None;
@@ -331,6 +332,8 @@ mod tests {
     use crate::connection::io::Io;
     use crate::connection::transport::Transport;
     use crate::sync::now::now;
+    #[cfg(unix)]
+    use crate::sync::own_mutex::tests::is_dropped_in_a_child;
 
     /// No connection is ever opened.
     struct Silent;
@@ -377,7 +380,7 @@ mod tests {
         assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         now(cache.refresh::<Silent>(None, None));
         drop(first);
-        let ended = lock(&cache.refreshes).ended.unwrap();
+        let ended = cache.refreshes.lock().ended.unwrap();
         while !asks(cache.refresh::<Silent>(None, None)) {
             assert!(ended.elapsed() < Duration::from_secs(20), "no refresh begins again");
         }
@@ -386,13 +389,13 @@ mod tests {
 
     #[test]
     fn a_panic_ends_the_refresh() {
-        let refreshes = Mutex::default();
+        let refreshes = OwnMutex::default();
         let panicked = std::panic::catch_unwind(|| {
             let _turn = RefreshTurn::begin(&refreshes, later()).unwrap();
             panic!("planted");
         });
         assert!(panicked.is_err());
-        let state = lock(&refreshes);
+        let state = refreshes.lock();
         assert!(state.running.is_none() && state.ended.is_some());
     }
 
@@ -402,13 +405,21 @@ mod tests {
 
     #[test]
     fn a_refresh_that_is_polled_no_more_holds_up_others_until_its_deadline_only() {
-        let refreshes = Mutex::default();
+        let refreshes = OwnMutex::default();
         let left = RefreshTurn::begin(&refreshes, Instant::now()).unwrap();
         let next = RefreshTurn::begin(&refreshes, later()).unwrap();
         drop(left);
-        assert!(lock(&refreshes).running.is_some(), "the former refresh ends no other one");
+        assert!(refreshes.lock().running.is_some(), "the former refresh ends no other one");
         drop(next);
-        assert!(lock(&refreshes).running.is_none());
+        assert!(refreshes.lock().running.is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_refresh_ends_in_a_forked_child() {
+        let refreshes = OwnMutex::default();
+        is_dropped_in_a_child(&refreshes, RefreshTurn::begin(&refreshes, later()));
+        assert!(refreshes.lock().running.is_none());
     }
 
     #[test]

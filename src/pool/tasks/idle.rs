@@ -4,7 +4,6 @@
 //! connection belongs to the runtime that opened it. The tasks of another runtime do not use it. They
 //! close it if they need its place.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Id as RuntimeId};
@@ -14,7 +13,7 @@ use tokio::task::AbortHandle;
 use crate::connection::connection::Connection;
 use crate::connection::tasks::wire::{ConnectionTask, TaskWire};
 use crate::settings::settings::Settings;
-use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 
 /// Minimum and maximum delay after a failed connect.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(250)];
@@ -29,7 +28,7 @@ pub(in crate::pool) type TaskConnection = Box<Connection<TaskWire>>;
 pub(in crate::pool) struct TaskIdle {
     max_size: usize,
     min_idle: usize,
-    state: Mutex<IdleState>,
+    state: OwnMutex<IdleState>,
     /// Notified when a connection has become idle or was closed, and when a connect has failed.
     changed: Notify,
 }
@@ -79,7 +78,7 @@ impl TaskIdle {
         Self {
             max_size,
             min_idle,
-            state: Mutex::new(IdleState {
+            state: OwnMutex::new(IdleState {
                 closed: false,
                 idle: Vec::new(),
                 total: 0,
@@ -97,7 +96,7 @@ impl TaskIdle {
 
     /// Takes a lent connection back, which is idle from now on. Returns a connection that is not kept.
     pub(in crate::pool) fn give_back(&self, connection: TaskConnection) -> Option<TaskConnection> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.closed {
             state.total -= 1;
             return Some(connection);
@@ -113,7 +112,7 @@ impl TaskIdle {
 
     /// Records that a lent connection was closed.
     pub(in crate::pool) fn closed_one(&self) {
-        lock(&self.state).total -= 1;
+        self.state.lock().total -= 1;
         self.changed.notify_waiters();
     }
 
@@ -129,7 +128,7 @@ impl TaskIdle {
 
     /// Records the task that opens a connection, so that it can be aborted.
     pub(in crate::pool) fn begun(&self, number: u64, task: AbortHandle) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if let Some(attempt) = state.attempts.iter_mut().find(|attempt| attempt.number == number) {
             attempt.task = Some(task);
         } else if state.closed {
@@ -144,7 +143,7 @@ impl TaskIdle {
         number: u64,
         connection: Option<TaskConnection>,
     ) -> Option<TaskConnection> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let at = state.attempts.iter().position(|attempt| attempt.number == number);
         // Without an entry, the connection's place was given to another one.
         let Some(at) = at else { return connection };
@@ -174,7 +173,7 @@ impl TaskIdle {
     /// Begins an attempt for the future, if there are fewer than `least` connections and nothing
     /// hinders it.
     pub(in crate::pool) fn open_below(&self, least: usize, runtime: RuntimeId) -> Option<u64> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let waits = state.retry_at.is_some_and(|at| at > Instant::now());
         let enough = state.total >= least.min(self.max_size);
         (!state.closed && !waits && !enough).then(|| state.begin_attempt(runtime))
@@ -182,7 +181,7 @@ impl TaskIdle {
 
     /// Begins an attempt if too few connections are idle or being opened.
     pub(in crate::pool) fn open_idle(&self) -> Option<(u64, Handle)> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let runtime = state.runtime.clone()?;
         let waits = state.retry_at.is_some_and(|at| at > Instant::now());
         let enough = state.idle.len() + state.attempts.len() >= self.min_idle;
@@ -196,7 +195,7 @@ impl TaskIdle {
     pub(in crate::pool) fn set_runtime(&self, runtime: &Handle) {
         // A handle keeps parts of a runtime that has ended.
         if self.min_idle > 0 {
-            lock(&self.state).set_runtime(runtime);
+            self.state.lock().set_runtime(runtime);
         }
     }
 
@@ -205,7 +204,7 @@ impl TaskIdle {
         &self,
         mut is_to_be_closed: impl FnMut(&mut Connection<TaskWire>, Instant) -> bool,
     ) -> Vec<TaskConnection> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let (mut kept, mut taken) = (Vec::new(), Vec::new());
         for mut idle in std::mem::take(&mut state.idle) {
             match is_to_be_closed(&mut idle.connection, idle.since) {
@@ -225,7 +224,7 @@ impl TaskIdle {
     /// Closes the idle connections and ends the attempts. Connections that are returned from here on
     /// are not kept.
     pub(in crate::pool) fn close(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.closed = true;
         let idle = std::mem::take(&mut state.idle);
         state.total -= idle.len();
@@ -242,32 +241,32 @@ impl TaskIdle {
 
     /// Closes all connections. Calls that use one fail.
     pub(in crate::pool) fn shut_down(&self) {
-        let tasks = lock(&self.state).tasks.clone();
+        let tasks = self.state.lock().tasks.clone();
         tasks.iter().for_each(ConnectionTask::shut_down);
     }
 
     /// Returns whether no task of a connection runs, and none is being opened.
     pub(in crate::pool) fn has_ended(&self) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.tasks.retain(|task| !task.has_ended());
         state.tasks.is_empty() && state.attempts.is_empty()
     }
 
     /// Number of connections that are open, and of those that are idle.
     pub(in crate::pool) fn sizes(&self) -> [u32; 2] {
-        let state = lock(&self.state);
+        let state = self.state.lock();
         [state.total - state.attempts.len(), state.idle.len()].map(|size| size as u32)
     }
 
     /// Ends the attempts, whose connections no caller will use.
     pub(in crate::pool) fn abort_attempts(&self) {
-        let attempts = std::mem::take(&mut lock(&self.state).attempts);
+        let attempts = std::mem::take(&mut self.state.lock().attempts);
         attempts.iter().filter_map(|attempt| attempt.task.as_ref()).for_each(AbortHandle::abort);
     }
 
     /// In a forked child: the connections belong to the parent.
     pub(in crate::pool) fn leak(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let state = self.state.get_mut();
         std::mem::forget(std::mem::take(&mut state.idle));
         std::mem::forget(std::mem::take(&mut state.tasks));
         std::mem::forget(std::mem::take(&mut state.attempts));
@@ -341,7 +340,7 @@ impl Requester<'_> {
     pub(in crate::pool) fn take(&mut self, runtime: &Handle) -> Found {
         let id = runtime.id();
         let mut dead = Vec::new();
-        let mut state = lock(&self.idle.state);
+        let mut state = self.idle.state.lock();
         let mut at = state.idle.len();
         while let Some(before) = at.checked_sub(1) {
             at = before;
@@ -400,7 +399,9 @@ impl Drop for Requester<'_> {
     fn drop(&mut self) {
         if self.runtime.is_some() {
             let idle = self.idle;
-            self.leave(&mut lock(&idle.state));
+            if let Some(mut state) = idle.state.lock_in_drop() {
+                self.leave(&mut state);
+            }
         }
     }
 }

@@ -12,11 +12,12 @@ use std::time::Instant;
 use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::right::Right;
 use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 use crate::sync::timer::until;
 
 /// The permits of a pool.
 pub(in crate::pool) struct Permits {
-    state: Mutex<PermitState>,
+    state: OwnMutex<PermitState>,
     max_size: usize,
 }
 
@@ -26,11 +27,14 @@ struct PermitState {
     free: Vec<usize>,
     /// The lent permits by their numbers.
     rights: Vec<Option<Arc<Right>>>,
+    /// In the order of their numbers.
     waiters: VecDeque<Arc<Waiter>>,
+    last_number: u64,
 }
 
 /// A caller that waits.
 struct Waiter {
+    number: u64,
     holder: HolderTask,
     /// Locked after the permits' state, if both are locked.
     state: Mutex<WaiterState>,
@@ -83,13 +87,13 @@ impl Permits {
         let max_size = max_size as usize;
         let (free, rights) = ((0..max_size).rev().collect(), vec![None; max_size]);
         let waiters = VecDeque::new();
-        let state = PermitState { closed: false, free, rights, waiters };
-        Self { state: Mutex::new(state), max_size }
+        let state = PermitState { closed: false, free, rights, waiters, last_number: 0 };
+        Self { state: OwnMutex::new(state), max_size }
     }
 
     /// Takes a permit that is free; `None`: there is none.
     pub(in crate::pool) fn try_acquire(&self) -> Option<Acquired> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.closed {
             return Some(Acquired::Closed);
         }
@@ -105,7 +109,7 @@ impl Permits {
         give_back: impl Fn(&Right) + Send,
     ) -> Acquired {
         let waiter = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             if state.closed {
                 return Acquired::Closed;
             }
@@ -113,7 +117,9 @@ impl Permits {
                 return Acquired::Right(state.lend(number));
             }
             let holder = HolderTask::here();
-            let waiter = Arc::new(Waiter { holder, state: Mutex::new(WaiterState::Waiting(None)) });
+            state.last_number += 1;
+            let (number, waiting) = (state.last_number, Mutex::new(WaiterState::Waiting(None)));
+            let waiter = Arc::new(Waiter { number, holder, state: waiting });
             state.waiters.push_back(Arc::clone(&waiter));
             waiter
         };
@@ -134,10 +140,11 @@ impl Permits {
     /// Removes a waiting caller, and returns how many waited, this one included: in one step, so that
     /// callers that give up at the same time count each other once. `None`: it waits no more.
     fn leave(&self, waiter: &Arc<Waiter>) -> Option<usize> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let waiters = state.waiters.len();
-        // Callers that give up together do so in the order of their arrival.
-        let at = state.waiters.iter().position(|waiting| Arc::ptr_eq(waiting, waiter))?;
+        // Callers that give up together do so in any order on a busy machine.
+        let at = state.waiters.binary_search_by_key(&waiter.number, |waiting| waiting.number);
+        let at = at.ok()?;
         let left = state.waiters.remove(at);
         let before = std::mem::replace(&mut *lock(&waiter.state), WaiterState::Left);
         drop(state);
@@ -147,7 +154,7 @@ impl Permits {
 
     /// Takes a permit back, and passes it on.
     pub(in crate::pool) fn give_back(&self, number: usize) {
-        let waker = lock(&self.state).pass_on(number);
+        let waker = self.state.lock().pass_on(number);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -155,7 +162,7 @@ impl Permits {
 
     /// No caller gets a permit from now on.
     pub(in crate::pool) fn close(&self) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.closed = true;
         let waiters = std::mem::take(&mut state.waiters);
         drop(state);
@@ -174,22 +181,22 @@ impl Permits {
 
     /// The lent permits.
     pub(in crate::pool) fn rights(&self) -> Vec<Arc<Right>> {
-        lock(&self.state).rights.iter().flatten().cloned().collect()
+        self.state.lock().rights.iter().flatten().cloned().collect()
     }
 
     /// Returns whether the task or thread waits for a permit.
     pub(in crate::pool) fn is_waiting(&self, holder: &HolderTask) -> bool {
-        lock(&self.state).waiters.iter().any(|waiter| waiter.holder == *holder)
+        self.state.lock().waiters.iter().any(|waiter| waiter.holder == *holder)
     }
 
     /// Number of callers that wait for a permit.
     pub(in crate::pool) fn waiting(&self) -> usize {
-        lock(&self.state).waiters.len()
+        self.state.lock().waiters.len()
     }
 
     /// Number of permits that callers hold.
     pub(in crate::pool) fn in_use(&self) -> usize {
-        self.max_size.saturating_sub(lock(&self.state).free.len())
+        self.max_size.saturating_sub(self.state.lock().free.len())
     }
 }
 
@@ -224,6 +231,9 @@ impl<G: Fn(&Right)> Waiting<'_, G> {
 
 impl<G: Fn(&Right)> Drop for Waiting<'_, G> {
     fn drop(&mut self) {
+        if self.permits.state.is_of_parent() {
+            return;
+        }
         let before = std::mem::replace(&mut *lock(&self.waiter.state), WaiterState::Left);
         match before {
             WaiterState::Granted(right) => (self.give_back)(&right),

@@ -8,6 +8,7 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use crate::pool::own_writes::{self, OwnWrites};
+use crate::sync::fork_check::ForkCheck;
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
 use crate::sync::timer::DeadlineTimer;
@@ -177,13 +178,13 @@ impl LoopTask {
 /// Marks that the task is between the begin and the end of an attempt of a loop that may have a permit,
 /// until this is dropped: blocks inside it do not wait for permits.
 #[derive(Debug)]
-pub(crate) struct InLoop(LoopTask);
+pub(crate) struct InLoop(LoopTask, ForkCheck);
 
 impl InLoop {
     pub(crate) fn enter() -> Self {
         let task = LoopTask::here();
         lock(&LOOPS).push(task);
-        Self(task)
+        Self(task, ForkCheck::here())
     }
 
     fn is_here() -> bool {
@@ -194,6 +195,9 @@ impl InLoop {
 
 impl Drop for InLoop {
     fn drop(&mut self) {
+        if self.1.is_other_process() {
+            return;
+        }
         let mut loops = lock(&LOOPS);
         if let Some(at) = loops.iter().position(|task| *task == self.0) {
             loops.swap_remove(at);

@@ -466,3 +466,84 @@ fn a_child_queues_a_command_whichever_mutex_was_locked_at_the_fork() {
     assert_eq!(hung, 0);
     begun.commit().map(drop).unwrap();
 }
+
+/// Polls each of them until it waits. Their runtime is not run afterwards.
+#[cfg(feature = "tokio")]
+#[test]
+fn a_child_drops_the_calls_of_tasks_whichever_mutex_was_locked_at_the_fork() {
+    use std::pin::Pin;
+    use std::task::Poll;
+
+    use rediscope::redis::AsyncCommands as _;
+
+    type Waiting<'c> = Pin<Box<dyn Future<Output = bool> + 'c>>;
+
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let builder = SessionManager::builder(server.url()).max_size(1).lanes(1).max_in_flight(1);
+    let sessions = builder.build_async().unwrap();
+    let other = SessionManager::connect(server.url()).unwrap();
+    let _held = other.lock("l").acquire(SOON).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let accounts = sessions.transactional();
+    runtime.block_on(async { accounts.run(|tx| Ok(tx.incr("n", 1))).await }).unwrap();
+    let _begun = runtime.block_on(accounts.begin()).unwrap();
+    let (lock, mut db) = (sessions.lock("l"), sessions.pooled());
+    let run = || -> Waiting<'_> {
+        Box::pin(async { accounts.run(|tx| Ok(tx.incr("never", 1))).await.is_ok() })
+    };
+    let calls: Vec<Waiting<'_>> = vec![
+        Box::pin(async { lock.acquire(4 * SOON).await.is_ok() }),
+        Box::pin(async { db.blpop::<_, Option<(String, i64)>>("none", 3600.0).await.is_ok() }),
+        Box::pin(async { accounts.begin().await.is_ok() }),
+        Box::pin(async { sessions.ready(4 * SOON).await.is_ok() }),
+        Box::pin(async { sessions.ready(4 * SOON).await.is_ok() }),
+        run(),
+        run(),
+    ];
+    let mut calls = Some(calls);
+    runtime.block_on(std::future::poll_fn(|context| {
+        let [first, second, rest @ ..] = &mut **calls.as_mut().unwrap() else { unreachable!() };
+        for call in [first, second] {
+            assert!(call.as_mut().poll(context).is_pending());
+        }
+        let status = sessions.status();
+        let clients = server.ask::<String>(&["CLIENT", "LIST"]);
+        if status.locks.waiting < 1 || !clients.contains("cmd=blpop") {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // The last polls: what these wait for does not come meanwhile.
+        for call in rest {
+            assert!(call.as_mut().poll(context).is_pending());
+        }
+        Poll::Ready(())
+    }));
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                drop((sessions.status(), sessions.open_scopes()));
+            }
+        });
+        defer! { over.store(true, Ordering::Relaxed) }
+        for round in 0..100 {
+            match fork::fork().unwrap() {
+                Fork::Child => {
+                    drop(calls.take());
+                    let _: std::io::Error = Command::new("true").exec();
+                    std::process::abort();
+                }
+                Fork::Parent(child) => {
+                    if try_for(SOON, || fork::waitpid_nohang(child).unwrap()).is_none() {
+                        Command::new("kill").args(["-9", &child.to_string()]).status().unwrap();
+                        fork::waitpid(child).unwrap();
+                        panic!("the child of round {round} hangs");
+                    }
+                }
+            }
+        }
+    });
+    drop(calls);
+    assert_eq!(server.ask::<Option<i64>>(&["GET", "never"]), None);
+}
