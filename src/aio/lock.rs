@@ -6,7 +6,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::aio::closure::GuardClosure;
 use crate::aio::lock_guard::LockGuard;
@@ -97,6 +97,14 @@ impl Lock {
     /// lives.
     pub fn fixed_lease(mut self) -> Self {
         self.target.request.renewed = false;
+        self
+    }
+
+    /// Sets the instant after which no call of this handle waits or sends a request: `acquire` waits no
+    /// longer, whatever its own limit, and `holder`, `available`, `force_release`, `set_permits` and `adopt`
+    /// end by then. Guards are not concerned. Default: none.
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.target.deadline = Some(deadline);
         self
     }
 

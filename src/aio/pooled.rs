@@ -8,11 +8,13 @@ use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use redis::aio::ConnectionLike;
 use redis::{Arg, Cmd, Pipeline, RedisFuture, RedisResult, Value};
 
 use crate::aio::handle::Transactional;
+use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::Error;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::own_writes;
@@ -26,6 +28,7 @@ use crate::pooled::send::send;
 use crate::pooled::tag_errors::{self, CallKind};
 use crate::protocol::command::table::{self, Command};
 use crate::protocol::resp::encode;
+use crate::transaction::options::TransactionOptions;
 
 /// The pooled handle of tasks: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -66,6 +69,7 @@ pub struct Pooled {
     /// For whole transactions. `None`: the handle reads from replicas, and refuses other commands.
     transactional: Option<Arc<Transactional>>,
     lanes: KnownLanes,
+    wait: WaitLimit,
 }
 
 impl UnwindSafe for Pooled {}
@@ -73,8 +77,9 @@ impl RefUnwindSafe for Pooled {}
 
 impl ConnectionLike for Pooled {
     fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        let Self { router, place, transactional, lanes } = self;
-        let handle = Handle { router, place, transactional: transactional.as_deref() };
+        let Self { router, place, transactional, lanes, wait } = self;
+        let transactional = transactional.as_deref();
+        let handle = Handle { router, place, transactional, wait: *wait };
         Box::pin(SingleCommand { handle, lanes, cmd, state: State::New })
     }
 
@@ -84,8 +89,9 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        let Self { router, place, transactional, .. } = self;
-        let handle = Handle { router, place, transactional: transactional.as_deref() };
+        let Self { router, place, transactional, wait, .. } = self;
+        let transactional = transactional.as_deref();
+        let handle = Handle { router, place, transactional, wait: *wait };
         Box::pin(async move {
             let bytes = pipeline.get_packed_pipeline();
             if let Some(block) = AtomicRequest::find(&bytes, offset.saturating_add(count)) {
@@ -107,13 +113,38 @@ impl Pooled {
         place: &'static Location<'static>,
         transactional: Arc<Transactional>,
     ) -> Self {
-        let transactional = Some(transactional);
-        Self { router, place, transactional, lanes: KnownLanes::default() }
+        let (lanes, wait) = (KnownLanes::default(), WaitLimit::default());
+        Self { router, place, transactional: Some(transactional), lanes, wait }
     }
 
     /// A handle that reads from replicas.
     pub(crate) fn reading(router: Router<TaskPool>, place: &'static Location<'static>) -> Self {
-        Self { router, place, transactional: None, lanes: KnownLanes::default() }
+        let (lanes, wait) = (KnownLanes::default(), WaitLimit::default());
+        Self { router, place, transactional: None, lanes, wait }
+    }
+
+    /// Returns a handle whose calls wait for a connection for this time, in place of
+    /// [`checkout_timeout`](crate::Builder::checkout_timeout): longer or shorter. The check of a connection
+    /// that was idle counts too, so a call with less time than a round trip may fail.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::redis::AsyncCommands;
+    /// # async fn example(db: rediscope::aio::Pooled) -> Result<(), rediscope::Error> {
+    /// let hits: Option<i64> = db.within(Duration::from_millis(50)).get("hits").await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn within(&self, wait: Duration) -> Self {
+        let wait = WaitLimit { within: Some(wait), ..self.wait };
+        Self { wait, ..self.clone() }
+    }
+
+    /// Returns a handle whose calls wait for no connection, and send nothing again, after this instant. What
+    /// was sent is not interrupted: a call returns its reply, after `response_timeout` at the latest, and
+    /// a blocking command after its own timeout.
+    pub fn deadline(&self, deadline: Instant) -> Self {
+        let wait = WaitLimit { until: Some(deadline), ..self.wait };
+        Self { wait, ..self.clone() }
     }
 }
 
@@ -123,6 +154,7 @@ struct Handle<'a> {
     router: &'a Router<TaskPool>,
     place: &'static Location<'static>,
     transactional: Option<&'a Transactional>,
+    wait: WaitLimit,
 }
 
 impl Handle<'_> {
@@ -131,6 +163,7 @@ impl Handle<'_> {
         let Some(transactional) = self.transactional else {
             return Err(AtomicRequest::refused_by_replicas());
         };
+        let transactional = transactional.with(TransactionOptions::waiting(self.wait));
         let run = transactional.run_at(self.place, |tx| Ok::<_, Error>(block.queue(tx))).await;
         block.replies(run, offset, self.router.settings().server_messages)
     }
@@ -142,14 +175,14 @@ impl Handle<'_> {
         call: CallKind,
         carried: Option<Box<Carried>>,
     ) -> Result<Vec<Value>, Error> {
-        let Self { router, place, transactional } = self;
+        let Self { router, place, transactional, wait } = self;
         router.here()?;
         let request = Request::parse(bytes, offset.saturating_add(count), place)?;
         if transactional.is_none() {
             request.ensure_read()?;
         }
         own_writes::record(router.settings(), bytes);
-        let sent = send(router, (&request, place), (bytes, offset, count), carried);
+        let sent = send(router, (&request, place), (bytes, offset, count), wait, carried);
         let mut replies = sent.await?;
         let full = router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
@@ -176,6 +209,9 @@ enum State<'a> {
 impl<'a> SingleCommand<'a> {
     /// Submits the command to a lane. `None`: it is not for a lane, or none can take it at once.
     fn submit(&mut self, context: &Context<'_>) -> Option<State<'a>> {
+        if !self.handle.wait.is_none() {
+            return None;
+        }
         let Some(Arg::Simple(name)) = self.cmd.args_iter().next() else { return None };
         let row = table::find(name)?;
         if self.handle.transactional.is_none() && !row.has(table::READ) {

@@ -48,6 +48,7 @@ impl<P: ServerPool> DoubtResolver<P> {
                 _ => self.probe_and_record(deadline).await,
             },
             Err(NoTurn::Closed) => return Err(CheckoutError::Closed.into()),
+            Err(NoTurn::Cancelled) => return Err(CheckoutError::Cancelled.into()),
             Err(NoTurn::Occupied) => self.result_since(begun).unwrap_or_else(|| {
                 Err(ConnectionError::timed_out("other queries occupied the connection"))
             }),
@@ -58,6 +59,7 @@ impl<P: ServerPool> DoubtResolver<P> {
                 tracing::debug!(?waited, "ready");
                 Ok(())
             }
+            Err(_) if P::Io::is_cancelled() => Err(CheckoutError::Cancelled.into()),
             Err(source) => {
                 tracing::debug!(?waited, error = %format_args!("{source:#}"), "not ready");
                 Err(CheckoutError::Connect { waited, source }.into())
@@ -91,6 +93,9 @@ impl<P: ServerPool> DoubtResolver<P> {
             if !self.router.is_cluster() || !error.is_transient_failure() {
                 return Err(error);
             }
+            if P::Io::is_cancelled() {
+                return Err(cancelled());
+            }
             match error.server_error().filter(|error| error.code() == "MOVED") {
                 Some(moved) => {
                     let (code, text) = (moved.code(), moved.message());
@@ -110,6 +115,9 @@ impl<P: ServerPool> DoubtResolver<P> {
         let endpoints: Vec<_> = servers.iter().map(|(endpoint, _)| endpoint.clone()).collect();
         self.connections.retain(&endpoints);
         for (endpoint, slot) in &servers {
+            if P::Io::is_cancelled() {
+                return Err(cancelled());
+            }
             self.probe_server(endpoint, *slot, deadline).await?;
         }
         Ok(())
@@ -164,6 +172,11 @@ impl<P: ServerPool> DoubtResolver<P> {
         }
         Ok(())
     }
+}
+
+/// The result of a probe whose caller was cancelled: it proves as little as the end of the time.
+fn cancelled() -> ConnectionError {
+    ConnectionError::timed_out("the probe was cancelled")
 }
 
 /// Whether the time was over, which the next call's may not be.

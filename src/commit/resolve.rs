@@ -39,6 +39,8 @@ pub(crate) enum NoTurn {
     Closed,
     /// Other calls had the permit for the whole time.
     Occupied,
+    /// The caller's wait was cancelled.
+    Cancelled,
 }
 
 /// Resolves transactions in doubt on the server. One call queries at a time: each side has a permit
@@ -250,6 +252,7 @@ fn is_transient(error: &ServerError) -> bool {
 fn not_connected(error: CheckoutError) -> UnresolvedReason {
     match error {
         CheckoutError::Connect { source, .. } => UnresolvedReason::Unreachable(source),
+        CheckoutError::Cancelled => UnresolvedReason::Cancelled,
         _ => closed(),
     }
 }
@@ -263,6 +266,7 @@ impl From<NoTurn> for UnresolvedReason {
     fn from(why: NoTurn) -> Self {
         match why {
             NoTurn::Closed => closed(),
+            NoTurn::Cancelled => Self::Cancelled,
             NoTurn::Occupied => {
                 let text = "other queries occupied the connection";
                 Self::Unreachable(ConnectionError::timed_out(text))

@@ -20,7 +20,8 @@ use crate::sync::now::now;
 
 impl Side for Pool {
     fn resolve(doubt: &InDoubt) -> impl Future<Output = Resolution> + Send {
-        ready(doubt.resolve())
+        // A cancelled wait must not leave a doubt.
+        ready(cancel::suspended(|| doubt.resolve()))
     }
 
     /// Waits for `cleanup_timeout` at most.
@@ -53,9 +54,13 @@ impl CommitResolver {
 
     /// Waits for the permit to query.
     fn permit(&self, deadline: Instant) -> Result<QueryPermit<'_>, NoTurn> {
+        if cancel::is_cancelled() {
+            return Err(NoTurn::Cancelled);
+        }
         match self.permits.acquire(deadline, |_| Ok::<(), ()>(())) {
             Ok(permit) => Ok(QueryPermit { resolver: self, permit }),
             Err(AcquireError::Closed) => Err(NoTurn::Closed),
+            Err(_) if cancel::is_cancelled() => Err(NoTurn::Cancelled),
             Err(_) => Err(NoTurn::Occupied),
         }
     }
@@ -67,9 +72,7 @@ impl ResolveCommit for CommitResolver {
     }
 
     fn resolve(&self, token: &CommitToken, within: Option<Duration>) -> Resolution {
-        let resolve = self.resolver.resolve(token, within, |deadline| ready(self.permit(deadline)));
-        // A cancelled wait must not leave a doubt.
-        cancel::suspended(|| now(resolve))
+        now(self.resolver.resolve(token, within, |deadline| ready(self.permit(deadline))))
     }
 }
 

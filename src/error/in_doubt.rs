@@ -17,6 +17,7 @@ use crate::error::connection::ConnectionError;
 use crate::protocol::cluster::slot::crc16;
 use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
+use crate::sync::cancel;
 use crate::sync::lock;
 use crate::text::display;
 
@@ -107,8 +108,11 @@ impl SharedToken {
             if left.is_zero() {
                 break;
             }
-            query =
-                self.changed.wait_timeout(query, left).unwrap_or_else(PoisonError::into_inner).0;
+            if cancel::is_cancelled() {
+                return Resolution::StillUnknown { why: UnresolvedReason::Cancelled };
+            }
+            let woken = self.changed.wait_timeout(query, cancel::tick(left));
+            query = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         if let Some(resolution) = &query.resolved {
             return resolution.clone();
@@ -425,6 +429,8 @@ pub enum UnresolvedReason {
     /// The session manager was made in another process, and this one is a fork of it. Make a new
     /// one, and resolve the token with it.
     OtherProcess,
+    /// The call's wait was ended by [`Cancel`](crate::Cancel). The token can be resolved again.
+    Cancelled,
     /// The token is of another database than the session manager's.
     #[non_exhaustive]
     OtherDatabase {
@@ -470,6 +476,7 @@ impl UnresolvedReason {
                 "the session manager was made in another process, of which this one is a fork: \
                  resolve the token with a new one",
             ),
+            Self::Cancelled => f.write_str("the wait was cancelled; resolve the token again"),
             Self::OtherDatabase { token, here } => {
                 write!(f, "the token is of database {token}, and this session manager's is {here}")
             }

@@ -159,6 +159,7 @@ pub(crate) async fn adopt<M: LockIo>(
     manager: &Arc<M>,
     (request, permits): (&LockRequest, &Permits<M>),
     token: &HoldToken,
+    wait: Duration,
 ) -> Result<AcquiredLock<M>, Error> {
     manager.settings().here()?;
     if !token.is_of(&request.names, request.mode) {
@@ -166,7 +167,7 @@ pub(crate) async fn adopt<M: LockIo>(
     }
     let _begun = manager.renewals().begin_acquisition()?;
     let request = LockRequest { permits: token.permits(), replicas: None, ..request.clone() };
-    let deadline = Instant::now() + manager.settings().checkout_timeout;
+    let deadline = Instant::now() + wait;
     let held = Acquisition::new(manager, &request, permits, deadline)?.adopt(token).await?;
     tracing::debug!("lock adopted");
     Ok(held)

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::any::Error;
 use crate::error::hint::WithError;
@@ -94,6 +94,14 @@ impl Lock {
     /// lives.
     pub fn fixed_lease(mut self) -> Self {
         self.target.request.renewed = false;
+        self
+    }
+
+    /// Sets the instant after which no call of this handle waits or sends a request: `acquire` waits no
+    /// longer, whatever its own limit, and `holder`, `available`, `force_release`, `set_permits` and `adopt`
+    /// end by then. Guards are not concerned. Default: none.
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.target.deadline = Some(deadline);
         self
     }
 

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
 use crate::error::any::Error;
+use crate::error::lock::LockError;
 use crate::lock::acquire::{Permits, acquire, adopt};
 use crate::lock::client::{Via, unexpected_reply};
 use crate::lock::held::AcquiredLock;
@@ -26,6 +27,8 @@ const LONGEST_LABEL: usize = 256;
 pub(crate) struct LockTarget<M: LockIo> {
     pub(crate) manager: Arc<M>,
     pub(crate) request: LockRequest,
+    /// No call waits or sends a request later.
+    pub(crate) deadline: Option<Instant>,
     /// Maximum number of holders. All clones of a handle share it.
     permits: Arc<Permits<M>>,
     refused: Option<Error>,
@@ -36,6 +39,7 @@ impl<M: LockIo> Clone for LockTarget<M> {
         Self {
             manager: Arc::clone(&self.manager),
             request: self.request.clone(),
+            deadline: self.deadline,
             permits: Arc::clone(&self.permits),
             refused: self.refused.clone(),
         }
@@ -69,7 +73,8 @@ impl<M: LockIo> LockTarget<M> {
             label: None,
             replicas: None,
         };
-        Self { manager, request, permits: Arc::new(Permits::new(permits)), refused }
+        let permits = Arc::new(Permits::new(permits));
+        Self { manager, request, deadline: None, permits, refused }
     }
 
     pub(crate) fn set_lease(&mut self, lease: Duration) {
@@ -122,6 +127,10 @@ impl<M: LockIo> LockTarget<M> {
     /// released.
     pub(crate) async fn acquire(&self, wait: Duration) -> Result<AcquiredLock<M>, Error> {
         self.check()?;
+        let wait = match self.left() {
+            Some(left) if left.is_zero() => return Err(late()),
+            left => left.map_or(wait, |left| left.min(wait)),
+        };
         acquire(&self.manager, (&self.request, &self.permits), wait).await
     }
 
@@ -129,7 +138,12 @@ impl<M: LockIo> LockTarget<M> {
     /// released if it was adopted.
     pub(crate) async fn adopt(&self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
         self.check()?;
-        adopt(&self.manager, (&self.request, &self.permits), token).await
+        let wait = self.manager.settings().checkout_timeout;
+        let wait = match self.left() {
+            Some(left) if left.is_zero() => return Err(late()),
+            left => left.map_or(wait, |left| left.min(wait)),
+        };
+        adopt(&self.manager, (&self.request, &self.permits), token, wait).await
     }
 
     /// Returns the holder; of several holders, the one whose lease ends first.
@@ -190,14 +204,25 @@ impl<M: LockIo> LockTarget<M> {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
+    /// The time until the deadline, if there is one.
+    fn left(&self) -> Option<Duration> {
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
+    }
+
     async fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, Error> {
         self.manager.settings().here()?;
         self.check()?;
         let limit = self.manager.call_deadline();
+        let limit = self.deadline.map_or(limit, |deadline| deadline.min(limit));
         let client = self.manager.client();
         let mut reply = client.ask_one(during, &call, Via::PooledFirst, limit).await?;
         reply.values.pop().ok_or_else(|| unexpected_reply(during))
     }
+}
+
+/// The error of an acquisition that begins after its deadline.
+fn late() -> Error {
+    LockError::Timeout { waited: Duration::ZERO, holder: None }.into()
 }
 
 fn no_semaphore() -> Error {

@@ -46,15 +46,10 @@ pub(crate) async fn request<P: ServerPool>(
     router: &Router<P>,
     place: &'static Location<'static>,
     bytes: &[u8],
+    deadline: Instant,
 ) -> Result<Vec<Value>, Error> {
     let parts = parts(bytes)?;
-    let mut call = NodeCall {
-        router,
-        place,
-        deadline: Instant::now() + router.settings().checkout_timeout,
-        replies: vec![None; parts.len()],
-        parts,
-    };
+    let mut call = NodeCall { router, place, deadline, replies: vec![None; parts.len()], parts };
     while let Some(first) = call.replies.iter().position(Option::is_none) {
         let to = call.parts.get(first).map_or(To::Any, |part| part.to);
         let with: Vec<_> = call.waiting(|part| part.to == to).collect();

@@ -6,10 +6,11 @@
 use std::fmt;
 use std::panic::{Location, RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use redis::{Cmd, ConnectionLike, RedisResult, Value};
 
+use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::pool::checkout::Checkout;
@@ -27,6 +28,7 @@ use crate::pooled::tag_errors::{self, CallKind};
 use crate::protocol::cluster::route::Route;
 use crate::sync::now::now;
 use crate::transaction::handle::Transactional;
+use crate::transaction::options::TransactionOptions;
 
 /// The pooled handle: single commands, each on a connection borrowed for its own round trip (or
 /// for one pipeline) only.
@@ -105,6 +107,7 @@ pub struct Pooled {
     place: &'static Location<'static>,
     /// For whole transactions. `None`: the handle reads from replicas, and refuses other commands.
     transactional: Option<Arc<Transactional>>,
+    wait: WaitLimit,
 }
 
 impl UnwindSafe for Pooled {}
@@ -151,13 +154,39 @@ impl Pooled {
     #[track_caller]
     pub(crate) fn new(router: Router, transactional: Arc<Transactional>) -> Self {
         let place = Location::caller();
-        Self { router, place, transactional: Some(transactional) }
+        Self { router, place, transactional: Some(transactional), wait: WaitLimit::default() }
     }
 
     /// A handle that reads from replicas.
     #[track_caller]
     pub(crate) fn reading(router: Router) -> Self {
-        Self { router, place: Location::caller(), transactional: None }
+        let (place, wait) = (Location::caller(), WaitLimit::default());
+        Self { router, place, transactional: None, wait }
+    }
+
+    /// Returns a handle whose calls wait for a connection for this time, in place of
+    /// [`checkout_timeout`](crate::Builder::checkout_timeout): longer or shorter. The check of a connection
+    /// that was idle counts too, so a call with less time than a round trip may fail.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rediscope::{SessionManager, prelude::*};
+    /// # fn main() -> Result<(), rediscope::Error> {
+    /// # let sessions = SessionManager::connect("redis://127.0.0.1/")?;
+    /// let hits: Option<i64> = sessions.pooled().within(Duration::from_millis(50)).get("hits")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn within(&self, wait: Duration) -> Self {
+        let wait = WaitLimit { within: Some(wait), ..self.wait };
+        Self { wait, ..self.clone() }
+    }
+
+    /// Returns a handle whose calls wait for no connection, and send nothing again, after this instant. What
+    /// was sent is not interrupted: a call returns its reply, after `response_timeout` at the latest, and
+    /// a blocking command after its own timeout.
+    pub fn deadline(&self, deadline: Instant) -> Self {
+        let wait = WaitLimit { until: Some(deadline), ..self.wait };
+        Self { wait, ..self.clone() }
     }
 
     /// Passes a plain redis-rs connection to `f`, for the commands that the handle refuses. The
@@ -171,7 +200,7 @@ impl Pooled {
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
         self.router.here()?;
         let started = Instant::now();
-        let mut checkout = self.raw_line(Location::caller(), started)?;
+        let mut checkout = self.raw_line(Location::caller())?;
         let pool = checkout.pool().clone();
         let connection = checkout.current().ok_or(CheckoutError::Closed)?;
         let raw = connection.open_raw(pool.endpoint(), pool.settings());
@@ -185,13 +214,9 @@ impl Pooled {
     }
 
     /// Takes a connection for a scope of one call. Its drop returns the connection before the permit.
-    fn raw_line(
-        &self,
-        place: &'static Location<'static>,
-        started: Instant,
-    ) -> Result<ScopeCall<Checkout>, Error> {
+    fn raw_line(&self, place: &'static Location<'static>) -> Result<ScopeCall<Checkout>, Error> {
         let owner = ScopeOrigin { name: None, place, is_closure: true };
-        let deadline = started + self.router.settings().checkout_timeout;
+        let deadline = self.wait.deadline(self.router.settings());
         let pin = now(self.router.pin(&Route::default(), &owner, deadline, None))?;
         let mut checkout = pin.last_call::<Error>()?;
         while !checkout.has_connection() {
@@ -205,6 +230,7 @@ impl Pooled {
         let Some(transactional) = &self.transactional else {
             return Err(AtomicRequest::refused_by_replicas());
         };
+        let transactional = transactional.with(TransactionOptions::waiting(self.wait));
         let run = transactional.run_at(self.place, |tx| Ok(block.queue(tx)));
         block.replies(run, offset, self.router.settings().server_messages)
     }
@@ -222,7 +248,8 @@ impl Pooled {
             request.ensure_read()?;
         }
         own_writes::record(self.router.settings(), bytes);
-        let sent = send(&self.router, (&request, self.place), (bytes, offset, count), None);
+        let all = (bytes, offset, count);
+        let sent = send(&self.router, (&request, self.place), all, self.wait, None);
         let mut replies = now(sent)?;
         let full = self.router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);

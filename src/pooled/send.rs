@@ -1,10 +1,10 @@
 //! Sends a request of the pooled handle: to the only server or, in a cluster, to each command's.
 
 use std::panic::Location;
-use std::time::Instant;
 
 use redis::Value;
 
+use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::Error;
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;
@@ -12,8 +12,8 @@ use crate::pooled::fan_out;
 use crate::pooled::request::{Carried, Request};
 use crate::protocol::cluster::route::Route;
 
-/// Sends the request. Returns the replies to its commands after the first `offset` ones. `carried`:
-/// what became of it on a lane.
+/// Sends the request. Returns the replies to its commands after the first `offset` ones. `wait`: how long
+/// it waits for connections. `carried`: what became of it on a lane.
 ///
 /// Dropped before its end, it may have sent any part of the request. A connection that awaits
 /// replies is then closed.
@@ -21,17 +21,19 @@ pub(crate) async fn send<P: ServerPool>(
     router: &Router<P>,
     (request, place): (&Request, &'static Location<'static>),
     (bytes, offset, count): (&[u8], usize, usize),
+    wait: WaitLimit,
     carried: Option<Box<Carried>>,
 ) -> Result<Vec<Value>, Error> {
     if router.is_cluster() {
+        let deadline = wait.deadline(router.settings());
         // Boxed: it is larger than the future for one server.
-        let mut replies = Box::pin(fan_out::request(router, place, bytes)).await?;
+        let mut replies = Box::pin(fan_out::request(router, place, bytes, deadline)).await?;
         replies.drain(..offset.min(replies.len()));
         return Ok(replies);
     }
     let deadline = match &carried {
         Some(carried) => carried.deadline,
-        None => Instant::now() + router.settings().checkout_timeout,
+        None => wait.deadline(router.settings()),
     };
     request.ask(router, &Route::default(), (bytes, offset, count), deadline, carried).await
 }

@@ -15,13 +15,16 @@ thread_local! {
     static TOKENS: RefCell<Vec<Cancel>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Ends waits for a connection or a lock, from another thread.
+/// Ends waits for a connection or a lock, and [`ready`](crate::SessionManager::ready) and
+/// [`resolve`](crate::SessionManager::resolve), from another thread.
 ///
 /// Calls inside [`run`](Self::run) that wait when [`cancel`](Self::cancel) is called, or begin to wait
 /// later, fail within some milliseconds: with
 /// [`CheckoutError::Cancelled`](crate::error::CheckoutError::Cancelled), or
 /// [`LockError::Cancelled`](crate::error::LockError::Cancelled). Nothing was applied. Bytes that were sent
-/// are not interrupted: a commit ends with its outcome, and so does the release of a lock.
+/// are not interrupted: a commit ends with its outcome, and so does the release of a lock. `ready` and
+/// `resolve` end after the attempt to connect or the query that is under way; `resolve` returns
+/// [`UnresolvedReason::Cancelled`](crate::error::UnresolvedReason::Cancelled).
 ///
 /// A clone is the same token. Dropping it does nothing. Tasks need none: a dropped future waits no more.
 ///

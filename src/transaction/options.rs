@@ -238,6 +238,11 @@ impl TransactionOptions {
         self
     }
 
+    /// Options with this wait alone.
+    pub(crate) fn waiting(wait: WaitLimit) -> Self {
+        Self { wait, ..Self::default() }
+    }
+
     /// Time that a call of these transactions waits for a connection, in place of
     /// [`checkout_timeout`](crate::Builder::checkout_timeout): longer or shorter. The check of a connection
     /// that was idle counts too, so a call with less time than a round trip may fail.

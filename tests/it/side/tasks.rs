@@ -287,6 +287,10 @@ impl Lock {
         Self(self.0.fixed_lease(), self.1)
     }
 
+    pub(crate) fn deadline(self, deadline: Instant) -> Self {
+        Self(self.0.deadline(deadline), self.1)
+    }
+
     pub(crate) fn wait_replicas(self, replicas: u32, timeout: Duration) -> Self {
         Self(self.0.wait_replicas(replicas, timeout), self.1)
     }
@@ -889,6 +893,16 @@ fn unpacked(mut bytes: &[u8]) -> redis::Pipeline {
         pipeline.add_command(cmd);
     }
     pipeline
+}
+
+impl Pooled {
+    pub(crate) fn within(&self, wait: Duration) -> Self {
+        Self(self.0.within(wait))
+    }
+
+    pub(crate) fn deadline(&self, deadline: Instant) -> Self {
+        Self(self.0.deadline(deadline))
+    }
 }
 
 /// By the asynchronous trait of redis-rs, one call after the other.

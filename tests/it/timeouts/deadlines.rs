@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::side::SessionManager;
-use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind};
+use rediscope::error::{Applied, CheckoutError, ConnectionErrorKind, LockError};
 use rediscope::prelude::*;
 use rediscope::{Begin, Builder, CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
 
@@ -414,6 +414,57 @@ fn a_call_may_wait_for_longer_than_the_settings_say() {
     });
 }
 
+/// The replies to what is sent before the commands are awaited until then.
+#[test]
+fn a_calls_own_deadline_ends_it_while_its_connection_is_prepared() {
+    const IDLE: usize = 8;
+    let (server, response) = (Server::start(), Duration::from_secs(6));
+    let proxy = Proxy::to(&server);
+    let builder =
+        SessionManager::builder(proxy.url()).max_size(IDLE as u32).connect_timeout(CONNECT);
+    let builder = builder.response_timeout(response).checkout_timeout(LONG);
+    let sessions = builder.trust_window(Duration::ZERO).build_side().unwrap();
+    let accounts = sessions.transactional();
+    let open = || {
+        let held: Vec<_> = (0..IDLE).map(|_| accounts.begin().unwrap()).collect();
+        held.into_iter().for_each(|tx| tx.discard().unwrap());
+        accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+        crate::side::settled(&sessions);
+    };
+    open();
+    proxy.silence();
+    let once = TransactionOptions::new().exactly_once();
+    let keyed = TransactionOptions::new().exactly_once_as("key", LONG);
+    let (once, keyed) = (accounts.with(once), accounts.with(keyed));
+    let calls: [(&str, &dyn Fn(TransactionOptions) -> Result<(), Error>); 7] = [
+        ("begin", &|of| accounts.with(of.begin(Begin::Immediate)).begin().map(drop)),
+        ("run", &|of| accounts.with(of).run(|tx| Ok(tx.set("never", 1)))),
+        ("grouped", &|of| accounts.with(of.grouped()).run(|tx| Ok(tx.set("never", 1)))),
+        ("once", &|of| once.with(of).run(|tx| Ok(tx.set("never", 1)))),
+        ("keyed", &|of| keyed.with(of).run(|tx| Ok(tx.set("never", 1)))),
+        ("watch", &|of| accounts.with(of).watch(["never"]).begin().map(drop)),
+        ("watch run", &|of| accounts.with(of).watch(["never"]).run(|_, tx| Ok(tx.set("never", 1)))),
+    ];
+    let time = Duration::from_millis(200);
+    for (name, call) in calls {
+        let options: [fn(Duration) -> TransactionOptions; 2] = [
+            |time| TransactionOptions::new().deadline(Instant::now() + time),
+            |time| TransactionOptions::new().within(time).retry(RetryPolicy::never()),
+        ];
+        for options in options {
+            let begun = Instant::now();
+            let error = call(options(time)).unwrap_err();
+            let took = begun.elapsed();
+            assert_eq!(error.applied(), Applied::No, "{name}: {error:?}");
+            assert!(took < time + response / 2, "{name}: {took:?}");
+        }
+    }
+    proxy.mute_new(false);
+    proxy.release();
+    crate::side::settled(&sessions);
+    assert_eq!(server.ask::<i64>(&["EXISTS", "never"]), 0);
+}
+
 /// Its time says nothing about the server, which has replied to all others.
 #[test]
 fn a_call_with_little_time_costs_no_connection_but_its_own() {
@@ -440,12 +491,120 @@ fn a_call_with_little_time_costs_no_connection_but_its_own() {
     assert_eq!(server.ask::<i64>(&["EXISTS", "key"]), 0);
 }
 
+#[test]
+fn a_pooled_call_and_a_lock_call_have_a_wait_and_a_deadline_of_their_own() {
+    let (server, time) = (Server::start(), Duration::from_millis(30));
+    let sessions = SessionManager::builder(server.url()).max_size(1).checkout_timeout(LONG);
+    let sessions = sessions.without_lanes().build_side().unwrap();
+    thread::scope(|scope| {
+        let db = sessions.pooled();
+        let mut blocking = db.clone();
+        let blocked = scope.spawn(move || {
+            let popped = blocking.blpop::<_, Option<(String, String)>>("list", LONG.as_secs_f64());
+            popped.unwrap().map(|(_, value)| value)
+        });
+        let held = sessions.transactional().begin().unwrap();
+        eventually(SOON, "it blocks", || {
+            server.ask::<String>(&["CLIENT", "LIST"]).contains("cmd=blpop")
+        });
+        for mut short in [db.within(time), db.deadline(Instant::now() + time)] {
+            let get: redis::RedisResult<Option<i64>> = short.get("key");
+            assert!(waited(get.map_err(Error::from)) < time + SOON);
+            let set: redis::RedisResult<()> = short.set("key", 1);
+            assert!(waited(set.map_err(Error::from)) < time + SOON);
+            let pipe = redis::pipe().set("key", 1).set("key", 2).exec(&mut short);
+            assert!(waited(pipe.map_err(Error::from)) < time + SOON);
+            let atomic = redis::pipe().atomic().set("key", 1).exec(&mut short);
+            assert!(waited(atomic.map_err(Error::from)) < time + SOON);
+        }
+        assert_eq!(server.ask::<i64>(&["RPUSH", "list", "end"]), 1);
+        assert_eq!(blocked.join().unwrap().as_deref(), Some("end"));
+        held.discard().unwrap();
+        let mut patient = db.within(SOON).deadline(Instant::now() + SOON);
+        assert_eq!(patient.incr::<_, _, i64>("n", 1).unwrap(), 1);
+    });
+    assert_eq!(server.ask::<i64>(&["EXISTS", "key"]), 0);
+    let lock = || sessions.lock("l");
+    let guard = lock().acquire(SOON).unwrap();
+    let begun = Instant::now();
+    let late = lock().deadline(begun + time).acquire(LONG).map(drop).unwrap_err();
+    assert!(matches!(late, Error::Lock(LockError::Timeout { .. })), "{late:?}");
+    assert!(begun.elapsed() < time + SOON);
+    assert!(lock().deadline(begun + LONG).is_locked().unwrap());
+    guard.release().unwrap();
+    // Nothing is sent after it, and nothing before to a server that does not reply.
+    let over = Instant::now();
+    assert_eq!(lock().deadline(over).acquire(LONG).map(drop).unwrap_err().applied(), Applied::No);
+    assert!(!lock().is_locked().unwrap());
+    server.sigstop();
+    let begun = Instant::now();
+    let silent = lock().deadline(begun + time).is_locked();
+    let took = begun.elapsed();
+    server.sigcont();
+    silent.unwrap_err();
+    assert!(took < Duration::from_secs(1), "{took:?}, and response_timeout is 2 s");
+}
+
+// What is under way ends by its own timeouts.
+crate::side::threads_only! {
+    #[test]
+    fn the_waits_of_ready_and_resolve_end_when_they_are_cancelled() {
+        use rediscope::Cancel;
+        use rediscope::error::{Resolution, UnresolvedReason};
+        use rediscope_testing::proxy::{Fault, Script, Trigger};
+
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let builder = SessionManager::builder(proxy.url()).connect_timeout(Duration::from_secs(4));
+        let sessions = builder.checkout_timeout(2 * LONG).build_side().unwrap();
+        let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+        let mut tx = once.begin().unwrap();
+        tx.incr("n", 1);
+        proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut)).once());
+        let token = match tx.commit() {
+            Err(Error::Commit(CommitError::InDoubt(doubt))) => doubt.token().unwrap().clone(),
+            other => panic!("{other:?}"),
+        };
+        proxy.silence();
+        let cancel = Cancel::new();
+        let waiting = Mutex::new(0);
+        let asks = || {
+            *waiting.lock().unwrap() += 1;
+            cancel.run(|| sessions.resolve(&token, LONG))
+        };
+        let probes = || {
+            *waiting.lock().unwrap() += 1;
+            cancel.run(|| sessions.ready(LONG))
+        };
+        let took = thread::scope(|scope| {
+            let (first, second) = (scope.spawn(asks), scope.spawn(asks));
+            let probe = scope.spawn(probes);
+            // One of them waits for the server, and the others for their turn.
+            eventually(SOON, "all have begun", || *waiting.lock().unwrap() == 3);
+            let begun = Instant::now();
+            cancel.cancel();
+            let cancelled = Resolution::StillUnknown { why: UnresolvedReason::Cancelled };
+            assert_eq!(first.join().unwrap(), cancelled);
+            assert_eq!(second.join().unwrap(), cancelled);
+            let probe = probe.join().unwrap();
+            assert!(matches!(probe, Err(Error::Checkout(CheckoutError::Cancelled))), "{probe:?}");
+            begun.elapsed()
+        });
+        assert!(took < SOON, "{took:?}");
+        // Later ones end at once, and the token can be resolved.
+        assert!(matches!(probes(), Err(Error::Checkout(CheckoutError::Cancelled))));
+        proxy.mute_new(false);
+        proxy.release();
+        sessions.ready(SOON).unwrap();
+        assert_eq!(sessions.resolve(&token, SOON), Resolution::Committed);
+    }
+}
+
 // A dropped future of a task waits no more.
 crate::side::threads_only! {
     #[test]
     fn waits_for_connections_and_locks_end_when_they_are_cancelled_and_nothing_was_applied() {
         use rediscope::Cancel;
-        use rediscope::error::LockError;
 
         let server = Server::start();
         let builder = || SessionManager::builder(server.url()).checkout_timeout(LONG);

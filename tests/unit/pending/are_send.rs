@@ -17,6 +17,7 @@ use crate::commit::plan::CommitPlan;
 use crate::commit::prepare::{self, Preparing};
 use crate::commit::resolve::DoubtResolver;
 use crate::commit::side::Side;
+use crate::commit::wait_limit::WaitLimit;
 use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::connection::endpoint::Endpoint;
@@ -113,8 +114,8 @@ fn a_router<P: ServerPool>(router: &Router<P>, route: &Route, deadline: Instant)
     is_send(commit_block((router, route), &mut queue, &plan, deadline, None));
     let (request, place): (Request, &'static Location<'static>) = any();
     is_send(request.ask(router, route, (b"", 0, 1), deadline, None));
-    is_send(fan_out::request(router, place, b""));
-    is_send(pooled::send(router, (&request, place), (b"", 0, 1), None));
+    is_send(fan_out::request(router, place, b"", Instant::now()));
+    is_send(pooled::send(router, (&request, place), (b"", 0, 1), WaitLimit::default(), None));
 }
 
 fn a_resolver<P: ServerPool>(resolver: &DoubtResolver<P>, token: &CommitToken) {

@@ -122,7 +122,8 @@ async fn requests<P: Side>(router: &Router<P>, cluster: &Cluster) -> Found {
         let bytes: Vec<u8> = commands.iter().flat_map(|words| packed(words)).collect();
         let request = Request::parse(&bytes, commands.len(), Location::caller()).unwrap();
         let call = (&*bytes, 0, commands.len());
-        let replies = send(router, (&request, Location::caller()), call, None).await;
+        let wait = crate::commit::wait_limit::WaitLimit::default();
+        let replies = send(router, (&request, Location::caller()), call, wait, None).await;
         found.push(format!("{replies:?}"));
     }
     cluster.move_slot_of("block");

@@ -296,7 +296,8 @@ pub(super) async fn requests<P: ServerPool>(router: &Router<P>, server: &Server)
         let bytes: Vec<u8> = commands.iter().flat_map(|words| packed(words)).collect();
         let request = Request::parse(&bytes, commands.len(), Location::caller()).unwrap();
         let call = (&*bytes, offset, commands.len() - offset);
-        let replies = send(router, (&request, Location::caller()), call, None).await;
+        let wait = crate::commit::wait_limit::WaitLimit::default();
+        let replies = send(router, (&request, Location::caller()), call, wait, None).await;
         found.push(format!("{replies:?}"));
     }
     found.extend(on_server(server, READ_BOTH));
