@@ -34,6 +34,8 @@ pub use self::script::{Fault, Script, Trigger};
 const DIAL: Duration = Duration::from_secs(1);
 /// Size of a small socket buffer, in bytes. The kernel raises it to its minimum.
 const SMALL: usize = 1024;
+/// Size of a wide socket buffer, in bytes. The kernel lowers it to its maximum.
+const WIDE: usize = 4 << 20;
 /// Maximum wait for a free port, and for the end of connections.
 const SOCKET_WAIT: Duration = Duration::from_secs(5);
 
@@ -196,7 +198,15 @@ impl Proxy {
     pub fn shrink_buffers(&self) {
         self.inner.small.store(true, Ordering::SeqCst);
         if let Some(door) = &*self.door.lock().unwrap() {
-            door.shrink_buffers();
+            door.set_buffer(SMALL);
+        }
+    }
+
+    /// Connections to come have wide kernel buffers again. Those that were made before keep theirs.
+    pub fn widen_buffers(&self) {
+        self.inner.small.store(false, Ordering::SeqCst);
+        if let Some(door) = &*self.door.lock().unwrap() {
+            door.set_buffer(WIDE);
         }
     }
 
@@ -354,15 +364,15 @@ impl Door {
         let thread = spawn("proxy-accept", accept).expect("start the accepting thread");
         let door = Self { listener, shut, thread };
         if small {
-            door.shrink_buffers();
+            door.set_buffer(SMALL);
         }
         door
     }
 
     /// What is accepted inherits the listener's buffer.
-    fn shrink_buffers(&self) {
-        let shrunk = SockRef::from(&*self.listener).set_recv_buffer_size(SMALL);
-        shrunk.expect("shrink the receive buffer");
+    fn set_buffer(&self, size: usize) {
+        let set = SockRef::from(&*self.listener).set_recv_buffer_size(size);
+        set.expect("set the size of the receive buffer");
     }
 
     fn close(self, address: SocketAddr) {

@@ -55,6 +55,11 @@ pub(crate) fn add_on_each_pooled(db: &mut Pooled, key: &str) {
     (0..LANES).for_each(|_| db.incr::<_, _, ()>(key, 1).unwrap());
 }
 
+/// For a test in which no call is to run out of time, however busy the machine is.
+pub(crate) fn unhurried(builder: Builder) -> Builder {
+    builder.connect_timeout(SOON).response_timeout(SOON).checkout_timeout(4 * SOON)
+}
+
 /// MULTI is sent when the transaction begins.
 pub(crate) fn immediate() -> TransactionOptions {
     TransactionOptions::new().begin(Begin::Immediate)

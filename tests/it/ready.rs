@@ -17,7 +17,7 @@ use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;
 
-use crate::fixture::{LONG, SLACK, SOON};
+use crate::fixture::{LONG, SLACK, SOON, unhurried};
 use crate::side::{BuildSide, ResolveDoubt, SessionManager};
 
 /// The reason why it is not ready.
@@ -176,18 +176,21 @@ fn many_callers_share_a_probe_and_each_keeps_its_own_time() {
     const CALLERS: usize = 40;
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = connect(&proxy.url());
-    let ready = AtomicUsize::new(0);
+    // The probe that is held up ends when it is released, and not before.
+    let sessions = unhurried(SessionManager::builder(proxy.url())).build_side().unwrap();
+    let (begun, ready) = (AtomicUsize::new(0), AtomicUsize::new(0));
     sessions.ready(SOON).unwrap();
     let before = server.calls("pexpire");
     proxy.arm(Script::from((Trigger::BeforeCommandNamed("PEXPIRE"), Fault::HoldRequests)).once());
     thread::scope(|scope| {
         for _ in 0..CALLERS {
             scope.spawn(|| {
-                sessions.ready(SOON).unwrap();
+                begun.fetch_add(1, Ordering::SeqCst);
+                sessions.ready(LONG).unwrap();
                 ready.fetch_add(1, Ordering::SeqCst);
             });
         }
+        eventually(SOON, "all have begun", || begun.load(Ordering::SeqCst) == CALLERS);
         // A probe is under way now, and does not end.
         let late = reason(&sessions, Duration::from_millis(300));
         assert_eq!(late.kind(), ConnectionErrorKind::TimedOut, "{late}");

@@ -1,6 +1,6 @@
 //! A server whose user `app` has all rights until a test changes that, and the errors of its callers.
 
-use crate::fixture::SOON;
+use crate::fixture::{SOON, unhurried};
 use crate::side::{BuildSide, SessionManager};
 use std::time::Duration;
 
@@ -42,7 +42,8 @@ impl RestrictedServer {
     }
 
     pub(crate) fn sessions_at(&self, rest: &str, trust_window: Duration) -> SessionManager {
-        SessionManager::builder(format!("{}{rest}", self.server.url_as("app", "secret")))
+        // Four callers and their servers share the machine, and no outcome here is that of a timeout.
+        unhurried(SessionManager::builder(format!("{}{rest}", self.server.url_as("app", "secret"))))
             .max_size(1)
             .trust_window(trust_window)
             .flush_bytes(256)

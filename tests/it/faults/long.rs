@@ -3,7 +3,7 @@
 //!
 //! Guarantee: replies-of-every-size
 
-use crate::fixture::{OF_ONE, SOON, add_on};
+use crate::fixture::{OF_ONE, SOON, add_on, unhurried};
 use crate::side::{BuildSide as _, open_lanes, open_pooled_lanes};
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ const LONG: usize = 100_003;
 fn fixture() -> (Server, Proxy, SessionManager, Vec<u8>) {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = SessionManager::builder(proxy.url())
+    // A hundred thousand bytes, each read for itself, may take a busy machine long.
+    let sessions = unhurried(SessionManager::builder(proxy.url()))
         .max_size(1)
         .trust_window(Duration::from_secs(3600))
         .build_side()

@@ -1,6 +1,6 @@
 //! The fixture of the tests of the pooled handle.
 
-use crate::fixture::{LONG, OF_ONE, add_on_each_pooled};
+use crate::fixture::{LONG, OF_ONE, add_on_each_pooled, unhurried};
 use crate::side::{BuildSide as _, Pooled, SessionManager, open_pooled_lanes};
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub(crate) fn sized(url: &str, max_size: u32) -> Builder {
 
 /// Trusted once it is open. One connection is open, and so are the lanes.
 pub(crate) fn trusting(url: &str) -> SessionManager {
-    let sessions = sized(url, 1).trust_window(LONG).build_side().unwrap();
+    let sessions = unhurried(sized(url, 1)).trust_window(LONG).build_side().unwrap();
     id(&mut sessions.pooled());
     open_pooled_lanes(&sessions, "nothing");
     sessions

@@ -3,7 +3,7 @@
 //!
 //! Guarantee: the-pooled-handle
 
-use crate::fixture::{LONG, SOON};
+use crate::fixture::{LONG, SOON, unhurried};
 use crate::side::{BuildSide as _, Pooled, SessionManager, open_pooled_lanes};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,7 +39,8 @@ fn warm(sessions: &SessionManager, count: usize) {
 fn idle_connections_that_died_are_replaced_without_an_error() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let sessions = sized(&proxy.url(), 4).trust_window(Duration::ZERO).build_side().unwrap();
+    let sessions = unhurried(sized(&proxy.url(), 4)).trust_window(Duration::ZERO);
+    let sessions = sessions.build_side().unwrap();
     let deaths: [&dyn Fn(); 4] = [
         &|| assert!(server.kill_all_clients_except_me() > 0),
         &|| proxy.cut_all(),
@@ -131,11 +132,12 @@ fn a_write_whose_reply_was_lost_is_unknown_and_was_sent_once() {
     ];
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let timeout = Duration::from_millis(500);
-    let builder = sized(&proxy.url(), 1).trust_window(LONG).response_timeout(timeout);
-    let sessions = builder.build_side().unwrap();
-    let mut db = sessions.pooled();
     for (trigger, fault, expected) in cases {
+        // Only a reply that never comes is a matter of time.
+        let timeout = if matches!(fault, Fault::SwallowReply) { SOON / 10 } else { SOON };
+        let builder = unhurried(sized(&proxy.url(), 1)).response_timeout(timeout);
+        let sessions = builder.trust_window(LONG).build_side().unwrap();
+        let mut db = sessions.pooled();
         pool_is_whole(&sessions, &server);
         server.ask::<()>(&["DEL", "n"]);
         proxy.take_journal();
@@ -200,8 +202,7 @@ fn a_pipeline_of_writes_that_broke_off_in_the_middle_is_not_sent_again() {
 fn a_lost_connection_is_closed_and_never_used_again() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
-    let timeout = Duration::from_millis(500);
-    let builder = sized(&proxy.url(), 1).trust_window(LONG).response_timeout(timeout);
+    let builder = sized(&proxy.url(), 1).trust_window(LONG).response_timeout(SOON / 10);
     let sessions = builder.build_side().unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("a", "first").unwrap();
