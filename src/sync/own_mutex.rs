@@ -62,6 +62,7 @@ pub(crate) mod tests {
 
     /// Drops `value` in a forked child, and asserts that this ends although another thread had locked the
     /// mutex at the fork.
+    #[expect(clippy::unwrap_used, reason = "test code, which clippy sees in #[test] only")]
     #[track_caller]
     pub(crate) fn is_dropped_in_a_child<T: Send, V>(mutex: &OwnMutex<T>, value: V) {
         let (locked, is_locked) = channel();

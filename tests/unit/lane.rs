@@ -28,7 +28,7 @@ fn lanes(runtime: &Runtime) -> [Arc<Lane>; 2] {
 fn submit(lane: &Arc<Lane>) -> LaneCall {
     let request = BatchRequest::new(b"*1\r\n$4\r\nPING\r\n".to_vec(), RequestKind::Read);
     let (place, now) = (lane.try_place().unwrap().unwrap(), Instant::now());
-    lane.submit(request, (now, now + SOON), place, None).unwrap()
+    lane.submit(request, [now, now, now + SOON], place, None)
 }
 
 fn poll(call: &mut LaneCall) -> Poll<GroupAnswer> {

@@ -82,7 +82,8 @@ fn a_request_that_is_passed_on_follows_the_lane_that_has_it() {
     lane.pass_on();
     assert_eq!((lane.queue.len(), other.queue.len()), (0, 1));
     // The former lane is served again, and the one that has the request is not.
-    (serve(&lane, true), serve(&other, false));
+    serve(&lane, true);
+    serve(&other, false);
     let _runtime = runtime.enter();
     let polled = call.poll(&mut Context::from_waker(Waker::noop()));
     assert!(polled.is_pending() && call.is_alone());

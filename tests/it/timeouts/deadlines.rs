@@ -436,7 +436,8 @@ fn a_calls_own_deadline_ends_it_while_its_connection_is_prepared() {
     let once = TransactionOptions::new().exactly_once();
     let keyed = TransactionOptions::new().exactly_once_as("key", LONG);
     let (once, keyed) = (accounts.with(once), accounts.with(keyed));
-    let calls: [(&str, &dyn Fn(TransactionOptions) -> Result<(), Error>); 7] = [
+    type WithOptions<'c> = &'c dyn Fn(TransactionOptions) -> Result<(), Error>;
+    let calls: [(&str, WithOptions<'_>); 7] = [
         ("begin", &|of| accounts.with(of.begin(Begin::Immediate)).begin().map(drop)),
         ("run", &|of| accounts.with(of).run(|tx| Ok(tx.set("never", 1)))),
         ("grouped", &|of| accounts.with(of.grouped()).run(|tx| Ok(tx.set("never", 1)))),
