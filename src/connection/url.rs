@@ -63,7 +63,7 @@ mod sealed {
 /// password the characters `?`, `#`, `@`, `/`, `:`, `%` and `&` are escaped: `%3F`, `%23`, `%40`,
 /// `%2F`, `%3A`, `%25` and `%26`.
 ///
-/// This trait is sealed: it is implemented for `&str`, `String`, `(host, port)`,
+/// This trait is sealed: it is implemented for `&str`, `String`, `&String`, `(host, port)`,
 /// `redis::ConnectionInfo` and `redis::ConnectionAddr`.
 ///
 /// ```no_run
@@ -126,6 +126,18 @@ impl IntoAddress for &str {
         let query = parameters(self)?;
         let names_protocol = query.iter().any(|(name, _)| *name == "protocol");
         Ok(Node { info: one(self)?, names_protocol })
+    }
+}
+
+impl sealed::Sealed for &String {}
+
+impl IntoAddress for &String {
+    fn into_address(self) -> Result<Address, ConfigError> {
+        self.as_str().into_address()
+    }
+
+    fn into_node(self) -> Result<Node, ConfigError> {
+        self.as_str().into_node()
     }
 }
 

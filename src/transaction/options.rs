@@ -141,6 +141,11 @@ impl TransactionOptions {
     /// The key is written in the transaction, after the caller's commands. If that write fails, the
     /// transaction was applied and the error is [`KeyNotKept`](crate::CommitError::KeyNotKept).
     ///
+    /// After [`InDoubt`](crate::CommitError::InDoubt), run the transaction again with the same key: it is
+    /// applied once, or fails with `AlreadyCommitted`. With `require(..)` the key is looked at first, so a
+    /// repeated call fails with `AlreadyCommitted` also if a condition no longer holds. The replies are not
+    /// kept: to return them again, write a receipt in the same block and read it at `AlreadyCommitted`.
+    ///
     /// The option costs a round trip, in which the key is watched and read. `key` is the caller's
     /// own name for the transaction, such as a payment's number. An empty key, or a `ttl` under a
     /// millisecond, fails with [`Error::Config`](crate::Error::Config) before anything is sent.
@@ -263,7 +268,8 @@ impl TransactionOptions {
 
     /// Instant after which no call of these transactions waits for a connection or for its turn, and no
     /// further attempt begins. What was sent is not interrupted: a commit ends with its outcome, after
-    /// `response_timeout` at the latest. Default: none.
+    /// `response_timeout` at the latest; a doubt of [`exactly_once`](Self::exactly_once) is looked up for
+    /// at most `checkout_timeout` more. Default: none.
     pub fn deadline(mut self, deadline: Instant) -> Self {
         self.wait.until = Some(deadline);
         self

@@ -191,6 +191,10 @@ fn rows() -> Vec<Row> {
         row("protocol/retry.rs attempts.attempts", |s, e| {
             s.policy(RetryPolicy::default().attempts(e.u32()))
         }),
+        row("pooled/handle.rs within.wait", |s, e| {
+            let read = s.sessions.pooled().within(e.time()).get::<_, Option<i64>>("a");
+            read.map(drop).map_err(|error| error.to_string())
+        }),
         row("protocol/retry.rs deadline.deadline", |s, e| {
             s.policy(RetryPolicy::default().deadline(e.time()))
         }),
@@ -391,6 +395,7 @@ fn every_number_and_every_time_is_taken_at_its_ends_or_refused_with_a_reason() {
         "lock/all_handle.rs acquire.wait Max",
         "lock/handle.rs acquire.wait Max",
         "lock/handle.rs permits.permits Max",
+        "pooled/handle.rs within.wait Max",
         "settings/table.rs max_group Max",
         "settings/table.rs trust_window Max",
     ] {
