@@ -16,7 +16,7 @@ impl Process {
     }
 
     /// A process that is not the current one.
-    #[cfg(test)]
+    #[cfg(all(test, not(rediscope_shuttle)))]
     pub(crate) fn another() -> Self {
         Self(ForkCheck::another())
     }

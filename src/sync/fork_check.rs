@@ -18,7 +18,7 @@ impl ForkCheck {
     }
 
     /// A process that is not the current one.
-    #[cfg(test)]
+    #[cfg(all(test, not(rediscope_shuttle)))]
     pub(crate) fn another() -> Self {
         Self { forks: None, id: 0 }
     }

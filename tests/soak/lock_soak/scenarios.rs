@@ -77,8 +77,9 @@ pub(crate) fn run(scenario: Scenario, seed: u64, holds: usize) -> Found {
     };
     let operator = SessionManager::connect(server.url()).unwrap().lock("l");
     let others: Vec<_> = (0..PROCESSES).map(|number| Other::start(number, &orders)).collect();
-    let mut done = 0;
-    eventually(SCENARIO, "the lock goes round", || {
+    let (mut done, must_lose) = (0, scenario != Scenario::Restarts);
+    let lost = || check(&entries(&recorder), permits as usize).lost > 0;
+    eventually(SCENARIO, "the lock goes round, and a holder loses it", || {
         thread::sleep(Duration::from_millis(random.u64(5..80)));
         match scenario {
             Scenario::Expiry => {}
@@ -95,14 +96,14 @@ pub(crate) fn run(scenario: Scenario, seed: u64, holds: usize) -> Found {
             }
             Scenario::Forced => done += u64::from(operator.force_release().unwrap()),
         }
-        acquired(&recorder) >= holds
+        acquired(&recorder) >= holds && (!must_lose || lost())
     });
     end(others);
     Found {
         what: format!("{scenario:?}"),
         seed,
         done,
-        must_lose: scenario != Scenario::Restarts,
+        must_lose,
         verdict: check(&entries(&recorder), permits as usize),
         took: begun.elapsed(),
     }
