@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use shuttle::thread;
 
+use super::model::{every_caller, nothing_is_lost, patient};
 use super::*;
 use crate::pool::model::{assert_found, check};
 
@@ -112,26 +113,8 @@ impl Watched {
 
     #[track_caller]
     fn nothing_is_lost(&self) {
-        let mut free = lock(&self.semaphore.state).free.clone();
-        free.sort_unstable();
-        assert_eq!(free, (0..self.held.len()).collect::<Vec<_>>(), "permits were lost or doubled");
-        assert_eq!(self.semaphore.waiting(), 0, "a caller still waits");
+        nothing_is_lost(&self.semaphore, self.held.len());
     }
-}
-
-fn patient() -> Instant {
-    Instant::now() + Duration::from_secs(3600)
-}
-
-fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
-    let call = Plain::new(call);
-    let threads: Vec<_> = (0..callers)
-        .map(|caller| {
-            let call = Plain::clone(&call);
-            thread::spawn(move || call(caller))
-        })
-        .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 fn taken_granted_returned_and_given_up(steps: Steps) {

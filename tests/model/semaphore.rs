@@ -80,14 +80,22 @@ impl Watched {
 
     #[track_caller]
     fn nothing_is_lost(&self) {
-        let mut free = lock(&self.gate.state).free.clone();
-        free.sort_unstable();
-        assert_eq!(free, (0..self.held.len()).collect::<Vec<_>>(), "permits were lost or doubled");
-        assert_eq!(self.gate.waiting(), 0, "a caller still waits");
+        nothing_is_lost(&self.gate, self.held.len());
     }
 }
 
-fn patient() -> Instant {
+#[track_caller]
+pub(super) fn nothing_is_lost<T: Batchable, R, K>(
+    semaphore: &crate::pool::semaphore::FairSemaphore<T, R, K>,
+    permits: usize,
+) {
+    let mut free = lock(&semaphore.state).free.clone();
+    free.sort_unstable();
+    assert_eq!(free, (0..permits).collect::<Vec<_>>(), "permits were lost or doubled");
+    assert_eq!(semaphore.waiting(), 0, "a caller still waits");
+}
+
+pub(super) fn patient() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
@@ -95,7 +103,7 @@ fn fail_fast() -> Instant {
     Instant::now()
 }
 
-fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
+pub(super) fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
     let call = Plain::new(call);
     let threads: Vec<_> = (0..callers)
         .map(|caller| {

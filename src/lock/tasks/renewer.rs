@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -21,10 +21,9 @@ use crate::lock::io::Renewals;
 use crate::lock::lease::LockLease;
 use crate::lock::renewal::{Due, IDLE, RenewalState, forget};
 use crate::pool::tasks::pool::TaskPool;
-use crate::process::current::Process;
 use crate::process::worker::Next;
 use crate::protocol::lock::script::ScriptCall;
-use crate::sync::lock;
+use crate::sync::own_mutex::OwnMutex;
 use crate::sync::timer::{DeadlineTimer, until};
 
 /// Delay between two looks at locks that are being closed.
@@ -40,9 +39,7 @@ pub(crate) struct TaskRenewer {
 
 /// What the tasks share with their callers.
 struct RenewalShared {
-    locked: Mutex<Locked>,
-    /// In a forked child the tasks belong to the parent, and the mutex may stay locked.
-    process: Process,
+    locked: OwnMutex<Locked>,
 }
 
 #[derive(Default)]
@@ -79,10 +76,7 @@ struct Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if self.shared.process.is_forked_child() {
-            return;
-        }
-        let mut locked = self.shared.lock();
+        let Some(mut locked) = self.shared.locked.lock_in_drop() else { return };
         (self.end)(&mut locked.state);
         self.shared.wake_if_closing(locked);
     }
@@ -108,7 +102,7 @@ impl Locked {
 
 impl RenewalShared {
     fn lock(&self) -> MutexGuard<'_, Locked> {
-        lock(&self.locked)
+        self.locked.lock()
     }
 
     fn wake(&self, mut locked: MutexGuard<'_, Locked>) {
@@ -136,10 +130,7 @@ impl RenewalShared {
 
 impl Drop for TaskRenewer {
     fn drop(&mut self) {
-        if self.shared.process.is_forked_child() {
-            return;
-        }
-        let mut locked = self.shared.lock();
+        let Some(mut locked) = self.shared.locked.lock_in_drop() else { return };
         locked.closed = true;
         self.shared.wake(locked);
     }
@@ -198,8 +189,7 @@ impl Renewals for TaskRenewer {
 
 impl TaskRenewer {
     pub(crate) fn new(client: ScriptClient<TaskPool>) -> Self {
-        let process = client.own().settings().process.clone();
-        Self { client, shared: Arc::new(RenewalShared { locked: Mutex::default(), process }) }
+        Self { client, shared: Arc::new(RenewalShared { locked: OwnMutex::default() }) }
     }
 
     /// Has a task run the rest of a call. Without a task it is dropped: no runtime would run it, and
@@ -297,10 +287,7 @@ struct Running {
 /// The task has ended, or its runtime has.
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.shared.process.is_forked_child() {
-            return;
-        }
-        let mut locked = self.shared.lock();
+        let Some(mut locked) = self.shared.locked.lock_in_drop() else { return };
         locked.tasks.retain(|task| task.runtime != self.runtime);
         let left = match locked.tasks.is_empty() {
             true => mem::take(&mut locked.cleanups),
@@ -404,10 +391,7 @@ impl Work {
 async fn step(client: ScriptClient<TaskPool>, shared: Arc<RenewalShared>, due: Due) {
     let finishes = due.finishes;
     due.run(&client, |releases| {
-        if shared.process.is_forked_child() {
-            return;
-        }
-        let mut locked = shared.lock();
+        let Some(mut locked) = shared.locked.lock_in_drop() else { return };
         locked.state.end_releases(&releases);
         shared.wake(locked);
     })

@@ -126,7 +126,9 @@ impl Wire for StubWire {
             _ => bytes.len(),
         };
         let (allowed, _) = bytes.split_at(end);
-        let (first, second) = allowed.split_at(end / 2);
+        // A socket that is closed with unread replies may take from the server what it has not read yet. So
+        // before a cut all bytes leave at once: the server has read the first of them with the last.
+        let (first, second) = allowed.split_at(if CUT.get().is_some() { 0 } else { end / 2 });
         let mut sent = 0;
         for part in [first, second] {
             pending_once().await;
