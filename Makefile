@@ -1,6 +1,6 @@
 # Names for the scripts; what they do is written in them.
 
-.PHONY: help demo test matrix soak soak-exactly-once soak-locks soak-tasks soak-topologies bench bench-quick
+.PHONY: help demo test matrix soak soak-exactly-once soak-locks soak-queues soak-tasks soak-topologies bench bench-quick
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' Makefile
@@ -22,6 +22,9 @@ soak-exactly-once: ## run the exactly-once soak: 100,000 cuts, as many while slo
 
 soak-locks: ## run the locks' soak: a million tries, 50,000 fenced writes, 40 failovers (ARGS="--tries N --seed S ...")
 	@scripts/soak-locks $(ARGS)
+
+soak-queues: ## run the soak of what waiting callers leave with their places: 100,000 rounds of cuts, 10,000,000 blocks (ARGS="--cuts N ...")
+	@scripts/soak-queues $(ARGS)
 
 soak-tasks: ## run the soak of tasks: a million scopes twice, 20,000 timeouts, a stopped server, 100,000 cuts, 10,000,000 blocks (ARGS="--scopes N ...")
 	@scripts/soak-tasks $(ARGS)

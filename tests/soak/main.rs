@@ -1,7 +1,7 @@
 //! Long runs under faults, each with a ledger that is compared with what the server holds.
 //!
 //! The suite runs a short version of each. `make soak`, `make soak-exactly-once`, `make soak-locks`,
-//! `make soak-tasks` and `make soak-topologies` run the long ones.
+//! `make soak-queues`, `make soak-tasks` and `make soak-topologies` run the long ones.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@
 )]
 #![allow(
     clippy::duplicate_mod,
-    reason = "both sides run the soaks of locks and topologies from one text"
+    reason = "both sides run the soaks of locks, queues and topologies from one text"
 )]
 
 use std::time::Duration;
@@ -21,6 +21,7 @@ mod contenders;
 mod exactly_once_soak;
 mod fault_soak;
 mod lock_soak;
+mod queue_soak;
 mod side;
 mod stress;
 #[cfg(feature = "tokio")]

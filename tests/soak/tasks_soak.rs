@@ -4,10 +4,8 @@
 //! `make soak-tasks` runs the long version. `REDISCOPE_TASK_SCOPES` is the number of scopes, and
 //! `REDISCOPE_TASK_TIMEOUTS` that of calls with a timeout.
 
-mod block_model;
 mod blocks;
 mod contenders;
-mod cut;
 mod doubts;
 mod dropped;
 mod group_controls;
@@ -15,6 +13,8 @@ mod groups;
 #[path = "lock_soak/mod.rs"]
 mod lock_soak;
 mod moving;
+#[path = "queue_soak/mod.rs"]
+mod queue_soak;
 mod resolver;
 mod scopes;
 #[expect(

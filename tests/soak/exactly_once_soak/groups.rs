@@ -5,9 +5,6 @@
 //!
 //! Guarantee: exactly-once, grouped
 
-#[path = "../tasks_soak/cut.rs"]
-mod cut;
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -22,7 +19,7 @@ use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 
 use crate::SOON;
-use cut::{Cut, wait_for_late_bytes, wrong};
+use crate::queue_soak::cut::{Cut, wait_for_late_bytes, wrong};
 
 /// Most groups wait for a timeout, so more at a time cost little.
 const WORKERS: u64 = 8;

@@ -11,46 +11,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use fastrand::Rng;
 use redis::Value;
+use rediscope::TransactionOptions;
 use rediscope::aio::SessionManager;
 use rediscope::error::Resolution;
 use rediscope::prelude::*;
-use rediscope::{CommitError, Error, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::server::Server;
 
-use super::block_model::{Call, KEYS, Model, Reply};
 use super::dropped::DropAfter;
+use super::queue_soak::block_model::{Call, KEYS};
+use super::queue_soak::worker::{Counts, USER, Worker, add, code};
 use super::{LANES, number, runtime};
 use crate::SOON;
 
 const WORKERS: u64 = 64;
-/// Maximum number of commands of a block.
-const MOST_CALLS: usize = 8;
-/// One block in so many has a command that is refused.
-const REFUSED: u16 = 100;
 /// One block in so many is dropped at one of its polls.
 const DROPPED: u16 = 50;
 /// Number of polls after which a block is dropped at the latest.
 const MOST_POLLS: u32 = 40;
-/// The user of the soak, who may not call PERSIST.
-const USER: (&str, &str) = ("soak", "secret");
-
-#[derive(Default)]
-struct Counts {
-    applied: AtomicU64,
-    failed: AtomicU64,
-    refused: AtomicU64,
-    dropped: AtomicU64,
-    resolved: AtomicU64,
-}
-
-fn add(count: &AtomicU64) {
-    count.fetch_add(1, Ordering::Relaxed);
-}
-
-fn code(code: Option<&str>, error: &dyn std::fmt::Display) -> String {
-    code.map_or_else(|| error.to_string(), str::to_owned)
-}
 
 /// `None`: dropped after this number of polls.
 async fn ended<F: Future>(polls: Option<u32>, call: F) -> Option<F::Output> {
@@ -60,95 +38,7 @@ async fn ended<F: Future>(polls: Option<u32>, call: F) -> Option<F::Output> {
     }
 }
 
-/// Keys whose last block was dropped: it is applied whole or not at all.
-struct Abandoned {
-    keys: [String; KEYS],
-    before: Model,
-    after: Model,
-}
-
-/// The keys of one worker, and what they hold.
-struct Worker {
-    nth: u64,
-    keys: [String; KEYS],
-    model: Model,
-    /// Number of values so far.
-    values: u64,
-    abandoned: Vec<Abandoned>,
-    /// The first differences.
-    wrong: Vec<String>,
-}
-
-fn keys(nth: u64, generation: usize) -> [String; KEYS] {
-    std::array::from_fn(|key| format!("key:{nth}:{generation}:{key}"))
-}
-
 impl Worker {
-    fn new(nth: u64) -> Self {
-        let (keys, model) = (keys(nth, 0), Model::default());
-        Self { nth, keys, model, values: 0, abandoned: Vec::new(), wrong: Vec::new() }
-    }
-
-    fn block(&mut self, rng: &mut Rng) -> Vec<Call> {
-        let (nth, values) = (self.nth, &mut self.values);
-        let mut any = || {
-            Call::any(rng, || {
-                *values += 1;
-                format!("w{nth}.{values};")
-            })
-        };
-        let mut block: Vec<_> = (0..MOST_CALLS).map(|_| any()).collect();
-        block.truncate(rng.usize(1..=MOST_CALLS));
-        if rng.u16(..REFUSED) == 0 {
-            let at = rng.usize(..=block.len());
-            block.insert(at, Call::Denied(rng.usize(..KEYS)));
-        }
-        block
-    }
-
-    /// Compares the end of a block with the model, which is changed if the block was applied.
-    fn compare(
-        &mut self,
-        block: &[Call],
-        end: Result<Vec<Value>, Error>,
-        handles: &[Queued<Value>],
-        counts: &Counts,
-    ) {
-        if let Some(at) = block.iter().position(|call| matches!(call, Call::Denied(_))) {
-            add(&counts.refused);
-            return match end {
-                Err(Error::Commit(CommitError::Rejected { index, command, code, .. }))
-                    if (index, command.as_str(), code.as_str())
-                        == (Some(at), "PERSIST", "NOPERM") => {}
-                end => self.differs(block, &format!("refused at {at}"), &end),
-            };
-        }
-        let expected = self.model.apply(block);
-        let failed = expected.iter().any(Result::is_err);
-        add(if failed { &counts.failed } else { &counts.applied });
-        let found: Option<Vec<Reply>> = match &end {
-            Ok(values) => Some(values.iter().cloned().map(Ok).collect()),
-            Err(error) => error.replies().map(|replies| {
-                let of = |handle: &Queued<Value>| {
-                    replies.get(*handle).map_err(|error| code(error.code(), &error))
-                };
-                handles.iter().map(of).collect()
-            }),
-        };
-        if found.as_ref() != Some(&expected) || failed != end.is_err() {
-            self.differs(block, &expected, &end);
-        }
-    }
-
-    fn differs(
-        &mut self,
-        block: &[Call],
-        expected: &dyn std::fmt::Debug,
-        end: &dyn std::fmt::Debug,
-    ) {
-        self.wrong.push(format!("{block:?}: expected {expected:?}, found {end:?}"));
-    }
-
     async fn step(&mut self, sessions: &SessionManager, rng: &mut Rng, counts: &Counts) {
         if rng.u8(..32) == 0 {
             // A short command of the pooled handle travels in the same way.
@@ -195,34 +85,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// The block may be applied later, so the worker goes on with other keys.
-    fn abandon(&mut self, block: &[Call]) {
-        let before = std::mem::take(&mut self.model);
-        let mut after = before.clone();
-        if !block.iter().any(|call| matches!(call, Call::Denied(_))) {
-            after.apply(block);
-        }
-        let next = keys(self.nth, self.abandoned.len() + 1);
-        let keys = std::mem::replace(&mut self.keys, next);
-        self.abandoned.push(Abandoned { keys, before, after });
-    }
-
-    /// Compares the keys with the server after all is over. Returns the number of abandoned blocks that were applied.
-    fn audit(&mut self, db: &mut redis::Connection) -> usize {
-        if !self.model.is_on(&self.keys, db) {
-            self.wrong.push(format!("{:?} do not hold {:?}", self.keys, self.model));
-        }
-        let mut applied = 0;
-        for Abandoned { keys, before, after } in &self.abandoned {
-            if after != before && after.is_on(keys, db) {
-                applied += 1;
-            } else if !before.is_on(keys, db) {
-                self.wrong.push(format!("{keys:?} hold neither {before:?} nor {after:?}"));
-            }
-        }
-        applied
     }
 }
 

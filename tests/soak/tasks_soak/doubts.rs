@@ -13,7 +13,7 @@ use rediscope::error::CommitToken;
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, TransactionOptions};
 
-use super::cut::wrong;
+use super::queue_soak::cut::wrong;
 use super::resolver::{self, OtherProcess, answer};
 use super::{LANES, number, runtime};
 use crate::SOON;

@@ -13,9 +13,9 @@ use rediscope_testing::packed;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 
-use super::cut::{Cut, wait_for_late_bytes, wrong};
 use super::groups::RESPONSE_TIMEOUT;
 use super::number;
+use super::queue_soak::cut::{Cut, wait_for_late_bytes, wrong};
 
 const WORKERS: u64 = 4;
 const HOUR: &str = "3600000";

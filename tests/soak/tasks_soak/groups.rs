@@ -21,8 +21,8 @@ use rediscope_testing::packed;
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 
-use super::cut::{Cut, wait_for_late_bytes, wrong};
 use super::dropped::{DropAfter, join_all};
+use super::queue_soak::cut::{Cut, wait_for_late_bytes, wrong};
 use super::resolver::{self, OtherProcess};
 use super::{number, runtime};
 use crate::SOON;

@@ -7,12 +7,12 @@ use redis::Value;
 use rediscope::prelude::*;
 
 /// Every command may meet every key, so that some meet a wrong type.
-pub(super) const KEYS: usize = 4;
+pub(crate) const KEYS: usize = 4;
 /// Fields of a hash.
 const FIELDS: [&str; 2] = ["a", "b"];
 
 #[derive(Clone, Debug)]
-pub(super) enum Call {
+pub(crate) enum Call {
     Set(usize, String),
     Get(usize),
     Append(usize, String),
@@ -32,7 +32,7 @@ pub(super) enum Call {
 
 impl Call {
     /// `value`: one that no other command of any worker has.
-    pub(super) fn any(rng: &mut Rng, value: impl FnOnce() -> String) -> Self {
+    pub(crate) fn any(rng: &mut Rng, value: impl FnOnce() -> String) -> Self {
         let (field, by) = (rng.usize(..FIELDS.len()), rng.i64(1..1_000));
         // Mostly the key of its type.
         let stray = rng.u8(..16) == 0;
@@ -55,7 +55,7 @@ impl Call {
         }
     }
 
-    pub(super) fn queue(&self, tx: &mut rediscope::Block, keys: &[String; KEYS]) -> Queued<Value> {
+    pub(crate) fn queue(&self, tx: &mut rediscope::Block, keys: &[String; KEYS]) -> Queued<Value> {
         match self {
             Self::Set(key, value) => tx.set(&keys[*key], value).cast(),
             Self::Get(key) => tx.get(&keys[*key]),
@@ -85,11 +85,11 @@ enum Data {
 }
 
 /// A reply, or the code of an error.
-pub(super) type Reply = Result<Value, String>;
+pub(crate) type Reply = Result<Value, String>;
 
 /// What one worker's keys hold.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Model {
+pub(crate) struct Model {
     data: [Option<Data>; KEYS],
 }
 
@@ -108,11 +108,11 @@ fn added(text: &str, by: i64) -> Result<i64, String> {
 
 impl Model {
     /// Runs the commands of a block that is applied.
-    pub(super) fn apply(&mut self, block: &[Call]) -> Vec<Reply> {
+    pub(crate) fn apply(&mut self, block: &[Call]) -> Vec<Reply> {
         block.iter().map(|call| self.call(call)).collect()
     }
 
-    pub(super) fn get(&self, key: usize) -> Reply {
+    pub(crate) fn get(&self, key: usize) -> Reply {
         match &self.data[key] {
             None => Ok(Value::Nil),
             Some(Data::Text(found)) => Ok(text(found)),
@@ -215,7 +215,7 @@ impl Model {
     }
 
     /// Whether the server holds this under `keys`.
-    pub(super) fn is_on(&self, keys: &[String; KEYS], db: &mut redis::Connection) -> bool {
+    pub(crate) fn is_on(&self, keys: &[String; KEYS], db: &mut redis::Connection) -> bool {
         let mut types = redis::pipe();
         keys.iter().for_each(|key| _ = types.cmd("TYPE").arg(key));
         let types: Vec<String> = types.query(db).unwrap();

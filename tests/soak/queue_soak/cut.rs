@@ -8,7 +8,7 @@ use rediscope_testing::server::Server;
 use crate::SOON;
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Cut {
+pub(crate) enum Cut {
     Closed,
     ReplyLost,
     /// The rest arrives after all members were resolved.
@@ -19,13 +19,13 @@ pub(super) enum Cut {
 }
 
 impl Cut {
-    pub(super) fn any(rng: &mut Rng) -> Self {
+    pub(crate) fn any(rng: &mut Rng) -> Self {
         let cuts = [Self::Closed, Self::ReplyLost, Self::Late, Self::Half, Self::Never];
         cuts[rng.usize(..cuts.len())]
     }
 
     /// `bytes`: the length of the group's write, as a bound.
-    pub(super) fn script(self, bytes: u64, rng: &mut Rng) -> Script {
+    pub(crate) fn script(self, bytes: u64, rng: &mut Rng) -> Script {
         let at = Trigger::ClientBytes(rng.u64(1..bytes));
         let (trigger, fault) = match self {
             Self::Closed => (at, Fault::Cut),
@@ -38,7 +38,7 @@ impl Cut {
     }
 
     /// After the members were resolved.
-    pub(super) fn end(self, proxy: &Proxy) {
+    pub(crate) fn end(self, proxy: &Proxy) {
         match self {
             Self::Late => proxy.release(),
             Self::Half | Self::Never => proxy.cut_all(),
@@ -48,7 +48,7 @@ impl Cut {
 }
 
 /// Waits until every byte that was held has arrived or is lost.
-pub(super) fn wait_for_late_bytes(server: &Server) {
+pub(crate) fn wait_for_late_bytes(server: &Server) {
     eventually(SOON, "no connection is left in MULTI", || {
         let clients: String = server.ask(&["CLIENT", "LIST"]);
         !clients.lines().any(|client| {
@@ -61,7 +61,7 @@ pub(super) fn wait_for_late_bytes(server: &Server) {
 }
 
 /// The blocks whose key, which holds 1 or nothing, does not fit what was returned for them.
-pub(super) fn wrong<'e>(
+pub(crate) fn wrong<'e>(
     server: &Server,
     ends: impl IntoIterator<Item = &'e (String, bool)>,
 ) -> Vec<&'e (String, bool)> {
