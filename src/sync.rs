@@ -7,7 +7,6 @@ pub(crate) mod boxed;
 pub(crate) mod cancel;
 pub(crate) mod caught;
 pub(crate) mod fork_check;
-#[cfg(feature = "tokio")]
 pub(crate) mod in_span;
 pub(crate) mod now;
 pub(crate) mod own_mutex;

@@ -81,6 +81,8 @@ const DECISIONS: &[&str] = &[
     "pooled::fan_out",
     "pooled::request",
     "pooled::send",
+    "transaction::merge",
+    "transaction::merged_run",
     "transaction::pending",
     "transaction::pinned",
     "transaction::reading",

@@ -23,6 +23,7 @@ use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::hot_keys::ContentionLimiter;
 use crate::transaction::keys::Keys;
+use crate::transaction::merged_run::{Closed, Ran, run_merged};
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
@@ -133,6 +134,12 @@ impl Watch {
     /// closure with the reads of that attempt. If the closure returns `Err` or panics, nothing is
     /// applied and it does not run again.
     ///
+    /// If all reads are [declared](Self::declare) and [`max_merged`](crate::Builder::max_merged) is
+    /// above 1, blocks of other tasks on the same keys are no conflict: up to as many of them run on
+    /// each other's results, and one EXEC applies them. If a closure ran on a result that was not applied,
+    /// a clone of it runs again. A read that is not declared fails in such an attempt, and the block then
+    /// runs alone.
+    ///
     /// The closure may borrow, and the future may be spawned. A closure that has to change what it
     /// captures cannot be cloned; [`tries`](Self::tries) is the loop for it.
     ///
@@ -236,8 +243,34 @@ impl Watch {
             + 's,
     {
         async move {
-            let mut attempts = self.attempts(place).await?;
+            let mut attempts = WatchAttempts::new(&self.router, self.run_of(place, true)?);
             let has_turn = self.limited_keys().is_some();
+            let target = self.target(attempts.binding());
+            if let Some(keys) = self.limited_keys()
+                && attempts.can_be_merged(&self.router, target)
+                && !turns::is_nested()
+            {
+                let term = self.router.settings().max_pin_time;
+                let enter = |until| turns::enter(&self.limiter, keys.buckets(), until, term);
+                let closure = closure.clone();
+                let run = move |reading, writes| {
+                    let closure = closure.clone();
+                    async move {
+                        let (mut watching, mut writes) = (Watching { reading }, writes);
+                        let mut block = watching.block();
+                        let running = closure(&mut watching, &mut block);
+                        let result = turns::run_closure(true, &mut writes, pin!(running)).await;
+                        let ran = Ran { result: result.map_err(own), block };
+                        Closed { reading: watching.reading, ran, writes }
+                    }
+                };
+                let (router, limiter) = (&self.router, &self.limiter);
+                let merged = run_merged(&mut attempts, router, target, limiter, enter, run);
+                if let Some(output) = merged.await? {
+                    return Ok(output);
+                }
+            }
+            self.enter(&mut attempts).await;
             loop {
                 let mut watching = self.next(&mut attempts).await?;
                 let mut block = watching.block();
@@ -301,15 +334,19 @@ impl Watch {
         &self,
         place: &'static Location<'static>,
     ) -> Result<WatchAttempts<TaskTurns>, Error> {
-        let run = self.run_of(place, true)?;
-        let mut attempts = WatchAttempts::new(&self.router, run);
+        let mut attempts = WatchAttempts::new(&self.router, self.run_of(place, true)?);
+        self.enter(&mut attempts).await;
+        Ok(attempts)
+    }
+
+    /// Waits for the turn of a run on its keys.
+    async fn enter(&self, attempts: &mut WatchAttempts<TaskTurns>) {
         if let Some(keys) = self.limited_keys() {
             let deadline = attempts.turn_deadline();
             let term = self.router.settings().max_pin_time;
             let turn = turns::enter(&self.limiter, keys.buckets(), deadline, term).await;
             attempts.set_turn(turn);
         }
-        Ok(attempts)
     }
 
     /// The keys on which a run waits for its turn.

@@ -106,8 +106,9 @@ macro_rules! settings {
             /// server: what it reads through another handle may miss the blocks before it, whose
             /// changes are then lost. Merging needs commands whose effect is known: SET, SETEX, DEL,
             /// INCRBY and kin; another one ends its group. A conflict with another process runs all
-            /// closures again, and one dead connection puts that many blocks in doubt at once. 32
-            /// serves counters and stocks. Default 1, which merges none. Threads only.
+            /// closures again, and one dead connection puts that many blocks in doubt at once. A
+            /// closure that runs for more than 100 ms lets the others go on, and its block goes alone. 32
+            /// serves counters and stocks. Default 1, which merges none.
             max_merged: u32 = 1;
             /// Number of lanes of each pool, on tokio. A lane is a connection that carries the small
             /// blocks and commands of many tasks, each as isolated as alone. Lanes are opened when

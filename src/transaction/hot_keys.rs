@@ -74,7 +74,7 @@ impl TurnSemaphore for ThreadTurns {
 pub(crate) struct ContentionLimiter<S = ThreadTurns> {
     buckets: Box<[OnceLock<Box<Bucket<S>>>]>,
     process: Process,
-    pub(crate) merges: MergeTable,
+    pub(crate) merges: Arc<MergeTable>,
 }
 
 /// Shows no buckets, because there are many.
@@ -130,7 +130,7 @@ pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
 impl<S: TurnSemaphore> ContentionLimiter<S> {
     pub(crate) fn new() -> Self {
         let buckets = (0..BUCKETS).map(|_| OnceLock::new()).collect();
-        Self { buckets, process: Process::here(), merges: MergeTable::new() }
+        Self { buckets, process: Process::here(), merges: Arc::new(MergeTable::new()) }
     }
 
     /// Returns the semaphore of a bucket.

@@ -8,6 +8,9 @@
 //!
 //! Only blocks with the same WATCH and the same declared reads meet here, and only while what their
 //! commands do to the values is [known](crate::protocol::effects). No user code runs under a mutex.
+//!
+//! A closure that does not end, and a leader that is polled no more, keep their turn for a short time: then
+//! another caller takes it back, and they go alone.
 
 #[cfg(all(test, not(rediscope_shuttle)))]
 #[path = "../../tests/unit/hot_watch.rs"]
@@ -15,7 +18,8 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
-use std::time::Instant;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use redis::Value;
 
@@ -23,15 +27,17 @@ use crate::error::any::CommitError;
 use crate::process::current::Process;
 use crate::protocol::effects::ReadValues;
 use crate::protocol::queue::CommandQueue;
-use crate::sync::cancel;
 use crate::sync::fork_check::ForkCheck;
-use crate::sync::shim::{Arc, Condvar, Mutex, PoisonError, lock};
+use crate::sync::shim::{Arc, Mutex, lock};
 
 /// Number of parts of the table, so that blocks on different keys seldom meet.
 const SHARDS: u64 = 64;
 
 /// Maximum bytes of the commands in one EXEC.
 const MAX_BYTES: usize = 64 * 1024;
+
+/// Time in which a closure ends, and a leader shows that it is polled. Then others go on without it.
+pub(crate) const TERM: Duration = Duration::from_millis(100);
 
 /// The watches on which blocks are under way.
 pub(crate) struct MergeTable {
@@ -52,10 +58,10 @@ struct State {
     /// The callers whose closures have not run, by their arrival.
     waiting: BTreeMap<u64, Arc<Caller>>,
     /// The caller whose closure runs.
-    turn: Option<u64>,
-    /// Changes when values that a closure may run on turn out to be wrong.
+    turn: Option<Held>,
+    /// Changes when values that a closure may run on turn out to be wrong, or its turn is taken back.
     epoch: u64,
-    has_leader: bool,
+    lead: Option<Held>,
     /// The blocks whose closures have run, in their order.
     line: VecDeque<Appended>,
     /// The values before the first block in the line, and after the last one; `None`: unknown.
@@ -66,6 +72,13 @@ struct State {
     most: usize,
     /// The table has it no more.
     is_removed: bool,
+}
+
+/// A turn or the lead, which a caller has.
+struct Held {
+    caller: Arc<Caller>,
+    /// When it is taken back.
+    until: Instant,
 }
 
 /// A block whose closure has run.
@@ -87,8 +100,38 @@ pub(crate) struct Commands {
 /// One caller, and what it is to do next.
 pub(crate) struct Caller {
     number: u64,
-    step: Mutex<Option<Step>>,
-    given: Condvar,
+    slot: Mutex<StepSlot>,
+}
+
+#[derive(Default)]
+struct StepSlot {
+    step: Option<Step>,
+    waker: Option<Waker>,
+}
+
+/// How the callers of one side wait.
+pub(crate) trait StepWaiter: Send {
+    /// Waits until there is a step for the caller. `None`: there is none by `until`, or the wait was
+    /// cancelled. `is_taken`: a leader has taken its block, so that the wait is not cancelled.
+    fn wait(
+        &mut self,
+        caller: &Caller,
+        until: Instant,
+        is_taken: bool,
+    ) -> impl Future<Output = Option<Step>> + Send;
+
+    /// Whether the waits are cancelled.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+
+    /// Waits as a leader. `keep` keeps the lead for a time from now; a caller that is polled no more does
+    /// not keep it.
+    fn leading<T: Send>(
+        &mut self,
+        keep: &(impl Fn(Duration) + Sync),
+        wait: impl Future<Output = T> + Send,
+    ) -> impl Future<Output = T> + Send;
 }
 
 /// What a caller does next.
@@ -101,8 +144,29 @@ pub(crate) enum Step {
     Again,
     /// This became of the block.
     Ended(Piece),
-    /// Go alone: no time is left.
+    /// Go alone: no time is left, or the turn was taken back.
     Alone,
+}
+
+/// What became of a closure that has run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Append {
+    Done,
+    /// The values that it ran on are void: the caller arrives again.
+    Void,
+    /// Its turn was taken back: the caller goes alone.
+    Late,
+}
+
+/// What a leader is to do after its reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Send the line: the reads have found the values that its closure ran on.
+    HasRun,
+    /// Run the closure on what was found. All results are void.
+    Runs,
+    /// The same, and then go alone: the lead was taken back.
+    Late,
 }
 
 /// What became of one block of a group.
@@ -122,11 +186,13 @@ pub(crate) enum Piece {
 }
 
 /// A caller's place, which its drop gives up.
-pub(crate) struct MergeEntry<'t> {
-    table: &'t MergeTable,
+pub(crate) struct MergeEntry {
+    table: Arc<MergeTable>,
     hot: Arc<HotWatch>,
     caller: Arc<Caller>,
     role: Role,
+    /// Its turn or its lead was taken back.
+    is_late: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -137,6 +203,22 @@ enum Role {
     Runs(u64),
     Leads,
     Ended,
+}
+
+/// The blocks that a leader sends.
+pub(crate) struct Group {
+    /// The leader's.
+    pub(crate) own: Commands,
+    pub(crate) followers: Followers,
+    pub(crate) lead: Lead,
+}
+
+/// The lead while a group is sent. Its drop ends it, without a commit.
+pub(crate) struct Lead {
+    table: Arc<MergeTable>,
+    hot: Arc<HotWatch>,
+    leader: Arc<Caller>,
+    process: ForkCheck,
 }
 
 /// The other blocks that a leader sends. Its drop ends them.
@@ -162,7 +244,12 @@ impl MergeTable {
     }
 
     /// Joins the blocks of this watch. `most`: maximum number of blocks in one EXEC.
-    pub(crate) fn arrive(&self, watch: &[u8], reads: &[u8], most: usize) -> Option<MergeEntry<'_>> {
+    pub(crate) fn arrive(
+        self: &Arc<Self>,
+        watch: &[u8],
+        reads: &[u8],
+        most: usize,
+    ) -> Option<MergeEntry> {
         let shard = self.shard(watch)?;
         loop {
             let mut hots = lock(shard);
@@ -177,7 +264,8 @@ impl MergeTable {
             };
             drop(hots);
             if let Some(caller) = hot.arrive() {
-                return Some(MergeEntry { table: self, hot, caller, role: Role::Waits });
+                let table = Arc::clone(self);
+                return Some(MergeEntry { table, hot, caller, role: Role::Waits, is_late: false });
             }
         }
     }
@@ -200,7 +288,7 @@ impl HotWatch {
             waiting: BTreeMap::new(),
             turn: None,
             epoch: 0,
-            has_leader: false,
+            lead: None,
             line: VecDeque::new(),
             start: None,
             end: None,
@@ -221,56 +309,104 @@ impl HotWatch {
         state.next += 1;
         let caller = Arc::new(Caller::new(number));
         state.waiting.insert(number, Arc::clone(&caller));
-        let woken = state.admit();
+        let mut woken = Vec::new();
+        state.admit(&mut woken);
         drop(state);
-        Caller::wake_all(woken);
+        woken.into_iter().for_each(Waker::wake);
         Some(caller)
     }
 
     /// Changes the state, and wakes the callers that may go on by that.
-    fn change<T>(&self, change: impl FnOnce(&mut State, &mut Vec<Arc<Caller>>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut State, &mut Vec<Waker>) -> T) -> T {
         let mut state = lock(&self.state);
         let mut woken = Vec::new();
         let changed = change(&mut state, &mut woken);
-        woken.extend(state.admit());
+        state.admit(&mut woken);
         drop(state);
-        Caller::wake_all(woken);
+        woken.into_iter().for_each(Waker::wake);
         changed
+    }
+
+    fn keep_lead(&self, leader: &Arc<Caller>, time: Duration) {
+        let until = Instant::now() + time;
+        let mut state = lock(&self.state);
+        let State { lead, turn, .. } = &mut *state;
+        for held in lead.iter_mut().chain(turn) {
+            if Arc::ptr_eq(&held.caller, leader) {
+                held.until = until;
+            }
+        }
+    }
+
+    /// Ends a lead, unless it was taken back, and has the next block led. `conflict`: a watched key was
+    /// changed from outside.
+    fn end_lead(&self, leader: &Arc<Caller>, committed: bool, conflict: bool) {
+        self.change(|state, _| {
+            if !state.leads(leader) {
+                return;
+            }
+            state.lead = None;
+            state.turn.take_if(|turn| Arc::ptr_eq(&turn.caller, leader));
+            if conflict {
+                state.limit = (state.limit / 2).max(1);
+            } else if committed {
+                state.limit = (state.limit * 2).min(state.most);
+            }
+            if !committed {
+                state.end = None;
+            }
+        });
     }
 }
 
 impl State {
     /// Lets callers go on: the next one in the line leads, the next one that waits runs its closure.
-    /// Returns those to wake.
-    fn admit(&mut self) -> Vec<Arc<Caller>> {
-        let mut woken = Vec::new();
-        if !self.has_leader
+    fn admit(&mut self, woken: &mut Vec<Waker>) {
+        if self.lead.is_none()
             && let Some(first) = self.line.front()
         {
-            self.has_leader = true;
-            first.caller.give(Step::Lead);
-            woken.push(Arc::clone(&first.caller));
+            self.lead = Some(Held::by(&first.caller));
+            woken.extend(first.caller.give(Step::Lead));
         }
         if self.turn.is_some() {
-            return woken;
+            return;
         }
         let step = match &self.end {
             Some(end) if self.line.len() < self.most => Step::Run(Arc::clone(end), self.epoch),
             // The values are unknown, and no caller asks for them.
-            None if !self.has_leader => Step::Lead,
-            _ => return woken,
+            None if self.lead.is_none() => Step::Lead,
+            _ => return,
         };
-        if let Some((number, caller)) = self.waiting.pop_first() {
-            self.has_leader |= matches!(step, Step::Lead);
-            self.turn = Some(number);
-            caller.give(step);
-            woken.push(caller);
+        if let Some((_, caller)) = self.waiting.pop_first() {
+            if matches!(step, Step::Lead) {
+                self.lead = Some(Held::by(&caller));
+            }
+            self.turn = Some(Held::by(&caller));
+            woken.extend(caller.give(step));
         }
-        woken
+    }
+
+    /// Takes the turn and the lead back from callers that keep them for too long.
+    fn take_back(&mut self, now: Instant, woken: &mut Vec<Waker>) {
+        if let Some(Held { caller, .. }) = self.lead.take_if(|lead| lead.until <= now) {
+            self.turn.take_if(|turn| Arc::ptr_eq(&turn.caller, &caller));
+            if self.line.front().is_some_and(|first| Arc::ptr_eq(&first.caller, &caller)) {
+                self.void_from(0, woken);
+            }
+            woken.extend(caller.give(Step::Alone));
+        }
+        if let Some(Held { caller, .. }) = self.turn.take_if(|turn| turn.until <= now) {
+            self.epoch += 1;
+            woken.extend(caller.give(Step::Alone));
+        }
+    }
+
+    fn leads(&self, caller: &Arc<Caller>) -> bool {
+        self.lead.as_ref().is_some_and(|lead| Arc::ptr_eq(&lead.caller, caller))
     }
 
     /// The results of all closures from this place in the line on are void.
-    fn void_from(&mut self, at: usize, woken: &mut Vec<Arc<Caller>>) {
+    fn void_from(&mut self, at: usize, woken: &mut Vec<Waker>) {
         self.end = match at.checked_sub(1) {
             None => self.start.clone(),
             Some(before) => self.line.get(before).and_then(|block| block.after.clone()),
@@ -278,67 +414,95 @@ impl State {
         self.epoch += 1;
         self.turn = None;
         for block in self.line.drain(at..) {
-            block.caller.give(Step::Again);
-            woken.push(block.caller);
+            woken.extend(block.caller.give(Step::Again));
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.line.is_empty() && self.turn.is_none() && !self.has_leader
+        self.waiting.is_empty()
+            && self.line.is_empty()
+            && self.turn.is_none()
+            && self.lead.is_none()
+    }
+}
+
+impl Held {
+    fn by(caller: &Arc<Caller>) -> Self {
+        Self { caller: Arc::clone(caller), until: Instant::now() + TERM }
     }
 }
 
 impl Caller {
     fn new(number: u64) -> Self {
-        Self { number, step: Mutex::new(None), given: Condvar::new() }
+        Self { number, slot: Mutex::default() }
     }
 
-    fn give(&self, step: Step) {
-        *lock(&self.step) = Some(step);
+    /// Returns the waker of a caller that waits, to be woken without a lock.
+    #[must_use]
+    fn give(&self, step: Step) -> Option<Waker> {
+        let mut slot = lock(&self.slot);
+        slot.step = Some(step);
+        slot.waker.take()
     }
 
     fn take(&self) -> Option<Step> {
-        lock(&self.step).take()
+        lock(&self.slot).step.take()
     }
 
-    fn wake_all(callers: Vec<Arc<Self>>) {
-        for caller in callers {
-            caller.given.notify_one();
+    /// Returns the step. Wakes the caller later if there is none yet.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Step> {
+        let mut slot = lock(&self.slot);
+        if let Some(step) = slot.step.take() {
+            return Poll::Ready(step);
         }
-    }
-
-    /// Sleeps until there is a step; `None`: there is none by `until`, or the wait was cancelled.
-    fn wait(&self, until: Instant) -> Option<Step> {
-        let mut step = lock(&self.step);
-        loop {
-            if let Some(step) = step.take() {
-                return Some(step);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || cancel::is_cancelled() {
-                return None;
-            }
-            let woken = self.given.wait_timeout(step, cancel::tick(left));
-            step = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let former = match &slot.waker {
+            Some(known) if known.will_wake(context.waker()) => None,
+            _ => slot.waker.replace(context.waker().clone()),
+        };
+        drop(slot);
+        drop(former);
+        Poll::Pending
     }
 }
 
-impl MergeEntry<'_> {
+impl MergeEntry {
     /// Waits for the caller's next step. It goes alone if there is none by `until`. The outcome of a
     /// block that a leader has taken is awaited until `late`, and is unknown after that.
-    pub(crate) fn wait(&mut self, until: Instant, late: impl FnOnce() -> Instant) -> Step {
-        let step = self.caller.wait(until).or_else(|| self.withdraw());
+    pub(crate) async fn wait(
+        &mut self,
+        waiter: &mut impl StepWaiter,
+        until: Instant,
+        late: impl FnOnce() -> Instant,
+    ) -> Step {
+        let step = loop {
+            let look = until.min(Instant::now() + TERM);
+            match waiter.wait(&self.caller, look, false).await {
+                Some(step) => break Some(step),
+                None if look == until || waiter.is_cancelled() => break self.withdraw(),
+                None => self.look(Instant::now()),
+            }
+        };
+        let step = match step {
+            Some(step) => Some(step),
+            None => waiter.wait(&self.caller, late(), true).await,
+        };
         let step = step.unwrap_or_else(|| {
-            let step = cancel::suspended(|| self.caller.wait(late()));
-            step.unwrap_or_else(|| {
-                // What the leader still gives is for this block, and not for a later one.
-                self.caller = Arc::new(Caller::new(self.caller.number));
-                Step::Ended(Piece::Failed(ended()))
-            })
+            // What the leader still gives is for this block, and not for a later one.
+            self.caller = Arc::new(Caller::new(self.caller.number));
+            Step::Ended(Piece::Failed(ended()))
         });
         self.follow(&step);
         step
+    }
+
+    /// Looks for callers that keep the turn or the lead for too long.
+    fn look(&self, now: Instant) {
+        self.hot.change(|state, woken| state.take_back(now, woken));
+    }
+
+    /// Keeps the lead for `time` from now.
+    pub(crate) fn keep_lead(&self, time: Duration) {
+        self.hot.keep_lead(&self.caller, time);
     }
 
     /// Records the role that a step gives.
@@ -377,47 +541,66 @@ impl MergeEntry<'_> {
         });
     }
 
-    /// Appends the commands of the closure that has run. Returns false if the values that it ran on
-    /// are void: then it has to [arrive again](Self::rejoin).
-    pub(crate) fn append(&mut self, commands: Commands, after: Option<ReadValues>) -> bool {
-        let Role::Runs(epoch) = self.role else { return false };
-        let is_valid = self.hot.change(|state, _| {
+    /// Appends the commands of the closure that has run.
+    pub(crate) fn append(&mut self, commands: Commands, after: Option<ReadValues>) -> Append {
+        let Role::Runs(epoch) = self.role else { return Append::Late };
+        let appended = self.hot.change(|state, _| {
             if state.epoch != epoch {
-                return false;
+                // The turn may have been taken back.
+                let is_late = matches!(self.caller.take(), Some(Step::Alone));
+                return if is_late { Append::Late } else { Append::Void };
             }
             state.turn = None;
             state.push(&self.caller, commands, after);
-            true
+            Append::Done
         });
-        self.role = if is_valid { Role::Waits } else { Role::Ended };
-        is_valid
+        self.role = if appended == Append::Done { Role::Waits } else { Role::Ended };
+        appended
     }
 
-    /// Whether the closure's result is valid, because the leader's reads have found the values that it
-    /// ran on. Otherwise all results are void, and the leader runs its closure on what was found.
-    pub(crate) fn has_run_on(&mut self, found: Option<&ReadValues>) -> bool {
-        self.hot.change(|state, woken| {
-            let has_run =
-                state.line.front().is_some_and(|first| Arc::ptr_eq(&first.caller, &self.caller));
+    /// Compares what the leader's reads have found with the values that its closure ran on. If they are
+    /// others, all results are void.
+    pub(crate) fn compare(&mut self, found: Option<&ReadValues>) -> Found {
+        let step = self.hot.change(|state, woken| {
+            if !state.leads(&self.caller) {
+                // Its own step is to go alone, and it does.
+                self.caller.take();
+                return Found::Late;
+            }
+            let first = state.line.front();
+            let has_run = first.is_some_and(|first| Arc::ptr_eq(&first.caller, &self.caller));
             if has_run && found.is_some() && state.start.as_deref() == found {
-                return true;
+                return Found::HasRun;
             }
             state.start = found.cloned().map(Arc::new);
             state.void_from(0, woken);
             // Its own step is to go on.
             self.caller.take();
             state.end = None;
-            state.turn = Some(self.caller.number);
-            false
-        })
+            state.turn = Some(Held::by(&self.caller));
+            state.lead = Some(Held::by(&self.caller));
+            Found::Runs
+        });
+        self.is_late |= step == Found::Late;
+        step
     }
 
-    /// Appends the leader's commands, of a closure that has run on what was found.
-    pub(crate) fn append_first(&mut self, commands: Commands, after: Option<ReadValues>) {
-        self.hot.change(|state, _| {
-            state.turn = None;
-            state.push(&self.caller, commands, after);
+    /// Appends the leader's commands, of a closure that has run on what was found. Returns false if the
+    /// lead was taken back.
+    pub(crate) fn append_first(&mut self, commands: Commands, after: Option<ReadValues>) -> bool {
+        let leads = self.hot.change(|state, _| {
+            let leads = state.leads(&self.caller);
+            if leads {
+                state.turn = None;
+                state.push(&self.caller, commands, after);
+            } else {
+                // Its own step is to go alone, and it does.
+                self.caller.take();
+            }
+            leads
         });
+        self.is_late |= !leads;
+        leads
     }
 
     /// Whether other callers wait, which would run on the values that this block leaves.
@@ -425,39 +608,74 @@ impl MergeEntry<'_> {
         !lock(&self.hot.state).waiting.is_empty()
     }
 
-    /// Takes the leader's block and those that follow it. Returns the leader's commands.
-    pub(crate) fn take(&mut self) -> (Commands, Followers) {
-        let members = self.hot.change(|state, _| {
+    /// Takes the leader's block and those that follow it, to be sent as one. `None`: none follows it, or
+    /// the lead was taken back, and the leader sends its own block.
+    pub(crate) fn take(&mut self) -> Option<Group> {
+        let mut members = self.hot.change(|state, _| {
+            if !state.leads(&self.caller) {
+                return VecDeque::new();
+            }
             let mut bytes = 0;
             let fits = |block: &&Appended| {
                 bytes += block.commands.bytes.len();
                 bytes <= MAX_BYTES
             };
             let count = state.line.iter().take(state.limit).take_while(fits).count().max(1);
-            let members: Vec<_> = state.line.drain(..count.min(state.line.len())).collect();
-            state.start = members.last().and_then(|last| last.after.clone());
+            let members: VecDeque<_> = state.line.drain(..count.min(state.line.len())).collect();
+            state.start = members.back().and_then(|last| last.after.clone());
             members
         });
-        let mut members = members.into_iter();
-        let own = members.next().map(|own| own.commands).unwrap_or_default();
-        (own, Followers { members: members.collect(), is_sent: false, process: ForkCheck::here() })
+        if members.len() < 2 {
+            return None;
+        }
+        let own = members.pop_front().map(|own| own.commands).unwrap_or_default();
+        self.role = Role::Ended;
+        let (table, hot) = (Arc::clone(&self.table), Arc::clone(&self.hot));
+        // The lead may last longer than this place, or its next run.
+        let next = Arc::new(Caller::new(self.caller.number));
+        let leader = mem::replace(&mut self.caller, next);
+        let process = ForkCheck::here();
+        let lead = Lead { table, hot, leader, process: process.clone() };
+        let members = members.into();
+        Some(Group { own, followers: Followers { members, is_sent: false, process }, lead })
     }
 
     /// Ends the lead, and has the next block led. `conflict`: a watched key was changed from outside.
     pub(crate) fn end_lead(&mut self, committed: bool, conflict: bool) {
-        self.role = Role::Ended;
-        self.hot.change(|state, _| {
-            state.has_leader = false;
-            state.turn.take_if(|turn| *turn == self.caller.number);
-            if conflict {
-                state.limit = (state.limit / 2).max(1);
-            } else if committed {
-                state.limit = (state.limit * 2).min(state.most);
-            }
-            if !committed {
-                state.end = None;
-            }
-        });
+        if self.role == Role::Leads {
+            self.role = Role::Ended;
+            self.hot.end_lead(&self.caller, committed, conflict);
+            // If the lead was taken back, its own step is to go alone.
+            self.is_late |= self.caller.take().is_some();
+        }
+    }
+
+    /// Whether its lead was taken back, so that the block goes alone.
+    pub(crate) fn is_late(&self) -> bool {
+        self.is_late
+    }
+}
+
+impl Lead {
+    /// Keeps the lead for `time` from now.
+    pub(crate) fn keep(&self, time: Duration) {
+        self.hot.keep_lead(&self.leader, time);
+    }
+
+    /// Ends the lead, and has the next block led.
+    pub(crate) fn end(self, committed: bool, conflict: bool) {
+        self.hot.end_lead(&self.leader, committed, conflict);
+    }
+}
+
+/// A lead that has ended ends no other one.
+impl Drop for Lead {
+    fn drop(&mut self) {
+        // The mutexes of a forked child may be locked for good.
+        if !self.process.is_other_process() {
+            self.hot.end_lead(&self.leader, false, false);
+            self.table.forget(&self.hot);
+        }
     }
 }
 
@@ -469,7 +687,7 @@ impl State {
     }
 }
 
-impl Drop for MergeEntry<'_> {
+impl Drop for MergeEntry {
     fn drop(&mut self) {
         // The mutexes of a forked child may be locked for good.
         if self.table.process.is_forked_child() {
@@ -489,6 +707,7 @@ impl Drop for MergeEntry<'_> {
             Role::Leads => {
                 // Its block, if it is still in the line, and those that ran on what it leaves.
                 self.hot.change(|state, woken| match state.line.front() {
+                    _ if !state.leads(&self.caller) => {}
                     Some(first) if !Arc::ptr_eq(&first.caller, &self.caller) => {}
                     // It leaves what it has found.
                     Some(first) if first.commands.count == 0 => _ = state.line.pop_front(),
@@ -523,11 +742,8 @@ impl Commands {
 }
 
 impl Followers {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.members.is_empty()
-    }
-
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(all(test, not(rediscope_shuttle)))]
+    fn len(&self) -> usize {
         self.members.len()
     }
 
@@ -542,13 +758,10 @@ impl Followers {
 
     /// Ends them with these outcomes.
     pub(crate) fn end(mut self, pieces: impl Iterator<Item = Piece>) {
-        let members: Vec<_> = self.members.drain(..).zip(pieces).collect();
-        let mut woken = Vec::with_capacity(members.len());
-        for (member, piece) in members {
-            member.caller.give(Step::Ended(piece));
-            woken.push(member.caller);
-        }
-        Caller::wake_all(woken);
+        let members = self.members.drain(..).zip(pieces);
+        let give = |(member, piece): (Appended, _)| member.caller.give(Step::Ended(piece));
+        let woken: Vec<_> = members.filter_map(give).collect();
+        woken.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -558,17 +771,17 @@ impl Drop for Followers {
             return;
         }
         for member in self.members.drain(..) {
-            member.caller.give(match self.is_sent {
+            let woken = member.caller.give(match self.is_sent {
                 true => Step::Ended(Piece::Failed(ended())),
                 false => Step::Again,
             });
-            member.caller.given.notify_one();
+            woken.into_iter().for_each(Waker::wake);
         }
     }
 }
 
 /// The error of a block whose leader has ended without an outcome.
-fn ended() -> CommitError {
+pub(crate) fn ended() -> CommitError {
     use crate::error::connection::{ConnectionError, ConnectionErrorKind};
     use crate::error::in_doubt::InDoubt;
     let text = "the caller that sent the block has ended";

@@ -10,6 +10,7 @@ pub(crate) mod handle;
 pub(crate) mod hot_keys;
 pub(crate) mod keys;
 pub(crate) mod merge;
+pub(crate) mod merged_run;
 pub(crate) mod options;
 pub(crate) mod outcome;
 pub(crate) mod pending;

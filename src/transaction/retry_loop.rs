@@ -30,7 +30,7 @@ use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
 use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore};
 use crate::transaction::keys::Keys;
-use crate::transaction::merge::{self, Commands, Followers, Piece};
+use crate::transaction::merge::Piece;
 use crate::transaction::pending::Pending;
 use crate::transaction::pinned::{Pinned, transaction_span};
 use crate::transaction::reading::{self, Reading, WatchTarget};
@@ -367,7 +367,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
     }
 }
 
-/// Watching blocks that are sent as one: see [`merge`](crate::transaction::merge).
+/// Watching blocks that are sent as one: see [`merged_run`](crate::transaction::merged_run).
 impl<S: TurnSemaphore> WatchAttempts<S> {
     /// Whether the run may be merged with others.
     pub(crate) fn can_be_merged<P: Side>(
@@ -440,33 +440,21 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         pending.bind(reading.binding);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
-        let deadline = deadline::after(self.limits.checkout.limit);
-        let committed = pending.attempt(pinned, deadline).await;
+        let committed = pending.attempt(pinned, self.commit_deadline()).await;
         if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &self.turn) {
             turn.committed();
         }
         committed
     }
 
-    /// Commits the leader's commands and those of its followers. Returns what became of each block, the
-    /// leader's first.
-    pub(crate) async fn commit_merged<P: Side>(
-        &mut self,
-        router: &Router<P>,
-        reading: &mut Reading<P>,
-        own: &Commands,
-        followers: &mut Followers,
-    ) -> Vec<Piece> {
-        let mut merged = Pending::new(router.settings(), reading.binding);
-        let mut blocks = Vec::with_capacity(followers.len() + 1);
-        blocks.extend(std::iter::once(own).chain(followers.commands()));
-        for commands in &blocks {
-            merged.queue().append_all(&commands.bytes, commands.count);
-        }
-        followers.sent();
-        let committed = self.attempt(reading, &mut merged).await;
-        let blocks = std::iter::once(own).chain(followers.commands());
-        pieces_of(committed, router, blocks.collect())
+    /// The deadline of a commit on a connection that the run has.
+    pub(crate) fn commit_deadline(&self) -> Instant {
+        deadline::after(self.limits.checkout.limit)
+    }
+
+    /// Takes the turn on hot keys out, which ends with it.
+    pub(crate) fn take_turn(&mut self) -> Option<Turn<S>> {
+        self.turn.take()
     }
 
     /// The outcome of a block that was sent with others. `None`: it goes alone.
@@ -531,50 +519,6 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
     }
 }
 
-/// What became of each block of a group. The first one is counted already.
-fn pieces_of<P: Side>(
-    committed: Result<Committed, CommitError>,
-    router: &Router<P>,
-    blocks: Vec<&Commands>,
-) -> Vec<Piece> {
-    let all = |piece: Piece| vec![piece; blocks.len()];
-    // A block that has queued nothing has no outcome of its own.
-    let others = blocks.iter().skip(1).filter(|block| block.count > 0).count();
-    let counters = router.counters();
-    let applied = |replies: Replies| {
-        counters.commits.add_all(others);
-        match replies.into_values() {
-            Some(values) => merge::cut(values, blocks.iter().copied()).collect(),
-            None => all(Piece::RepliesLost),
-        }
-    };
-    match committed {
-        Ok(Committed::Applied(replies)) => applied(replies),
-        Err(CommitError::PartlyApplied { replies }) => applied(replies),
-        Ok(Committed::Conflict) => {
-            counters.conflicts.add_all(others);
-            all(Piece::Conflict)
-        }
-        // Each command may have run by itself.
-        Err(CommitError::NotIsolated { replies }) => {
-            let values = replies.into_values().unwrap_or_default();
-            let mut values = values.into_iter();
-            let pieces = blocks.iter().map(|block| {
-                Piece::NotIsolated(values.by_ref().take(block.count as usize).collect())
-            });
-            pieces.collect()
-        }
-        Err(error @ CommitError::InDoubt(_)) => {
-            counters.in_doubt.add_all(others);
-            all(Piece::Failed(error))
-        }
-        Err(error) if is_repeatable(&error, router) => all(Piece::Failed(error)),
-        // Nothing was applied, and alone each block gets its own error.
-        Err(CommitError::NotSent { .. } | CommitError::Rejected { .. }) => all(Piece::Alone),
-        Err(error) => all(Piece::Failed(error)),
-    }
-}
-
 /// Resolves an exactly-once transaction in doubt: either it was applied, with its replies lost, or
 /// it counts as not sent.
 async fn resolve_in_doubt<P: Side>(
@@ -607,7 +551,7 @@ async fn resolve_in_doubt<P: Side>(
 ///
 /// It may if the connection failed before EXEC's last byte was sent, or led to a former master.
 /// Other failures, such as a full pool or a refused command, would only repeat.
-fn is_repeatable<P: Side>(error: &CommitError, router: &Router<P>) -> bool {
+pub(crate) fn is_repeatable<P: Side>(error: &CommitError, router: &Router<P>) -> bool {
     match error {
         CommitError::NotSent { source } => matches!(**source, Error::Lost { .. }),
         CommitError::Rejected { .. } => error.code() == Some("READONLY") && router.may_switch(),

@@ -1,30 +1,38 @@
 //! Runs the decisions of transactions on the caller's thread. The functions without a type parameter
 //! keep the protocol's code out of the user's crate.
 
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
-use crate::commit::outcome::Committed;
 use crate::commit::plan::CommitPlan;
-use crate::error::any::{CommitError, Error};
+use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
 use crate::pool::own_writes;
+use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
-use crate::protocol::effects::ReadValues;
 use crate::protocol::retry::RetryPolicy;
 use crate::reply::replies::Replies;
-use crate::sync::now::now_in;
+use crate::settings::settings::Settings;
+use crate::sync::cancel;
+use crate::sync::now::{now, now_in};
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{ContentionLimiter, OuterBlock};
 use crate::transaction::keys::Keys;
-use crate::transaction::merge::{Commands, MergeEntry, Piece, Step};
+use crate::transaction::merge::{Caller, Step, StepWaiter};
+use crate::transaction::merged_run::{Closed, MergeSide, Ran, run_merged};
 use crate::transaction::pending::Pending;
 use crate::transaction::reading::WatchTarget;
 use crate::transaction::resolve::Resolve;
 use crate::transaction::retry_loop::{self, WatchAttempts, WatchRun};
 use crate::transaction::watch_scope::Watching;
+
+/// Time for which a thread keeps the lead: its waits have timeouts.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Runs a block once and commits it. Bytes that were not sent are sent again.
 #[inline]
@@ -65,8 +73,16 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     if let (Some(limiter), Some(keys), Some(outer)) = (limiter, target.keys, &outer)
         && attempts.can_be_merged(router, target)
     {
-        let hot = (limiter, keys, outer);
-        if let Some(output) = run_merged(&mut attempts, router, target, hot, &mut closure)? {
+        let enter = |until| ready(limiter.enter(keys.buckets(), Some(outer), until));
+        let run = |reading, mut writes| {
+            let mut watching = Watching::new(reading);
+            let mut block = watching.block();
+            let result = own_writes::during(&mut writes, || closure(&mut watching, &mut block));
+            let (reading, ran) = (watching.into_reading(), Ran { result, block });
+            ready(Closed { reading, ran, writes })
+        };
+        let merged = run_merged(&mut attempts, router, target, limiter, enter, run);
+        if let Some(output) = now(pin!(merged))? {
             return Ok(output);
         }
     }
@@ -102,218 +118,77 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     }
 }
 
-/// What a closure has returned, and queued.
-struct Ran<R, E> {
-    result: Result<R, E>,
-    block: Block,
+/// Waits on the caller's thread.
+#[derive(Default)]
+pub(crate) struct ThreadWaiter;
+
+/// Wakes a thread.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
-/// Runs a watching block merged with others on the same keys. `None`: the block goes alone.
-fn run_merged<R: Resolve, E: From<Error>>(
-    attempts: &mut WatchAttempts,
-    router: &Router,
-    target: WatchTarget<'_>,
-    (limiter, keys, outer): (&Arc<ContentionLimiter>, &Keys, &OuterBlock),
-    closure: &mut impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
-) -> Result<Option<R::Output>, E> {
-    let (reads, most) = (target.reads.bytes(), router.settings().max_merged);
-    let Some(mut place) = limiter.merges.arrive(keys.watch(), reads, most as usize) else {
-        return Ok(None);
-    };
-    let mut run = |attempts: &mut WatchAttempts, watching: &mut Watching| {
-        let mut block = watching.block();
-        let result = own_writes::during(attempts.own_writes(), || closure(watching, &mut block));
-        // The closure may have forked.
-        router.here().map_err(Error::from)?;
-        Ok::<_, E>(Ran { result, block })
-    };
-    let mut ran: Option<Ran<R, E>> = None;
-    let in_vain = |attempts: &mut WatchAttempts, ran: Option<Ran<R, E>>| {
-        if ran.is_some() {
-            attempts.ran_in_vain(router);
+thread_local! {
+    static WAKER: Waker = waker();
+}
+
+fn waker() -> Waker {
+    Arc::new(Unpark(thread::current())).into()
+}
+
+impl ThreadWaiter {
+    fn sleep(caller: &Caller, until: Instant) -> Option<Step> {
+        let waker = WAKER.try_with(Waker::clone).unwrap_or_else(|_| waker());
+        let context = Context::from_waker(&waker);
+        loop {
+            if let Poll::Ready(step) = caller.poll(&context) {
+                return Some(step);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || cancel::is_cancelled() {
+                return None;
+            }
+            thread::park_timeout(cancel::tick(left));
         }
-    };
-    loop {
-        let committed = match wait(attempts, router, &mut place) {
-            Step::Alone => {
-                in_vain(attempts, ran);
-                return Ok(None);
-            }
-            Step::Again => {
-                in_vain(attempts, ran.take());
-                place.rejoin();
-                continue;
-            }
-            Step::Run(..) if attempts.is_last() => return Ok(None),
-            Step::Run(values, _) => {
-                let mut watching = predicted(attempts, router, target, &values)?;
-                let mut new = run(attempts, &mut watching)?;
-                if let Some(error) = watching.reading().wants_again() {
-                    if !failed(attempts, router, watching) {
-                        return Err(error.into());
-                    }
-                    return Ok(None);
-                }
-                let pending = new.result.is_ok().then_some(&mut new.block.pending);
-                match append(&mut place, watching, pending, &values) {
-                    Appended::Valid => ran = Some(new),
-                    Appended::Void => {
-                        in_vain(attempts, Some(new));
-                        place.rejoin();
-                    }
-                    Appended::Alone => {
-                        in_vain(attempts, Some(new));
-                        return Ok(None);
-                    }
-                }
-                continue;
-            }
-            Step::Lead => {
-                enter(attempts, limiter, keys, Some(outer));
-                let mut watching = next(attempts, router, target)?;
-                let found = ReadValues::of(reads, watching.reading().declared.values());
-                let has_run = place.has_run_on(found.as_ref());
-                let mut own = match ran.take() {
-                    Some(own) if has_run => own,
-                    void => {
-                        in_vain(attempts, void);
-                        watching.reading().attempt = attempts.number();
-                        run(attempts, &mut watching)?
-                    }
-                };
-                own.result = own.result.and_then(|handles| watching.unless_again(handles));
-                if let Err(error) = own.result {
-                    let has_next = failed(attempts, router, watching);
-                    attempts.end_turn();
-                    if !has_next {
-                        return Err(error);
-                    }
-                    place.end_lead(false, false);
-                    place.rejoin();
-                    continue;
-                }
-                let pending = &mut own.block.pending;
-                let committed =
-                    lead(attempts, router, &mut place, watching, pending, (has_run, found));
-                ran = Some(own);
-                committed
-            }
-            Step::Ended(piece) => match &mut ran {
-                Some(own) => attempts.outcome_of(&mut own.block.pending, piece),
-                None => None,
-            },
-        };
-        let (committed, Some(Ran { result, mut block })) = (committed, ran.take()) else {
-            return Ok(None);
-        };
-        let Some(committed) = committed else {
-            attempts.ran_in_vain(router);
-            return Ok(None);
-        };
-        let replies = end_block(attempts, router, &mut block.pending, committed, result.is_err())?;
-        let Some(replies) = replies else {
-            if attempts.conflicts_with_itself(router, keys) {
-                return Ok(None);
-            }
-            place.rejoin();
-            continue;
-        };
-        let resolved = result?.resolve(&replies);
-        return Ok(Some(resolved.map_err(|error| block.pending.named(error))?));
     }
 }
 
-/// Waits for the next step of a block that is merged with others.
-fn wait(attempts: &mut WatchAttempts, router: &Router, place: &mut MergeEntry<'_>) -> Step {
-    let settings = router.settings();
-    let late = settings.checkout_timeout + 2 * settings.response_timeout;
-    place.wait(attempts.turn_deadline(), || Instant::now() + late)
-}
-
-fn predicted(
-    attempts: &mut WatchAttempts,
-    router: &Router,
-    target: WatchTarget<'_>,
-    values: &ReadValues,
-) -> Result<Watching, Error> {
-    attempts.predicted(router, target, values).map(Watching::new)
-}
-
-/// What became of a closure that has run on predicted values.
-enum Appended {
-    Valid,
-    /// The values are void.
-    Void,
-    /// It needs a connection of its own.
-    Alone,
-}
-
-/// Appends what a closure has queued. `pending`: `None` if it has failed.
-fn append(
-    place: &mut MergeEntry<'_>,
-    mut watching: Watching,
-    pending: Option<&mut Pending>,
-    values: &ReadValues,
-) -> Appended {
-    if watching.reading().is_connection_lost() {
-        return Appended::Alone;
+impl StepWaiter for ThreadWaiter {
+    async fn wait(&mut self, caller: &Caller, until: Instant, is_taken: bool) -> Option<Step> {
+        match is_taken {
+            true => cancel::suspended(|| Self::sleep(caller, until)),
+            false => Self::sleep(caller, until),
+        }
     }
-    let (commands, after) = match pending {
-        None => (Commands::default(), Some(values.clone())),
-        Some(pending) => match pending.can_be_merged() {
-            true => Commands::of(pending.queue(), Some(values)),
-            false => return Appended::Alone,
-        },
-    };
-    if place.append(commands, after) { Appended::Valid } else { Appended::Void }
-}
 
-/// Commits the leader's block and those that follow it. `has_run`: it was appended already; else its
-/// closure has run on what was found. `None`: it goes alone.
-fn lead(
-    attempts: &mut WatchAttempts,
-    router: &Router,
-    place: &mut MergeEntry<'_>,
-    watching: Watching,
-    pending: &mut Pending,
-    (has_run, found): (bool, Option<ReadValues>),
-) -> Option<Result<Committed, CommitError>> {
-    let (span, mut reading) = (attempts.span().clone(), watching.into_reading());
-    let is_merged = has_run || pending.can_be_merged();
-    if is_merged && !has_run {
-        let found = found.filter(|_| place.is_followed());
-        let (commands, after) = Commands::of(pending.queue(), found.as_ref());
-        place.append_first(commands, after);
+    fn is_cancelled(&self) -> bool {
+        cancel::is_cancelled()
     }
-    let taken = is_merged.then(|| place.take()).filter(|(_, followers)| !followers.is_empty());
-    let Some((own, mut followers)) = taken else {
-        let committed = now_in(&span, pin!(attempts.attempt(&mut reading, pending)));
-        attempts.end_turn();
-        let conflict = matches!(committed, Ok(Committed::Conflict));
-        place.end_lead(committed.is_ok() && !conflict, conflict);
-        return Some(committed);
-    };
-    let merged = attempts.commit_merged(router, &mut reading, &own, &mut followers);
-    let mut pieces = now_in(&span, pin!(merged)).into_iter();
-    let piece = pieces.next().unwrap_or(Piece::Alone);
-    attempts.end_turn();
-    // The next block is led before the others wake.
-    place.end_lead(piece.is_applied(), matches!(piece, Piece::Conflict));
-    followers.end(pieces);
-    attempts.outcome_of(pending, piece)
+
+    /// A thread goes on in any case.
+    async fn leading<T: Send>(
+        &mut self,
+        keep: &(impl Fn(Duration) + Sync),
+        wait: impl Future<Output = T> + Send,
+    ) -> T {
+        keep(LONG);
+        wait.await
+    }
 }
 
-/// Returns the replies to a block; `None`: it runs again. `has_failed`: its closure has, and has queued
-/// nothing.
-fn end_block(
-    attempts: &mut WatchAttempts,
-    router: &Router,
-    pending: &mut Pending,
-    committed: Result<Committed, CommitError>,
-    has_failed: bool,
-) -> Result<Option<Replies>, Error> {
-    let span = attempts.span().clone();
-    now_in(&span, pin!(attempts.end_block(router, pending, committed, has_failed)))
+impl MergeSide for Pool {
+    type Waiter = ThreadWaiter;
+
+    async fn to_its_end<T: Send + 'static>(
+        _: &Settings,
+        _: Instant,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        Some(future.await)
+    }
 }
 
 fn attempts(router: &Router, run: WatchRun) -> WatchAttempts {

@@ -9,13 +9,11 @@ use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::fixture::SOON;
+use crate::side::{BuildSide as _, SessionManager, Transactional, threads_only};
 use redis::cmd;
-use rediscope::error::{Applied, CheckoutError};
+use rediscope::error::Applied;
 use rediscope::redis;
-use rediscope::{
-    Cancel, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional,
-    prelude::*,
-};
+use rediscope::{CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
 use serde_json::json;
 
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -28,7 +26,7 @@ fn patient() -> TransactionOptions {
 
 fn sessions(url: String, most: u32) -> SessionManager {
     let builder = SessionManager::builder(url).max_size(8).trust_window(SOON);
-    builder.checkout_timeout(SOON).max_merged(most).build().unwrap()
+    builder.checkout_timeout(SOON).max_merged(most).build_side().unwrap()
 }
 
 /// Calls of the command so far.
@@ -383,7 +381,7 @@ fn begin_slow<'s>(
     let slow = scope.spawn(move || {
         let mut watch = handle.watch(["hot"]);
         let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
-        watch.run(|read, tx| {
+        watch.run(move |read, tx| {
             let n = read.declared(n)?.unwrap_or_default();
             if read.attempt() == 1 {
                 inside.send(()).unwrap();
@@ -411,12 +409,13 @@ fn a_block_does_not_wait_past_its_deadline_for_the_closure_of_another() {
     assert_eq!(server.ask::<i64>(&["GET", "hot"]), 11, "its conflict ran it again");
 }
 
+threads_only! {
 #[test]
 fn a_block_that_waits_for_the_closure_of_another_can_be_cancelled() {
     let server = Server::start();
     let sessions = sessions(server.url(), 16);
     let handle = sessions.transactional();
-    let cancel = Cancel::new();
+    let cancel = rediscope::Cancel::new();
     thread::scope(|scope| {
         let (end, slow) = begin_slow(scope, &handle, 10);
         let (token, handle) = (cancel.clone(), &handle);
@@ -429,12 +428,13 @@ fn a_block_that_waits_for_the_closure_of_another_can_be_cancelled() {
         thread::sleep(Duration::from_millis(100));
         cancel.cancel();
         let error = waits.join().unwrap().unwrap_err();
-        assert!(matches!(error, Error::Checkout(CheckoutError::Cancelled)), "{error:?}");
+        assert!(matches!(error, Error::Checkout(rediscope::error::CheckoutError::Cancelled)), "{error:?}");
         // So it has not waited for the closure's end.
         end.send(()).unwrap();
         slow.join().unwrap().unwrap();
     });
     assert_eq!(server.ask::<i64>(&["GET", "hot"]), 10);
+}
 }
 
 #[test]

@@ -136,6 +136,7 @@ const SUITES: &[&str] = &[
     "lock_fencing",
     "locks",
     "measured",
+    "merged_watches",
     "pooled",
     "protocol",
     "ready",

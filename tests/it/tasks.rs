@@ -25,6 +25,7 @@ mod lock_fencing;
 mod locks;
 #[cfg(feature = "metrics")]
 mod measured;
+mod merged_watches;
 mod pooled;
 mod protocol;
 mod ready;

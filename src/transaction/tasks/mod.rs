@@ -2,5 +2,6 @@
 //! keys.
 
 pub(crate) mod attempt;
+pub(crate) mod merged;
 pub(crate) mod turns;
 pub(crate) mod watching;

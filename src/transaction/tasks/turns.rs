@@ -126,6 +126,11 @@ impl TaskTurns {
     }
 }
 
+/// Whether the task is inside a block that may have a permit.
+pub(crate) fn is_nested() -> bool {
+    INSIDE_BLOCK.try_with(|()| ()).is_ok() || InLoop::is_here()
+}
+
 /// Waits for a permit until `deadline`; then the caller attempts without one. The permit is taken back
 /// `term` after the last attempt. Dropped before its end, the future has no permit.
 pub(crate) async fn enter(
@@ -134,8 +139,7 @@ pub(crate) async fn enter(
     deadline: Instant,
     term: Duration,
 ) -> Turn<TaskTurns> {
-    let is_nested = INSIDE_BLOCK.try_with(|()| ()).is_ok() || InLoop::is_here();
-    let (mut turn, buckets) = limiter.turn(buckets, is_nested);
+    let (mut turn, buckets) = limiter.turn(buckets, is_nested());
     for bucket in buckets {
         let Some(turns) = limiter.semaphore(*bucket) else { continue };
         if let Ok(permit) = turns.take(deadline, term).await {
