@@ -3,12 +3,10 @@
 //! A child has the parent's mutexes as they were at the fork. One that another thread of the parent had
 //! locked stays locked there for ever.
 
-#[cfg(feature = "tokio")]
-use std::sync::PoisonError;
-use std::sync::{Mutex, MutexGuard};
-
 use crate::sync::fork_check::ForkCheck;
-use crate::sync::lock;
+#[cfg(feature = "tokio")]
+use crate::sync::shim::PoisonError;
+use crate::sync::shim::{Mutex, MutexGuard, lock};
 
 /// A mutex, and the process that made it.
 #[derive(Debug)]

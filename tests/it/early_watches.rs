@@ -9,11 +9,11 @@ use std::time::Duration;
 use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
 use rediscope::{
-    Builder, CommitError, Error, Outcome, RetryPolicy, SessionManager, TransactionOptions,
-    Transactional, prelude::*,
+    Builder, CommitError, Error, Outcome, RetryPolicy, TransactionOptions, prelude::*,
 };
 
 use crate::fixture::{SLACK, SOON};
+use crate::side::{BuildSide, ResolveDoubt, SessionManager, Transaction, Transactional, settled};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -38,7 +38,7 @@ fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(SOON);
     let builder = builder.checkout_timeout(3 * SOON).response_timeout(SOON);
-    let sessions = change(builder).build().unwrap();
+    let sessions = change(builder).without_lanes().build_side().unwrap();
     sessions.transactional().run(|tx| Ok(tx.set("stock", 10))).unwrap();
     proxy.take_journal();
     Fixture { proxy, server, sessions }
@@ -74,6 +74,7 @@ impl Fixture {
     /// No connection watches or is in MULTI, and the next blocks are applied.
     #[track_caller]
     fn is_whole(&self) {
+        settled(&self.sessions);
         let pool = self.sessions.status().transactional;
         assert_eq!((pool.in_use, pool.waiting, pool.scopes.len()), (0, 0, 0), "{pool}");
         // A watch that was left on the connection would make EXEC nil.
@@ -96,7 +97,10 @@ fn take_one(accounts: &Transactional) -> Result<(i64, u32), Error> {
     take_one_after(accounts, |_| {})
 }
 
-fn take_one_after(accounts: &Transactional, meanwhile: impl Fn(u32)) -> Result<(i64, u32), Error> {
+fn take_one_after(
+    accounts: &Transactional,
+    meanwhile: impl Fn(u32) + Send + Sync,
+) -> Result<(i64, u32), Error> {
     let mut watch = accounts.watch(["stock"]);
     let read = watch.declare::<i64>(cmd("GET").arg("stock").to_owned())?;
     let mut found = (0, 0);
@@ -116,7 +120,7 @@ fn behind<R>(
     holder: &Transactional,
     watcher: &Transactional,
     meanwhile: impl FnOnce(),
-    commit: impl FnOnce(rediscope::Transaction) -> R,
+    commit: impl FnOnce(Transaction) -> R,
 ) -> (R, Taken) {
     thread::scope(|scope| {
         let mut tx = holder.begin().unwrap();
@@ -240,7 +244,7 @@ fn what_travelled_counts_behind_an_exec_that_the_server_refused_or_answered_with
         assert_eq!(waits.join().unwrap().unwrap(), (10, 1));
     });
     // EXECABORT.
-    let refused = |tx: rediscope::Transaction| {
+    let refused = |tx: Transaction| {
         let mut tx = tx;
         tx.queue::<()>(cmd("SET").arg("alone").to_owned());
         tx.commit()
@@ -373,7 +377,7 @@ fn exactly_once_a_doubt_is_resolved_and_the_watch_behind_it_begins_again() {
         let (doubt, taken) = behind(&fixture, &once, &once, cut, |tx| tx.commit());
         let doubt = doubt.unwrap_err();
         let Some(CommitError::InDoubt(doubt)) = doubt.as_commit() else { panic!("{doubt:?}") };
-        let applied = matches!(doubt.resolve(), rediscope::error::Resolution::Committed);
+        let applied = matches!(doubt.resolved(), rediscope::error::Resolution::Committed);
         assert_eq!(applied, found == 11);
         assert_eq!(taken.unwrap(), (found, 1));
         fixture.is_whole();
@@ -389,13 +393,11 @@ fn a_commit_that_sends_more_behind_exec_carries_no_watch() {
     let lock = locks.lock("l").lease(hour).acquire(SOON).unwrap();
     let plain = TransactionOptions::new;
     let holders = [
-        (plain().wait_replicas(0, Duration::from_millis(1)), 3),
-        (plain().exactly_once_as("key", hour), 4),
-        (plain().fenced_by(&lock), 4),
+        ("WAIT", fixture.with(plain().wait_replicas(0, Duration::from_millis(1))), 3),
+        ("key", fixture.with(plain().exactly_once_as("key", hour)), 4),
+        ("lock", fixture.accounts().fenced_by(&lock), 4),
     ];
-    for (options, turns) in holders {
-        let what = format!("{options:?}");
-        let holder = fixture.with(options);
+    for (what, holder, turns) in holders {
         let before = fixture.proxy.turns();
         let accounts = fixture.accounts();
         let (committed, taken) = behind(&fixture, &holder, &accounts, || {}, |tx| tx.commit());
@@ -537,7 +539,12 @@ fn counters_are_right_whatever_is_cut() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).max_size(2).trust_window(SOON);
-    let sessions = builder.checkout_timeout(3 * SOON).response_timeout(SOON).build().unwrap();
+    let sessions = builder
+        .checkout_timeout(3 * SOON)
+        .response_timeout(SOON)
+        .without_lanes()
+        .build_side()
+        .unwrap();
     let retry = RetryPolicy::default().attempts(1000).deadline(SOON);
     let plain = sessions.transactional().with(TransactionOptions::new().retry(retry));
     let handles = [plain.clone(), plain.with(exactly_once().retry(retry))];
@@ -602,7 +609,12 @@ fn counters_are_right_whatever_is_cut() {
 fn a_watch_that_reached_a_slots_former_master_is_redirected_alone() {
     let cluster = Cluster::start(3, 0);
     let sessions = SessionManager::builder(cluster.url()).max_size(1).trust_window(SOON);
-    let sessions = sessions.checkout_timeout(3 * SOON).response_timeout(SOON).build().unwrap();
+    let sessions = sessions
+        .checkout_timeout(3 * SOON)
+        .response_timeout(SOON)
+        .without_lanes()
+        .build_side()
+        .unwrap();
     let accounts = sessions.transactional();
     let slots = cluster.slots_of(0);
     let (held, moved) =

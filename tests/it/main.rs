@@ -59,6 +59,8 @@ mod source;
 #[cfg(feature = "tokio")]
 mod spawn;
 #[cfg(feature = "tokio")]
+mod task_early_watches;
+#[cfg(feature = "tokio")]
 mod task_locks;
 #[cfg(feature = "tokio")]
 mod task_queries;

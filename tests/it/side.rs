@@ -129,6 +129,7 @@ const SUITES: &[&str] = &[
     "conditions",
     "contract",
     "credentials",
+    "early_watches",
     "exactly_once",
     "failover",
     "faults",

@@ -16,6 +16,7 @@ mod cluster;
 mod conditions;
 mod contract;
 mod credentials;
+mod early_watches;
 mod exactly_once;
 mod failover;
 mod faults;

@@ -22,15 +22,15 @@ fn processor_time() -> Duration {
 fn callers_that_give_up_together_cost_no_more_than_their_number() {
     const CALLERS: usize = 100_000;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let permits = Arc::new(Permits::new(1));
-    assert!(matches!(permits.try_acquire(), Some(Acquired::Right(_))));
+    let permits = Arc::new(Permits::<()>::new(1));
+    assert!(matches!(permits.try_acquire(), Some(Acquired::Right(..))));
     let before = processor_time();
     runtime.block_on(async {
         let deadline = Instant::now() + Duration::from_secs(2);
         let callers: Vec<_> = (0..CALLERS)
             .map(|_| {
                 let permits = Arc::clone(&permits);
-                tokio::spawn(async move { permits.acquire(deadline, |_| {}).await })
+                tokio::spawn(async move { permits.acquire(deadline, None, |_, _| {}).await })
             })
             .collect();
         for caller in callers {
@@ -45,9 +45,9 @@ fn callers_that_give_up_together_cost_no_more_than_their_number() {
 #[cfg(unix)]
 #[test]
 fn a_caller_that_waits_ends_in_a_forked_child() {
-    let permits = Permits::new(1);
-    let Some(Acquired::Right(_right)) = permits.try_acquire() else { panic!("none is free") };
-    let mut waiting = Box::pin(permits.acquire(Instant::now() + SOON, |_| ()));
+    let permits = Permits::<()>::new(1);
+    let Some(Acquired::Right(_right, _)) = permits.try_acquire() else { panic!("none is free") };
+    let mut waiting = Box::pin(permits.acquire(Instant::now() + SOON, None, |_, _| ()));
     let polled = async { poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert!(runtime.block_on(polled).is_pending());

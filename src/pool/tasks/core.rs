@@ -19,7 +19,7 @@ use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::tasks::idle::{TaskConnection, TaskIdle};
 use crate::pool::tasks::lanes::Lanes;
-use crate::pool::tasks::permits::{Acquired, Permits};
+use crate::pool::tasks::permits::Permits;
 use crate::pool::tasks::right::{Ended, Right};
 use crate::protocol::connection_state::CloseReason;
 use crate::status::metrics::Started;
@@ -57,12 +57,6 @@ impl TaskCore {
             context,
             blocking: Arc::default(),
         }
-    }
-
-    /// Waits for a permit, in the order of the callers. Dropped before its end, the future has taken
-    /// none.
-    pub(in crate::pool) async fn acquire(&self, deadline: Instant) -> Acquired {
-        self.permits.acquire(deadline, |right| self.give_back(right, None)).await
     }
 
     /// Number of permits that callers hold.

@@ -21,6 +21,7 @@ use crate::logging::deferred::DeferredEvents;
 use crate::pool::blocking::{BlockingCommand, EndCommand};
 use crate::pool::cleanup::clean_or_log;
 use crate::pool::context::PoolContext;
+use crate::pool::early_watch::{Armed, EarlyWatch};
 use crate::pool::entry::Kept;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
@@ -29,6 +30,7 @@ use crate::pool::tasks::core::TaskCore;
 use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::idle::{Found, TaskConnection};
 use crate::pool::tasks::right::Right;
+use crate::pool::tasks::waiter::TakenWatch;
 use crate::protocol::connection_state::CloseReason;
 use crate::status::metrics::InUse;
 use crate::sync::boxed::boxed;
@@ -53,6 +55,8 @@ pub(crate) struct TaskLine {
     /// The connection's task cleans the connection, or has cleaned it.
     is_cleaned: bool,
     in_use: InUse,
+    /// The caller whose WATCH was taken. It gets the permit with the connection.
+    next_caller: Option<TakenWatch<TaskConnection>>,
 }
 
 impl Drop for TaskLine {
@@ -60,10 +64,16 @@ impl Drop for TaskLine {
         let Some(right) = self.right.take() else { return };
         if self.core.settings().is_forked_child() {
             // They belong to the parent, and the mutexes may stay locked forever.
-            std::mem::forget((self.connection.take(), right, Arc::clone(&self.core)));
+            let next_caller = self.next_caller.take();
+            std::mem::forget((self.connection.take(), right, Arc::clone(&self.core), next_caller));
             return;
         }
         self.core.config.counters.metrics.returned(&mut self.in_use);
+        if let Some(next_caller) = self.next_caller.take()
+            && self.pass_on(next_caller, &right)
+        {
+            return self.log();
+        }
         let mut kept = self.connection.take();
         if !right.is_held() {
             // The pool has taken permit and connection back.
@@ -85,10 +95,18 @@ impl Drop for TaskLine {
 }
 
 impl TaskLine {
-    /// The line of a new right, without a connection yet.
-    pub(in crate::pool) fn new(core: &Arc<TaskCore>, right: Arc<Right>) -> Self {
+    /// The line of a new right. `passed_on`: the connection on which the caller's WATCH was sent; otherwise
+    /// there is none yet.
+    pub(in crate::pool) fn new(
+        core: &Arc<TaskCore>,
+        right: Arc<Right>,
+        mut passed_on: Option<TaskConnection>,
+    ) -> Self {
+        if let Some(connection) = &mut passed_on {
+            connection.mark_taken();
+        }
         Self {
-            connection: None,
+            connection: passed_on,
             core: Arc::clone(core),
             right: Some(right),
             events: DeferredEvents::default(),
@@ -96,7 +114,38 @@ impl TaskLine {
             logs_elsewhere: false,
             is_cleaned: false,
             in_use: InUse::default(),
+            next_caller: None,
         }
+    }
+
+    /// Returns whether the line has a connection that was passed to it. One that the pool has taken back
+    /// meanwhile is closed.
+    pub(in crate::pool) fn has_passed_on(&mut self) -> bool {
+        if !self.right.as_ref().is_some_and(|right| right.is_held()) {
+            self.connection = None;
+        }
+        self.connection.is_some()
+    }
+
+    /// Passes permit and connection to the caller whose WATCH was sent on it. Returns false if that one
+    /// waits on, or has given up.
+    #[inline(never)]
+    fn pass_on(&mut self, next_caller: TakenWatch<TaskConnection>, right: &Right) -> bool {
+        let generation = self.core.generation();
+        let can_be_passed_on = |connection: &mut TaskConnection| {
+            let is_open = !connection.wire().task().is_closed();
+            is_open && connection.can_be_passed_on(Instant::now(), generation)
+        };
+        if !self.core.shared.is_closed()
+            && let Some(connection) = self.connection.take_if(can_be_passed_on)
+        {
+            match self.core.permits.pass_on(&next_caller, right, connection) {
+                Ok(()) => return true,
+                Err(connection) => self.connection = Some(connection),
+            }
+        }
+        self.core.permits.return_watch(next_caller);
+        false
     }
 
     /// Marks the server as the target of a migration: each command or MULTI needs ASKING before it.
@@ -148,6 +197,7 @@ impl TaskLine {
             logs_elsewhere: true,
             is_cleaned: true,
             in_use: InUse::default(),
+            next_caller: None,
         };
         let cleaning = async move { clean_or_log(&mut line, None).await };
         if let Some(task) = task
@@ -315,6 +365,34 @@ impl Line for TaskLine {
 
     fn is_closed(&self) -> bool {
         self.core.blocking.is_closed()
+    }
+
+    fn take_early_watch(&mut self, armed: Option<Armed>) -> Option<Arc<EarlyWatch>> {
+        let connection = self.connection.as_ref()?;
+        // Credentials are renewed by a checkout, which may have to wait for their version.
+        if let Some(provider) = self.core.endpoint.provider()
+            && connection.needs_reauth(provider.version_at_once()?)
+        {
+            return None;
+        }
+        let runtime = connection.wire().task().runtime();
+        let fits = |watch: &EarlyWatch, of| of == Some(runtime) && watch.fits(armed);
+        let taken = self.core.permits.take_watch(fits)?;
+        let watch = taken.watch();
+        self.next_caller = Some(taken);
+        watch
+    }
+
+    fn has_early_watch(&self) -> bool {
+        self.next_caller.as_ref().is_some_and(TakenWatch::is_awaited)
+    }
+
+    #[cold]
+    fn leave_early_watch(&mut self) {
+        let Some(next_caller) = self.next_caller.take() else { return };
+        self.taint(CloseReason::LeftDirty);
+        self.close();
+        self.core.permits.return_watch(next_caller);
     }
 }
 

@@ -13,3 +13,4 @@ pub(crate) mod permits;
 pub(crate) mod pool;
 pub(crate) mod right;
 pub(crate) mod router;
+pub(crate) mod waiter;

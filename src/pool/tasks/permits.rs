@@ -2,55 +2,47 @@
 //!
 //! A permit is granted as a right at once, not when its caller is polled next. So the pool can take it
 //! back from a caller that was forgotten while it waited. (A semaphore of tokio would lose it.)
+//!
+//! A caller may leave a WATCH with its place, see [waiters](crate::pool::tasks::waiter).
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::{Duration, Instant};
 
+use tokio::runtime::Id as RuntimeId;
+
+use crate::pool::early_watch::EarlyWatch;
 use crate::pool::tasks::holder::HolderTask;
-use crate::pool::tasks::right::Right;
-use crate::sync::lock;
+use crate::pool::tasks::idle::TaskConnection;
+use crate::pool::tasks::right::{Ended, Right};
+use crate::pool::tasks::waiter::{Grant, LeftWatch, TakenWatch, Waiter};
 use crate::sync::own_mutex::OwnMutex;
-use crate::sync::timer::until;
+use crate::sync::shim;
+use crate::sync::timer::DeadlineTimer;
 
 /// The permits of a pool.
-pub(in crate::pool) struct Permits {
-    state: OwnMutex<PermitState>,
+pub(in crate::pool) struct Permits<C = TaskConnection> {
+    state: OwnMutex<PermitState<C>>,
     max_size: usize,
 }
 
-struct PermitState {
+struct PermitState<C> {
     closed: bool,
-    /// The numbers of the free permits. While a caller waits, there is none.
+    /// The numbers of the free permits. While a caller waits in the queue, there is none.
     free: Vec<usize>,
     /// The lent permits by their numbers.
     rights: Vec<Option<Arc<Right>>>,
-    /// In the order of their numbers.
-    waiters: VecDeque<Arc<Waiter>>,
+    /// In the order of their numbers. A caller whose WATCH was taken is not among them.
+    waiters: VecDeque<shim::Arc<Waiter<C>>>,
     last_number: u64,
 }
 
-/// A caller that waits.
-struct Waiter {
-    number: u64,
-    holder: HolderTask,
-    /// Locked after the permits' state, if both are locked.
-    state: Mutex<WaiterState>,
-}
-
-enum WaiterState {
-    Waiting(Option<Waker>),
-    Granted(Arc<Right>),
-    Closed,
-    /// The caller has the right, or does not wait any more.
-    Left,
-}
-
 /// The result of a wait for a permit.
-pub(in crate::pool) enum Acquired {
-    Right(Arc<Right>),
+pub(in crate::pool) enum Acquired<C = TaskConnection> {
+    /// A permit, and the connection on which the caller's WATCH was sent, if it was.
+    Right(Arc<Right>, Option<C>),
     TimedOut {
         /// Number of callers that waited, this one included.
         waiters: usize,
@@ -58,7 +50,7 @@ pub(in crate::pool) enum Acquired {
     Closed,
 }
 
-impl PermitState {
+impl<C> PermitState<C> {
     fn lend(&mut self, number: usize) -> Arc<Right> {
         let right = Arc::new(Right::new(number));
         if let Some(place) = self.rights.get_mut(number) {
@@ -77,12 +69,27 @@ impl PermitState {
             return None;
         };
         let right = self.lend(number);
-        let before = std::mem::replace(&mut *lock(&waiter.state), WaiterState::Granted(right));
-        if let WaiterState::Waiting(waker) = before { waker } else { None }
+        waiter.lock().settle(Grant::Granted(right, None))
+    }
+
+    /// The place of this number in the queue, or the place where it belongs.
+    fn place_of(&self, number: u64) -> Result<usize, usize> {
+        // Callers that give up together do so in any order on a busy machine.
+        self.waiters.binary_search_by_key(&number, |waiter| waiter.number)
+    }
+
+    /// Has a caller wait again, before all that came after it. Returns its permit, if one is free.
+    fn wait_again(&mut self, waiter: shim::Arc<Waiter<C>>) -> Option<Arc<Right>> {
+        if let Some(number) = self.free.pop() {
+            return Some(self.lend(number));
+        }
+        let (Ok(at) | Err(at)) = self.place_of(waiter.number);
+        self.waiters.insert(at, waiter);
+        None
     }
 }
 
-impl Permits {
+impl<C: Send> Permits<C> {
     pub(in crate::pool) fn new(max_size: u32) -> Self {
         let max_size = max_size as usize;
         let (free, rights) = ((0..max_size).rev().collect(), vec![None; max_size]);
@@ -92,91 +99,145 @@ impl Permits {
     }
 
     /// Takes a permit that is free; `None`: there is none.
-    pub(in crate::pool) fn try_acquire(&self) -> Option<Acquired> {
+    pub(in crate::pool) fn try_acquire(&self) -> Option<Acquired<C>> {
         let mut state = self.state.lock();
         if state.closed {
             return Some(Acquired::Closed);
         }
         let number = state.free.pop()?;
-        Some(Acquired::Right(state.lend(number)))
+        Some(Acquired::Right(state.lend(number), None))
     }
 
-    /// Waits for a permit. Dropped before its end, the future passes on what it was granted, by
-    /// `give_back`.
+    /// Waits for a permit, with a WATCH that a holder may send meanwhile. Dropped before its end, the
+    /// future passes on what it was granted, by `give_back`.
     pub(in crate::pool) async fn acquire(
         &self,
         deadline: Instant,
-        give_back: impl Fn(&Right) + Send,
-    ) -> Acquired {
-        let waiter = {
-            let mut state = self.state.lock();
-            if state.closed {
-                return Acquired::Closed;
-            }
-            if let Some(number) = state.free.pop() {
-                return Acquired::Right(state.lend(number));
-            }
-            let holder = HolderTask::here();
-            state.last_number += 1;
-            let (number, waiting) = (state.last_number, Mutex::new(WaiterState::Waiting(None)));
-            let waiter = Arc::new(Waiter { number, holder, state: waiting });
-            state.waiters.push_back(Arc::clone(&waiter));
-            waiter
+        left: Option<LeftWatch>,
+        give_back: impl Fn(Arc<Right>, Option<C>) + Send,
+    ) -> Acquired<C> {
+        let mut waiting = match self.queue(left) {
+            Ok(waiter) => Waiting { permits: self, waiter, give_back },
+            Err(acquired) => return acquired,
         };
-        let waiting = Waiting { permits: self, waiter, give_back };
-        match until(deadline, poll_fn(|context| waiting.poll(context))).await {
-            Some(acquired) => acquired,
-            None => match self.leave(&waiting.waiter) {
-                Some(waiters) => Acquired::TimedOut { waiters },
-                // A permit that came late wins over the timeout.
-                None => match waiting.poll(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Ready(acquired) => acquired,
-                    Poll::Pending => Acquired::Closed,
-                },
-            },
-        }
+        let mut timer = DeadlineTimer::default();
+        poll_fn(|context| {
+            loop {
+                let wakes_at = match waiting.poll(context) {
+                    Ok(acquired) => return Poll::Ready(acquired),
+                    Err(gives_up_at) => gives_up_at.map_or(deadline, |at| at.min(deadline)),
+                };
+                ready!(timer.poll(context, wakes_at));
+                if let Some(acquired) = waiting.give_up(Instant::now(), deadline) {
+                    return Poll::Ready(acquired);
+                }
+            }
+        })
+        .await
     }
 
-    /// Removes a waiting caller, and returns how many waited, this one included: in one step, so that
-    /// callers that give up at the same time count each other once. `None`: it waits no more.
-    fn leave(&self, waiter: &Arc<Waiter>) -> Option<usize> {
+    /// Takes a free permit, or a place in the queue.
+    fn queue(&self, left: Option<LeftWatch>) -> Result<shim::Arc<Waiter<C>>, Acquired<C>> {
         let mut state = self.state.lock();
-        let waiters = state.waiters.len();
-        // Callers that give up together do so in any order on a busy machine.
-        let at = state.waiters.binary_search_by_key(&waiter.number, |waiting| waiting.number);
-        let at = at.ok()?;
-        let left = state.waiters.remove(at);
-        let before = std::mem::replace(&mut *lock(&waiter.state), WaiterState::Left);
+        if state.closed {
+            return Err(Acquired::Closed);
+        }
+        if let Some(number) = state.free.pop() {
+            return Err(Acquired::Right(state.lend(number), None));
+        }
+        state.last_number += 1;
+        let waiter = Waiter::new(state.last_number, HolderTask::here(), left);
+        state.waiters.push_back(shim::Arc::clone(&waiter));
+        Ok(waiter)
+    }
+
+    /// Ends a wait before its end, and returns what the caller was granted.
+    fn leave(&self, waiter: &Waiter<C>) -> Grant<C> {
+        let mut state = self.state.lock();
+        let at = state.place_of(waiter.number).ok();
+        let removed = at.and_then(|at| state.waiters.remove(at));
+        let mut waiting = waiter.lock();
+        let grant = std::mem::replace(&mut waiting.grant, Grant::Left);
+        let waker = waiting.waker.take();
+        drop(waiting);
         drop(state);
-        drop(before);
-        left.map(|_| waiters)
+        drop((removed, waker));
+        grant
+    }
+
+    /// Takes the WATCH of the caller that gets a permit next, if it has left one that `fits`. It leaves the
+    /// queue, and gets the permit of the one that has taken its WATCH.
+    pub(in crate::pool) fn take_watch(
+        &self,
+        fits: impl FnOnce(&EarlyWatch, Option<RuntimeId>) -> bool,
+    ) -> Option<TakenWatch<C>> {
+        let mut state = self.state.lock();
+        let taken = TakenWatch::take(state.waiters.front()?, fits)?;
+        state.waiters.pop_front();
+        Some(taken)
+    }
+
+    /// Passes the permit of `from` and its connection to the caller whose WATCH was sent on it. Returns the
+    /// connection if the caller has given up, or the pool has taken the permit back.
+    pub(in crate::pool) fn pass_on(
+        &self,
+        taken: &TakenWatch<C>,
+        from: &Right,
+        connection: C,
+    ) -> Result<(), C> {
+        let mut state = self.state.lock();
+        let mut waiter = taken.0.lock();
+        if !waiter.grant.is_taken() {
+            return Err(connection);
+        }
+        let Some(Ended { task }) = from.end() else { return Err(connection) };
+        let right = state.lend(from.number());
+        if let Some(task) = task {
+            right.attach(task);
+        }
+        let waker = waiter.settle(Grant::Granted(right, Some(connection)));
+        drop(waiter);
+        drop(state);
+        wake(waker);
+        Ok(())
+    }
+
+    /// Returns a WATCH that will have no replies: its caller waits in its former place again, unless it has
+    /// given up.
+    pub(in crate::pool) fn return_watch(&self, TakenWatch(waiter): TakenWatch<C>) {
+        let mut state = self.state.lock();
+        let mut waiting = waiter.lock();
+        if !waiting.grant.is_taken() {
+            return;
+        }
+        let waker = if state.closed {
+            waiting.settle(Grant::Closed)
+        } else if let Some(right) = state.wait_again(shim::Arc::clone(&waiter)) {
+            waiting.settle(Grant::Granted(right, None))
+        } else {
+            waiting.grant = Grant::Waiting;
+            None
+        };
+        drop(waiting);
+        drop(state);
+        wake(waker);
     }
 
     /// Takes a permit back, and passes it on.
     pub(in crate::pool) fn give_back(&self, number: usize) {
         let waker = self.state.lock().pass_on(number);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(waker);
     }
 
-    /// No caller gets a permit from now on.
+    /// No caller in the queue gets a permit from now on.
     pub(in crate::pool) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
         let waiters = std::mem::take(&mut state.waiters);
+        let settle = |waiter: &shim::Arc<Waiter<C>>| waiter.lock().settle(Grant::Closed);
+        let wakers: Vec<_> = waiters.iter().map(settle).collect();
         drop(state);
-        for waiter in waiters {
-            let mut waiting = lock(&waiter.state);
-            let before = match &*waiting {
-                WaiterState::Waiting(_) => std::mem::replace(&mut *waiting, WaiterState::Closed),
-                _ => continue,
-            };
-            drop(waiting);
-            if let WaiterState::Waiting(Some(waker)) = before {
-                waker.wake();
-            }
-        }
+        wakers.into_iter().for_each(wake);
     }
 
     /// The lent permits.
@@ -200,58 +261,110 @@ impl Permits {
     }
 }
 
+fn wake(waker: Option<Waker>) {
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
 /// A caller that waits for a permit, until this is dropped.
-struct Waiting<'p, G: Fn(&Right)> {
-    permits: &'p Permits,
-    waiter: Arc<Waiter>,
+struct Waiting<'p, C: Send, G: Fn(Arc<Right>, Option<C>)> {
+    permits: &'p Permits<C>,
+    waiter: shim::Arc<Waiter<C>>,
     give_back: G,
 }
 
-impl<G: Fn(&Right)> Waiting<'_, G> {
-    fn poll(&self, context: &mut Context<'_>) -> Poll<Acquired> {
-        let mut state = lock(&self.waiter.state);
-        let former = match &mut *state {
-            WaiterState::Waiting(waker) => {
-                let known = waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker()));
-                if known { None } else { waker.replace(context.waker().clone()) }
-            }
+impl<C: Send, G: Fn(Arc<Right>, Option<C>)> Waiting<'_, C, G> {
+    /// Returns what the caller gets, or the time at which it looks again whether its WATCH is kept for too
+    /// long.
+    fn poll(&self, context: &Context<'_>) -> Result<Acquired<C>, Option<Instant>> {
+        let mut state = self.waiter.lock();
+        let patience = self.waiter.left.as_ref().map(|left| left.patience);
+        let since = match state.grant {
+            Grant::Waiting => patience.map(|_| Instant::now()),
+            Grant::Taken(since) => Some(since),
             _ => {
-                let ended = std::mem::replace(&mut *state, WaiterState::Left);
-                return Poll::Ready(match ended {
-                    WaiterState::Granted(right) => Acquired::Right(right),
+                let ended = std::mem::replace(&mut state.grant, Grant::Left);
+                return Ok(match ended {
+                    Grant::Granted(right, connection) => Acquired::Right(right, connection),
                     _ => Acquired::Closed,
                 });
             }
         };
+        let former = state.polled_by(context.waker());
         drop(state);
         drop(former);
-        Poll::Pending
+        Err(since.zip(patience).and_then(|(since, patience)| since.checked_add(patience)))
+    }
+
+    /// Ends a wait at its deadline; a permit that came late wins. Before it, has a caller wait for any permit
+    /// whose WATCH is kept for too long.
+    fn give_up(&mut self, now: Instant, deadline: Instant) -> Option<Acquired<C>> {
+        let mut state = self.permits.state.lock();
+        let waiters = state.waiters.len();
+        let mut waiting = self.waiter.lock();
+        let patience = self.waiter.left.as_ref().map_or(Duration::MAX, |left| left.patience);
+        let is_over = now >= deadline;
+        let at = state.place_of(self.waiter.number);
+        match (&waiting.grant, at) {
+            (Grant::Waiting, Ok(at)) if is_over => {
+                let removed = state.waiters.remove(at);
+                drop(state);
+                let waker = waiting.settle(Grant::Left);
+                drop(waiting);
+                drop((removed, waker));
+                Some(Acquired::TimedOut { waiters })
+            }
+            (Grant::Taken(_), _) if is_over => {
+                let waker = waiting.settle(Grant::Left);
+                drop(waiting);
+                drop(state);
+                drop(waker);
+                Some(Acquired::TimedOut { waiters: waiters + 1 })
+            }
+            (Grant::Taken(since), _) if now.saturating_duration_since(*since) >= patience => {
+                let waker = waiting.settle(Grant::Left);
+                drop(waiting);
+                let again = (!state.closed).then(|| {
+                    let Waiter { number, holder, .. } = &*self.waiter;
+                    let waiter = Waiter::new(*number, holder.clone(), None);
+                    (state.wait_again(shim::Arc::clone(&waiter)), waiter)
+                });
+                drop(state);
+                drop(waker);
+                match again {
+                    Some((None, waiter)) => {
+                        self.waiter = waiter;
+                        None
+                    }
+                    Some((Some(right), _)) => Some(Acquired::Right(right, None)),
+                    None => Some(Acquired::Closed),
+                }
+            }
+            // It is looked at again.
+            _ => None,
+        }
     }
 }
 
-impl<G: Fn(&Right)> Drop for Waiting<'_, G> {
+impl<C: Send, G: Fn(Arc<Right>, Option<C>)> Drop for Waiting<'_, C, G> {
     fn drop(&mut self) {
         if self.permits.state.is_of_parent() {
             return;
         }
-        let before = std::mem::replace(&mut *lock(&self.waiter.state), WaiterState::Left);
-        match before {
-            WaiterState::Granted(right) => (self.give_back)(&right),
-            WaiterState::Waiting(_) => {
-                if self.permits.leave(&self.waiter).is_some() {
-                    return;
-                }
-                // It may have been granted between the two locks.
-                let late = std::mem::replace(&mut *lock(&self.waiter.state), WaiterState::Left);
-                if let WaiterState::Granted(right) = late {
-                    (self.give_back)(&right);
-                }
-            }
-            WaiterState::Closed | WaiterState::Left => {}
+        if self.waiter.has_left() {
+            return;
+        }
+        // The holder of a WATCH that was taken learns it when it has the replies.
+        if let Grant::Granted(right, connection) = self.permits.leave(&self.waiter) {
+            (self.give_back)(right, connection);
         }
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, rediscope_shuttle))]
+#[path = "../../../tests/model/permits.rs"]
+mod model;
+#[cfg(all(test, not(rediscope_shuttle)))]
 #[path = "../../../tests/unit/permits.rs"]
 mod tests;

@@ -24,6 +24,7 @@ use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
@@ -33,6 +34,7 @@ use crate::pool::tasks::lane::LaneCall;
 use crate::pool::tasks::lanes::KnownLanes;
 use crate::pool::tasks::line::{TaskLine, TaskPin};
 use crate::pool::tasks::permits::Acquired;
+use crate::pool::tasks::waiter::LeftWatch;
 use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
 use crate::sync::timer::until;
@@ -66,9 +68,12 @@ impl TaskPool {
         deadline: Instant,
     ) -> Result<TaskLine, CheckoutError> {
         let mut checkout = match acquired {
-            Acquired::Right(right) => {
-                let mut line = TaskLine::new(self, right);
-                line.take_or_wait(started, deadline).await.map(|()| line)
+            Acquired::Right(right, passed_on) => {
+                let mut line = TaskLine::new(self, right, passed_on);
+                match line.has_passed_on() {
+                    true => Ok(line),
+                    false => line.take_or_wait(started, deadline).await.map(|()| line),
+                }
             }
             Acquired::Closed => Err(CheckoutError::Closed),
             Acquired::TimedOut { waiters } => Err(self.timed_out(started, waiters)),
@@ -95,7 +100,12 @@ impl TaskPool {
         self.lanes.try_submit(known, context, request)
     }
 
-    async fn take(&self, deadline: Instant) -> Result<TaskLine, CheckoutError> {
+    /// Takes a connection. If the caller has to wait, a holder may send WATCH and the reads of `offer`.
+    async fn take(
+        &self,
+        deadline: Instant,
+        offer: Option<WatchOffer<'_>>,
+    ) -> Result<TaskLine, CheckoutError> {
         let started = Instant::now();
         let acquired = match self.permits.try_acquire() {
             Some(acquired) => acquired,
@@ -105,7 +115,12 @@ impl TaskPool {
             }
             None => {
                 self.warn_if_all_wait();
-                self.acquire(deadline).await
+                let patience = self.settings().response_timeout / 4;
+                let watch = offer.and_then(|offer| offer.early_watch());
+                let left = watch.map(|watch| LeftWatch::new(watch, patience));
+                // A connection on which WATCH was sent is cleaned by its own task.
+                let give_back = |right, passed_on| drop(TaskLine::new(self, right, passed_on));
+                self.permits.acquire(deadline, left, give_back).await
             }
         };
         self.connect(acquired, started, deadline).await
@@ -251,7 +266,7 @@ impl ServerPool for TaskPool {
     }
 
     async fn checkout(&self, deadline: Instant) -> Result<TaskLine, CheckoutError> {
-        self.take(deadline).await
+        self.take(deadline, None).await
     }
 
     async fn try_checkout(&self, deadline: Instant) -> Result<Option<TaskLine>, CheckoutError> {
@@ -268,7 +283,7 @@ impl ServerPool for TaskPool {
         request: &(impl Fn() -> BatchRequest + Sync),
     ) -> Result<BatchCheckout<Self>, CheckoutError> {
         if self.settings().lanes == 0 {
-            return self.take(deadline).await.map(BatchCheckout::Alone);
+            return self.take(deadline, None).await.map(BatchCheckout::Alone);
         }
         let submitted = self.lanes.submit(deadline, response_wait, request).await;
         submitted.map(BatchCheckout::Response)
@@ -290,14 +305,25 @@ impl ServerPool for TaskPool {
         match group {}
     }
 
-    async fn pin(
+    fn pin(
         &self,
         origin: ScopeOrigin,
         deadline: Instant,
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
+    ) -> impl Future<Output = Result<TaskPin, CheckoutError>> + Send {
+        self.pin_watching(origin, deadline, needs_asking, router, None)
+    }
+
+    async fn pin_watching(
+        &self,
+        origin: ScopeOrigin,
+        deadline: Instant,
+        needs_asking: bool,
+        router: Arc<dyn Any + Send + Sync>,
+        offer: Option<WatchOffer<'_>>,
     ) -> Result<TaskPin, CheckoutError> {
-        let line = self.take(deadline).await?.with_ask(needs_asking);
+        let line = self.take(deadline, offer).await?.with_ask(needs_asking);
         line.set_scoped();
         Ok(self.scopes.open(line, origin, router))
     }
