@@ -53,9 +53,10 @@ pub(crate) async fn commit_block<P: ServerPool>(
             }
         }
     } else {
+        let packet = || plan.first_packet(queue);
         match router.only_pool()? {
-            Some(pool) => pool.checkout(checkout_deadline).await?,
-            None => boxed(router.checkout(route, checkout_deadline)).await?,
+            Some(pool) => pool.checkout_with(checkout_deadline, &packet).await?,
+            None => boxed(router.checkout_with(route, checkout_deadline, &packet)).await?,
         }
     };
     let committed = commit(&mut line, queue, plan, checkout_deadline).await;

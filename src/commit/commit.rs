@@ -16,9 +16,8 @@ use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
-use crate::pool::early_watch::{Armed, EarlyWatch};
+use crate::pool::early_watch::EarlyWatch;
 use crate::pool::line::Line;
-use crate::protocol::cluster::slot;
 use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::exec::{Collector, Unproven, Verdict};
 use crate::protocol::queue::{CommandQueue, FinalWrite};
@@ -49,12 +48,13 @@ pub(crate) async fn commit<L: Line>(
         }
         let (settings, needs_asking) = (Arc::clone(line.context().settings()), line.needs_asking());
         let endpoint = plan.token.as_ref().map(|_| Box::new(line.context().endpoint().clone()));
+        let ahead = line.current().and_then(|connection| connection.sent_ahead());
         let watch = match plan.can_carry() && !needs_asking {
-            true => line.take_early_watch(armed_behind(queue, plan)),
-            false => None,
+            true if ahead.is_none() => line.take_early_watch(plan.armed(queue)),
+            _ => None,
         };
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
-        let sent = plan.resolver.as_ref().map(|_| Instant::now());
+        let sent = plan.resolver.as_ref().map(|_| ahead.unwrap_or_else(Instant::now));
         let mut token = None;
         let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
             Ok(mut last) => {
@@ -98,11 +98,6 @@ pub(crate) async fn commit<L: Line>(
         }
     }
     Err(always_changed())
-}
-
-/// The register that the connection watches behind EXEC.
-fn armed_behind(queue: &CommandQueue, plan: &CommitPlan) -> Option<Armed> {
-    plan.resolver.as_ref().map(|_| queue.binding().slot().and_then(slot::tag_of))
 }
 
 /// Sets the cell of a transaction whose token is given out, before its bytes leave.

@@ -72,8 +72,11 @@ impl LastWrite {
         }
         let exactly_once = plan.resolver.is_some();
         if exactly_once {
+            let was_sent = connection.sent_ahead().is_some();
             let marker = connection.marker(&settings.prefix)?;
-            marker.advance();
+            if !was_sent {
+                marker.advance();
+            }
             if let Some(key) = &plan.idempotency_key {
                 key.set(&mut internal, marker);
                 internal_commands += 1;

@@ -8,10 +8,14 @@ use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::error::token_cell::TokenCell;
+use crate::pool::early_watch::Armed;
+use crate::pool::first_packet::FirstPacket;
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;
+use crate::protocol::cluster::slot;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::idempotency_key::IdempotencyKey;
+use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::Durability;
 
 /// The way in which a transaction is committed.
@@ -67,6 +71,22 @@ impl CommitPlan {
             && self.lock_check.is_none()
             && self.idempotency_key.is_none()
             && self.token.is_none()
+    }
+
+    /// Returns the transaction's one packet, if another caller may send it: nothing is asked before it, and
+    /// it is not long.
+    pub(crate) fn first_packet(&self, queue: &CommandQueue) -> Option<FirstPacket> {
+        let is_alone =
+            self.can_carry() && !self.immediate && !self.watched && self.exists.is_none();
+        if !is_alone || queue.is_flushed() {
+            return None;
+        }
+        FirstPacket::block(queue.with_prefix(), queue.commands(), self.armed(queue))
+    }
+
+    /// The register that the connection of an exactly-once transaction watches.
+    pub(crate) fn armed(&self, queue: &CommandQueue) -> Option<Armed> {
+        self.resolver.as_ref().map(|_| queue.binding().slot().and_then(slot::tag_of))
     }
 
     /// Returns whether the transaction may be sent with others on one connection. Lanes carry it

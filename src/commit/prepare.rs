@@ -215,6 +215,9 @@ impl<'p> Preparing<'p> {
         }
         let (trusted, needs_asking) = (line.is_trusted(), line.needs_asking());
         let Some(connection) = line.current() else { return Ok(Look::Connect) };
+        if connection.sent_ahead().is_some() {
+            return Ok(Look::Prepared);
+        }
         let watching = connection.state().is_watching();
         let mut steps = Preflight::new(needs_asking, self.slot);
         if connection.early_watch_is_due()

@@ -57,6 +57,18 @@ pub(crate) struct Connection<W = Transport> {
     socket_checked: bool,
     /// Whether it awaits only the replies to the WATCH and the reads of its next caller.
     early_watch_is_due: bool,
+    /// The part of the next message that was sent before.
+    ahead: Option<Ahead>,
+}
+
+/// The part of a message that was sent before its caller got the connection.
+#[derive(Clone, Copy)]
+struct Ahead {
+    /// Number of bytes that the socket has accepted.
+    sent: usize,
+    /// Number of bytes of the whole message.
+    whole: usize,
+    at: Instant,
 }
 
 /// Why a write and its replies were not completed.
@@ -92,6 +104,7 @@ impl<W: Wire> Connection<W> {
             // A server that rejects the connection at once sends its error as the first reply.
             socket_checked: true,
             early_watch_is_due: false,
+            ahead: None,
         }
     }
 
@@ -197,6 +210,12 @@ impl<W: Wire> Connection<W> {
     /// Whether it can be passed to that caller, given what is known now.
     pub(crate) fn can_be_passed_on(&self, now: Instant, generation: u64) -> bool {
         self.early_watch_is_due() && self.age_reason(now, generation).is_none()
+    }
+
+    /// When the next message was sent before its caller got the connection, if it was. The connection
+    /// awaits its replies, and [`exchange`](Self::exchange) of the same message sends what is left.
+    pub(crate) fn sent_ahead(&self) -> Option<Instant> {
+        self.ahead.map(|ahead| ahead.at)
     }
 
     /// Its commit marker, created and named if there is none yet.
@@ -375,13 +394,28 @@ impl<W: Wire> Connection<W> {
             let received = boxed(self.receive_left(deadline)).await;
             received.map_err(|cause| Interruption { left: Some(0), cause })?;
         }
-        self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
-        for (expect, count) in behind {
-            self.state.sending(*expect, *count);
-        }
+        let sent = match self.ahead.take() {
+            Some(Ahead { sent, whole, .. }) => {
+                if whole != bytes.len() {
+                    self.state.taint(CloseReason::LeftDirty);
+                    let cause = ConnectionError::unexpected("another message was sent ahead");
+                    return Err(Interruption { left: None, cause });
+                }
+                sent
+            }
+            None => {
+                self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
+                for (expect, count) in behind {
+                    self.state.sending(*expect, *count);
+                }
+                0
+            }
+        };
         let replies = self.state.awaited();
-        if let Err((left, error)) = self.wire.send(bytes, replies, deadline).await {
-            return Err(Interruption { left: Some(left), cause: self.broken(error) });
+        if let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty())
+            && let Err((left, error)) = self.wire.send(rest, replies, deadline).await
+        {
+            return Err(Interruption { left: Some(sent + left), cause: self.broken(error) });
         }
         // Usually nothing has arrived at this time.
         let may_be_complete = replies == 0 || self.wire.has_unread();
@@ -570,5 +604,43 @@ impl<W: Wire> Connection<W> {
             _ => CloseReason::Protocol,
         });
         error
+    }
+}
+
+impl Connection {
+    /// Sends what the socket accepts at once of the message with which its next caller begins. That
+    /// caller's [`exchange`](Self::exchange) of the same message sends the rest and reads the replies.
+    ///
+    /// # Errors
+    /// The connection is lost, and nothing was sent.
+    pub(crate) fn send_ahead(
+        &mut self,
+        bytes: &[u8],
+        expected: &[(Expect, u32)],
+    ) -> Result<(), ConnectionError> {
+        let at = Instant::now();
+        self.sending(expected)?;
+        let sent = self.wire.send_now(bytes).map_err(|error| self.broken(error))?;
+        self.ahead = Some(Ahead { sent, whole: bytes.len(), at });
+        Ok(())
+    }
+
+    /// Sends the WATCH and the reads of its next caller, whose replies are then
+    /// [due](Self::early_watch_is_due).
+    ///
+    /// # Errors
+    /// They were not sent as a whole, and the connection cannot be used any more.
+    pub(crate) fn send_early_watch(
+        &mut self,
+        bytes: &[u8],
+        expected: &[(Expect, u32)],
+    ) -> Result<(), ConnectionError> {
+        self.send_ahead(bytes, expected)?;
+        self.early_watch_is_due = self.ahead.take().is_some_and(|ahead| ahead.sent == ahead.whole);
+        if self.early_watch_is_due {
+            return Ok(());
+        }
+        self.state.taint(CloseReason::LeftDirty);
+        Err(ConnectionError::unexpected("WATCH was not sent as a whole"))
     }
 }

@@ -31,6 +31,12 @@ const LONG: usize = 16 * 1024;
 #[cfg(unix)]
 const LEAST: Duration = Duration::from_millis(1);
 
+#[cfg(test)]
+thread_local! {
+    /// Number of bytes that a socket accepts at once, for a test.
+    pub(crate) static MOST_NOW: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
+}
+
 /// The bytes of one connection.
 pub(crate) struct Transport {
     stream: Stream,
@@ -97,6 +103,30 @@ impl Transport {
             }
         }
         Ok(())
+    }
+
+    /// Sends what the socket accepts without waiting, in one system call. Returns the number of bytes
+    /// that were sent for good. An error proves that it is 0.
+    pub(in crate::connection) fn send_now(
+        &mut self,
+        bytes: &[u8],
+    ) -> Result<usize, ConnectionError> {
+        #[cfg(test)]
+        let bytes = bytes.get(..MOST_NOW.get()).unwrap_or(bytes);
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        #[cfg(unix)]
+        return match self.stream.write_now(bytes) {
+            Err(error) if !is_for_later(&error) => Err(ConnectionError::of_io(&error)),
+            sent => Ok(sent.unwrap_or_default()),
+        };
+        // There is no flag for one call: the waiting caller sends all of it.
+        #[cfg(not(unix))]
+        {
+            let _ = bytes;
+            Ok(0)
+        }
     }
 
     /// Writes a long message and reads replies meanwhile. The socket does not block.
@@ -372,6 +402,51 @@ impl Stream {
             Self::Open(Connected::Tls(socket, session)) => session.write(&mut &***socket, bytes),
             Self::Raw(_) | Self::Closed => Err(io::ErrorKind::NotConnected.into()),
         }
+    }
+
+    /// The same without waiting.
+    #[cfg(unix)]
+    fn write_now(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Open(Connected::Socket(socket)) => Unblocked(socket).write(bytes),
+            #[cfg(feature = "tls-rustls")]
+            Self::Open(Connected::Tls(socket, session)) => {
+                session.write(&mut Unblocked(socket), bytes)
+            }
+            Self::Raw(_) | Self::Closed => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+/// A blocking socket, used without waiting.
+#[cfg(unix)]
+struct Unblocked<'s>(&'s TcpStream);
+
+#[cfg(unix)]
+impl Read for Unblocked<'_> {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+#[cfg(unix)]
+impl Write for Unblocked<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        use redis::io::tcp::socket2::SockRef;
+
+        // On other systems the standard library has set the same for the socket.
+        #[cfg(target_vendor = "apple")]
+        let flags = libc::MSG_DONTWAIT;
+        #[cfg(not(target_vendor = "apple"))]
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        match SockRef::from(self.0).send_with_flags(bytes, flags) {
+            Ok(0) => Err(io::ErrorKind::BrokenPipe.into()),
+            sent => sent,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -44,7 +44,8 @@ pub(crate) async fn ask<L: Line>(
     let timeout = line.context().settings().response_timeout
         + blocking.map(|command| command.timeout).unwrap_or_default();
     loop {
-        if !read_only {
+        let was_sent = line.current().is_some_and(|connection| connection.sent_ahead().is_some());
+        if !read_only && !was_sent {
             ensure_alive(line, budget.deadline).await?;
         }
         while !line.has_connection() {

@@ -23,10 +23,12 @@ use crate::pool::context::PoolContext;
 use crate::pool::core::{PoolCore, ThreadEarlyRequest};
 use crate::pool::early_watch::{Armed, EarlyWatch};
 use crate::pool::entry::Kept;
+use crate::pool::first_packet::Register;
 use crate::pool::idle::TakenConnection;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, ScopeLine};
+use crate::pool::semaphore::Returned;
 use crate::pool::waiter::TakenRequest;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
@@ -43,6 +45,8 @@ pub(crate) struct Permit {
     /// The reaper's thread returns the connection, and must not wait for a log.
     by_reaper: bool,
     needs_asking: bool,
+    /// Another caller has it.
+    is_passed_on: bool,
     in_use: InUse,
     /// The caller whose WATCH was taken. It gets the permit with the connection.
     next_caller: Option<TakenRequest<ThreadEarlyRequest>>,
@@ -58,6 +62,7 @@ impl Permit {
             events,
             by_reaper: false,
             needs_asking: false,
+            is_passed_on: false,
             in_use,
             next_caller: None,
         }
@@ -85,7 +90,7 @@ impl Drop for Permit {
             return;
         }
         self.core.config.counters.metrics.returned(&mut self.in_use);
-        if !self.pass_on() {
+        if !self.is_passed_on && !self.pass_on() {
             self.core.semaphore.release(self.number as usize);
         }
         self.events.collect();
@@ -115,6 +120,8 @@ impl Drop for Checkout {
             }
         } else if self.permit.next_caller.is_some() {
             self.end_early_watch();
+        } else if self.permit.core.semaphore.has_request() {
+            self.send_ahead();
         }
     }
 }
@@ -156,6 +163,50 @@ impl Checkout {
                 .take()
                 .map(|next_caller| core.semaphore.return_request(next_caller))
                 .unwrap_or_default(),
+        }
+    }
+
+    /// Sends the packet of the caller that gets the connection next, and passes both on. A connection that
+    /// this caller would look into first is not used.
+    #[inline(never)]
+    fn send_ahead(&mut self) {
+        let Permit { core, number, in_use, .. } = &mut self.permit;
+        // The version is the user's code, which may panic.
+        let version = catch_unwind(AssertUnwindSafe(|| core.endpoint.login_version()));
+        let (Some(connection), Ok(version)) = (&mut self.connection, version) else { return };
+        let is_usable = !core.shared.is_closed()
+            && connection.state().is_clean()
+            && core.trusts(connection.last_alive())
+            && core.why_unusable(connection, Instant::now()).is_none()
+            && version.is_none_or(|version| !connection.needs_reauth(version));
+        if !is_usable {
+            return;
+        }
+        let settings = core.settings();
+        let register = Register::of(connection, settings);
+        core.config.counters.metrics.returned(in_use);
+        let (current, mut lost) = (&mut self.connection, None);
+        let send = |request: &ThreadEarlyRequest| {
+            let Some(mut connection) = current.take() else { return false };
+            lost = request.send(&mut connection, settings).err();
+            match lost {
+                None => request.put(connection),
+                Some(_) => *current = Some(connection),
+            }
+            lost.is_none()
+        };
+        let fits = |request: &ThreadEarlyRequest| request.fits(register);
+        match core.semaphore.pass_on(*number as usize, fits, send) {
+            Returned::PassedOn => self.permit.is_passed_on = true,
+            Returned::Unsent(request) => {
+                if let Some(cause) = &lost {
+                    core.distrust_idle(cause);
+                }
+                // It is closed before the permit is released.
+                self.connection = None;
+                core.semaphore.return_request(request);
+            }
+            Returned::Kept => {}
         }
     }
 
@@ -278,8 +329,10 @@ impl Line for Checkout {
         if core.endpoint.login_version().is_some_and(|version| connection.needs_reauth(version)) {
             return None;
         }
-        let taken = core.semaphore.take_request(|request| request.watch.fits(armed))?;
-        let watch = taken.request().map(|request| Arc::clone(&request.watch));
+        let rides =
+            |request: &ThreadEarlyRequest| request.watch().is_some_and(|watch| watch.fits(armed));
+        let taken = core.semaphore.take_request(rides)?;
+        let watch = taken.request().and_then(ThreadEarlyRequest::watch).map(Arc::clone);
         self.permit.next_caller = Some(taken);
         watch
     }

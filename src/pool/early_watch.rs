@@ -1,17 +1,19 @@
 //! WATCH and declared reads that a waiting caller leaves with its place: they travel behind the EXEC of
-//! another caller, whose connection it gets next.
+//! another caller, whose connection it gets next. A caller that sends no EXEC sends them alone.
 //!
 //! They apply nothing, so the two callers share no fate. What an EXEC cannot prove ends the connection,
 //! and the waiting caller begins on another one.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use crate::connection::connection::Connection;
+use crate::error::connection::ConnectionError;
+use crate::pool::first_packet::{FirstPacket, MAX_BYTES, Register};
 use crate::protocol::connection_state::Expect;
+use crate::settings::settings::Settings;
 use crate::sync::lock;
 use crate::text::opaque_debug;
-
-/// Maximum number of bytes of WATCH and the reads: the holder's message stays a short one.
-const MAX_BYTES: usize = 4096;
 
 /// The hash tag of a connection's register, which is armed.
 pub(crate) type Armed = Option<u32>;
@@ -59,13 +61,65 @@ impl EarlyWatch {
 
 /// A caller's request, with which it gets the connection.
 pub(crate) struct EarlyRequest<C> {
-    pub(in crate::pool) watch: Arc<EarlyWatch>,
+    packet: Packet,
     connection: Mutex<Option<C>>,
+}
+
+enum Packet {
+    Watch(Arc<EarlyWatch>),
+    First(FirstPacket),
 }
 
 impl<C> EarlyRequest<C> {
     pub(in crate::pool) fn new(watch: EarlyWatch) -> Self {
-        Self { watch: Arc::new(watch), connection: Mutex::new(None) }
+        Self { packet: Packet::Watch(Arc::new(watch)), connection: Mutex::new(None) }
+    }
+
+    pub(in crate::pool) fn first(packet: FirstPacket) -> Self {
+        Self { packet: Packet::First(packet), connection: Mutex::new(None) }
+    }
+
+    /// The WATCH and the reads that may travel behind an EXEC.
+    pub(in crate::pool) fn watch(&self) -> Option<&Arc<EarlyWatch>> {
+        match &self.packet {
+            Packet::Watch(watch) => Some(watch),
+            Packet::First(_) => None,
+        }
+    }
+
+    /// Time after which its caller waits for any connection again, while another caller has the request.
+    pub(in crate::pool) fn patience(&self, response_timeout: Duration) -> Duration {
+        match &self.packet {
+            Packet::Watch(_) => response_timeout / 4,
+            // It is sent at once.
+            Packet::First(_) => Duration::MAX,
+        }
+    }
+
+    /// Whether it can be sent on a free connection that watches this register.
+    pub(in crate::pool) fn fits(&self, register: Register) -> bool {
+        match &self.packet {
+            Packet::Watch(watch) => match watch.needs {
+                None => !register.is_watched,
+                needs => needs == register.armed,
+            },
+            Packet::First(packet) => packet.fits(register),
+        }
+    }
+
+    /// Sends what the socket accepts at once.
+    ///
+    /// # Errors
+    /// The connection cannot be used any more, and nothing was sent that applies anything.
+    pub(in crate::pool) fn send(
+        &self,
+        connection: &mut Connection,
+        settings: &Settings,
+    ) -> Result<(), ConnectionError> {
+        match &self.packet {
+            Packet::Watch(watch) => connection.send_early_watch(watch.bytes(), &watch.expected()),
+            Packet::First(packet) => packet.send(connection, settings),
+        }
     }
 
     pub(in crate::pool) fn put(&self, connection: C) {

@@ -13,6 +13,7 @@ pub(crate) mod context;
 pub(crate) mod core;
 pub(crate) mod early_watch;
 pub(crate) mod entry;
+pub(crate) mod first_packet;
 pub(crate) mod group;
 pub(crate) mod group_prepare;
 pub(crate) mod group_request;
@@ -36,6 +37,9 @@ pub(crate) mod router;
 pub(crate) mod scope_origin;
 pub(crate) mod scopes;
 pub(crate) mod semaphore;
+#[cfg(test)]
+#[path = "../../tests/unit/sent_ahead.rs"]
+mod sent_ahead;
 pub(crate) mod server_pool;
 pub(crate) mod shared;
 #[cfg(feature = "tokio")]

@@ -25,6 +25,7 @@ use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::core::{PoolCore, ThreadEarlyRequest, ThreadRequest};
 use crate::pool::early_watch::WatchOffer;
+use crate::pool::first_packet::FirstPacket;
 use crate::pool::group;
 use crate::pool::idle::TakenConnection;
 use crate::pool::line::{Line, ensure_alive};
@@ -83,14 +84,15 @@ impl Pool {
         checkout
     }
 
+    /// `packet`: the first packet, if the caller has to wait.
     #[inline(never)]
     fn take(
         &self,
         deadline: Instant,
-        offer: Option<WatchOffer<'_>>,
+        packet: &dyn Fn() -> Option<ThreadEarlyRequest>,
     ) -> Result<Checkout, CheckoutError> {
         let started = Instant::now();
-        self.connect(self.permit(started, deadline, offer), started, deadline)
+        self.connect(self.permit(started, deadline, packet), started, deadline)
     }
 
     fn batched(
@@ -142,13 +144,12 @@ impl Pool {
         self.semaphore.try_acquire().map(|number| self.permit_of(number))
     }
 
-    /// Returns a permit, and the connection on which WATCH and the reads of `offer` were sent, if they
-    /// were.
+    /// Returns a permit, and the connection on which `packet` was sent, if it was.
     fn permit(
         &self,
         started: Instant,
         deadline: Instant,
-        offer: Option<WatchOffer<'_>>,
+        packet: &dyn Fn() -> Option<ThreadEarlyRequest>,
     ) -> Result<(Permit, Option<TakenConnection>), CheckoutError> {
         if cancel::is_cancelled() {
             return Err(CheckoutError::Cancelled);
@@ -156,10 +157,10 @@ impl Pool {
         if let Some(number) = self.semaphore.try_acquire() {
             return Ok((self.permit_of(number), None));
         }
-        let patience = self.settings().response_timeout / 4;
-        let request = offer.and_then(|offer| offer.early_watch()).map(|watch| LeftRequest {
-            request: Arc::new(ThreadEarlyRequest::new(watch)),
-            patience,
+        let response_timeout = self.settings().response_timeout;
+        let request = packet().map(|request| LeftRequest {
+            patience: request.patience(response_timeout),
+            request: Arc::new(request),
         });
         let Granted { permit, passed_on } = self.wait(started, |may_wait| {
             self.semaphore.acquire_with(deadline, request.clone(), may_wait)
@@ -310,7 +311,15 @@ impl ServerPool for Pool {
         &self,
         deadline: Instant,
     ) -> impl Future<Output = Result<Checkout, CheckoutError>> + Send {
-        ready(self.take(deadline, None))
+        ready(self.take(deadline, &|| None))
+    }
+
+    fn checkout_with(
+        &self,
+        deadline: Instant,
+        packet: &(impl Fn() -> Option<FirstPacket> + Sync),
+    ) -> impl Future<Output = Result<Checkout, CheckoutError>> + Send {
+        ready(self.take(deadline, &|| packet().map(ThreadEarlyRequest::first)))
     }
 
     fn try_checkout(
@@ -367,7 +376,8 @@ impl ServerPool for Pool {
         router: Arc<dyn Any + Send + Sync>,
         offer: Option<WatchOffer<'_>>,
     ) -> impl Future<Output = Result<PinnedConnection<Checkout>, CheckoutError>> + Send {
-        let checkout = self.take(deadline, offer);
+        let watch = || offer.and_then(|offer| offer.early_watch()).map(ThreadEarlyRequest::new);
+        let checkout = self.take(deadline, &watch);
         let open =
             |checkout: Checkout| self.scopes.open(checkout.with_ask(needs_asking), origin, router);
         ready(checkout.map(open))

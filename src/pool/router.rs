@@ -28,6 +28,7 @@ use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::early_watch::WatchOffer;
+use crate::pool::first_packet::FirstPacket;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
@@ -277,10 +278,21 @@ impl<P: ServerPool> Pools<P> {
         route: &Route,
         deadline: Instant,
     ) -> Result<P::Line, CheckoutError> {
+        self.checkout_with(route, deadline, &|| None).await
+    }
+
+    /// See [`ServerPool::checkout_with`]. A packet that needs ASKING is not sent by another caller.
+    pub(crate) async fn checkout_with(
+        &self,
+        route: &Route,
+        deadline: Instant,
+        packet: &(impl Fn() -> Option<FirstPacket> + Sync),
+    ) -> Result<P::Line, CheckoutError> {
+        let packet = || if route.ask { None } else { packet() };
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {
             let pool = self.pool_of(route, deadline, &mut search, failed).await?;
-            match pool.checkout(deadline).await {
+            match pool.checkout_with(deadline, &packet).await {
                 Ok(line) => return Ok(P::with_ask(line, route.ask)),
                 Err(error) => failed = Some(error),
             }

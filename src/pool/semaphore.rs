@@ -85,6 +85,17 @@ pub(crate) struct Granted {
     pub(crate) passed_on: bool,
 }
 
+/// What became of a permit that its holder returns.
+#[derive(Debug)]
+pub(crate) enum Returned<K> {
+    /// The first caller has it, with its request sent.
+    PassedOn,
+    /// The holder has it, and a request that was not sent.
+    Unsent(TakenRequest<K>),
+    /// The holder has it: no caller in front has left a request that fits.
+    Kept,
+}
+
 /// The state of a caller that is first again.
 enum Front<K> {
     Permit(usize),
@@ -254,6 +265,47 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         let taken = TakenRequest::take(*thread, waiter, fits)?;
         state.queue.remove(at);
         Some(taken)
+    }
+
+    /// Whether the caller that would be granted a permit now has left a request.
+    pub(crate) fn has_request(&self) -> bool {
+        let state = lock(&self.state);
+        let next = state.next(self.most_leading).and_then(|at| state.queue.get(at));
+        matches!(next, Some(QueueEntry::Caller { waiter, .. }) if waiter.request(|_| true).is_some())
+    }
+
+    /// Passes a permit to the caller that would be granted it now, if the caller has left a request that
+    /// `fits` and `send` returns true. `send` runs under the waiter's mutex, so it may not wait.
+    pub(crate) fn pass_on(
+        &self,
+        permit: usize,
+        fits: impl FnOnce(&K) -> bool,
+        send: impl FnOnce(&K) -> bool,
+    ) -> Returned<K> {
+        let mut state = lock(&self.state);
+        state.leading.retain(|leading| *leading != permit);
+        let next = state.next(self.most_leading);
+        let Some((at, QueueEntry::Caller { thread, waiter })) =
+            next.and_then(|at| Some((at, state.queue.get(at)?)))
+        else {
+            return Returned::Kept;
+        };
+        let (thread, waiter) = (*thread, Arc::clone(waiter));
+        let Some(request) = waiter.request(fits) else { return Returned::Kept };
+        state.queue.remove(at);
+        // Before the semaphore's mutex is unlocked: the caller gives up either before or after all of this.
+        let mut waiting = lock(&waiter.state);
+        drop(state);
+        let was_sent = send(request);
+        waiting.grant = if was_sent { Grant::PassedOn(permit) } else { Grant::Taken };
+        let asleep = waiting.asleep;
+        drop(waiting);
+        match was_sent {
+            true if asleep => waiter.ready.notify_one(),
+            true => {}
+            false => return Returned::Unsent(TakenRequest { thread, waiter }),
+        }
+        Returned::PassedOn
     }
 
     /// Returns a request that will have no replies: its caller is first in the queue again, unless it has

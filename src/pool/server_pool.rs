@@ -17,6 +17,7 @@ use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::early_watch::WatchOffer;
+use crate::pool::first_packet::FirstPacket;
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::status::node::NodeStatus;
@@ -49,6 +50,19 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
         &self,
         deadline: Instant,
     ) -> impl Future<Output = Result<Self::Line, CheckoutError>> + Send;
+
+    /// The same for a caller that begins with this packet. If the caller has to wait, another one may send it:
+    /// the connection then awaits the replies, and an [exchange](Connection::exchange) of the same message
+    /// must follow.
+    ///
+    /// [Connection::exchange]: crate::connection::connection::Connection::exchange
+    fn checkout_with(
+        &self,
+        deadline: Instant,
+        _packet: &(impl Fn() -> Option<FirstPacket> + Sync),
+    ) -> impl Future<Output = Result<Self::Line, CheckoutError>> + Send {
+        self.checkout(deadline)
+    }
 
     /// The same if a permit is free; `None`: no permit is free. Dropped before its end, the future
     /// has taken nothing.

@@ -3,6 +3,9 @@
 //!
 //! A holder of a permit may take the request and send it. The caller then gets the holder's permit with
 //! the replies, unless it has given up before: one of both happens, under the waiter's mutex.
+//!
+//! A holder that returns its permit sends the request under that mutex, and leaves no time between: a caller
+//! whose deadline has passed is either still in the queue, and nothing was sent for it, or has the permit.
 
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -62,6 +65,11 @@ impl<K> Waiter<K> {
     pub(super) fn new(request: Option<LeftRequest<K>>) -> Self {
         let state = WaitState { grant: Grant::Waiting, asleep: false };
         Self { state: Mutex::new(state), ready: Condvar::new(), request }
+    }
+
+    /// The request that it has left, if it has one that `fits`.
+    pub(super) fn request(&self, fits: impl FnOnce(&K) -> bool) -> Option<&K> {
+        self.request.as_ref().map(|left| &*left.request).filter(|request| fits(request))
     }
 
     /// Returns whether the waiter is to be woken.
@@ -144,17 +152,14 @@ impl<K> TakenRequest<K> {
         waiter: &Arc<Waiter<K>>,
         fits: impl FnOnce(&K) -> bool,
     ) -> Option<Self> {
-        let LeftRequest { request, .. } = waiter.request.as_ref()?;
-        if !fits(request) {
-            return None;
-        }
+        waiter.request(fits)?;
         // Not asleep for a moment only: it looks at the state before it sleeps.
         waiter.grant(Grant::Taken);
         Some(Self { thread, waiter: Arc::clone(waiter) })
     }
 
     pub(crate) fn request(&self) -> Option<&K> {
-        self.waiter.request.as_ref().map(|left| &*left.request)
+        self.waiter.request(|_| true)
     }
 
     /// Returns whether the caller still waits.

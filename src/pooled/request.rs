@@ -14,6 +14,7 @@ use crate::pool::ask::{Question, ask};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::{BatchResponse, Interrupted};
 use crate::pool::blocking::BlockingCommand;
+use crate::pool::first_packet::FirstPacket;
 use crate::pool::line::Line;
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::router::{Joined, Router};
@@ -226,14 +227,19 @@ impl Request {
             }
             tracing::debug!(%cause, "command sent again on another connection");
         }
+        let replies = offset.saturating_add(count);
+        let packet = || match self.blocking {
+            None => FirstPacket::calls(bytes, replies),
+            Some(_) => None,
+        };
         let mut line = match line {
             Some(line) => line,
-            None => router.checkout(route, checkout_deadline).await?,
+            None => router.checkout_with(route, checkout_deadline, &packet).await?,
         };
         let question = Question {
             name: &self.name,
             bytes,
-            replies: offset.saturating_add(count),
+            replies,
             read_only: self.read_only,
             single: self.commands == 1,
             blocking: self.blocking.as_ref(),

@@ -375,6 +375,11 @@ impl CommandQueue {
         FinalWrite { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
     }
 
+    /// UNWATCH, MULTI and the commands that are not flushed.
+    pub(crate) fn with_prefix(&self) -> &[u8] {
+        self.bytes.get(..self.end).unwrap_or_default()
+    }
+
     /// Returns the whole transaction, from MULTI to EXEC.
     pub(crate) fn block(&self) -> Vec<u8> {
         let commands = self.bytes.get(UNWATCH.len()..self.end).unwrap_or_default();

@@ -20,20 +20,20 @@ use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
 /// Time of a call that is to give up.
-const SHORT: Duration = Duration::from_millis(300);
+pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
-struct Fixture {
-    proxy: Proxy,
-    server: Server,
-    sessions: SessionManager,
+pub(crate) struct Fixture {
+    pub(crate) proxy: Proxy,
+    pub(crate) server: Server,
+    pub(crate) sessions: SessionManager,
 }
 
 /// One open connection that is always trusted.
-fn start() -> Fixture {
+pub(crate) fn start() -> Fixture {
     start_with(|builder| builder)
 }
 
-fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
+pub(crate) fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
     let server = Server::start();
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(SOON);
@@ -45,27 +45,27 @@ fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
 }
 
 impl Fixture {
-    fn accounts(&self) -> Transactional {
+    pub(crate) fn accounts(&self) -> Transactional {
         self.sessions.transactional()
     }
 
-    fn with(&self, options: TransactionOptions) -> Transactional {
+    pub(crate) fn with(&self, options: TransactionOptions) -> Transactional {
         self.accounts().with(options)
     }
 
-    fn sent(&self) -> Vec<String> {
+    pub(crate) fn sent(&self) -> Vec<String> {
         self.proxy.take_journal().into_iter().map(|(_, name)| name.to_uppercase()).collect()
     }
 
-    fn stock(&self) -> i64 {
+    pub(crate) fn stock(&self) -> i64 {
         self.server.ask(&["GET", "stock"])
     }
 
-    fn arm(&self, trigger: Trigger, fault: Fault) {
+    pub(crate) fn arm(&self, trigger: Trigger, fault: Fault) {
         self.proxy.arm(Script::from((trigger, fault)).once());
     }
 
-    fn waiting(&self, callers: usize) {
+    pub(crate) fn waiting(&self, callers: usize) {
         eventually(SOON, "the callers wait", || {
             self.sessions.status().transactional.waiting == callers
         });
@@ -73,7 +73,7 @@ impl Fixture {
 
     /// No connection watches or is in MULTI, and the next blocks are applied.
     #[track_caller]
-    fn is_whole(&self) {
+    pub(crate) fn is_whole(&self) {
         settled(&self.sessions);
         let pool = self.sessions.status().transactional;
         assert_eq!((pool.in_use, pool.waiting, pool.scopes.len()), (0, 0, 0), "{pool}");
@@ -318,7 +318,7 @@ fn a_refused_watch_is_refused_alone() {
     fixture.is_whole();
 }
 
-fn exactly_once() -> TransactionOptions {
+pub(crate) fn exactly_once() -> TransactionOptions {
     TransactionOptions::new().exactly_once()
 }
 

@@ -52,6 +52,7 @@ mod ready;
 mod refusals;
 mod savepoints;
 mod scope_exit;
+mod sent_ahead;
 mod sentinel;
 mod side;
 #[path = "../source/mod.rs"]
