@@ -331,7 +331,7 @@ impl Line for Checkout {
         }
         let rides =
             |request: &ThreadEarlyRequest| request.watch().is_some_and(|watch| watch.fits(armed));
-        let taken = core.semaphore.take_request(rides)?;
+        let taken = core.semaphore.take_request(self.permit.number as usize, rides)?;
         let watch = taken.request().and_then(ThreadEarlyRequest::watch).map(Arc::clone);
         self.permit.next_caller = Some(taken);
         watch

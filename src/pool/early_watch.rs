@@ -55,7 +55,8 @@ impl EarlyWatch {
 
     /// Returns whether they can travel behind an EXEC after which the connection watches this register.
     pub(in crate::pool) fn fits(&self, armed: Option<Armed>) -> bool {
-        self.needs.is_none() || self.needs == armed
+        // A watch that needs no register would find it changed when it expires or is evicted.
+        self.needs == armed
     }
 }
 

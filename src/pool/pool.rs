@@ -71,9 +71,19 @@ impl Pool {
         started: Instant,
         deadline: Instant,
     ) -> Result<Checkout, CheckoutError> {
+        self.counted(
+            permit.and_then(|(permit, passed_on)| {
+                Checkout::new(permit, passed_on, started, deadline)
+            }),
+        )
+    }
+
+    /// Counts and logs the outcome.
+    fn counted(
+        &self,
+        mut checkout: Result<Checkout, CheckoutError>,
+    ) -> Result<Checkout, CheckoutError> {
         let name = self.config.name;
-        let mut checkout = permit
-            .and_then(|(permit, passed_on)| Checkout::new(permit, passed_on, started, deadline));
         match &mut checkout {
             Ok(checkout) => {
                 self.config.counters.checkouts.add();
@@ -114,11 +124,17 @@ impl Pool {
         });
         let response = match acquired {
             Ok(Acquired::Leads(number, place)) => {
-                let permit = Ok((self.permit_of(number), None));
-                // If there is no connection, its drop has the next member lead.
-                let group = LedGroup::new(self, place, kind);
-                let checkout = self.connect(permit, started, deadline)?;
-                return Ok(BatchCheckout::Lead(checkout, group));
+                let mut group = Some(LedGroup::new(self, place, kind));
+                let checkout = Checkout::new(self.permit_of(number), None, started, deadline);
+                if checkout.is_err() {
+                    // Before a log is written: the next member leads.
+                    group = None;
+                }
+                let checkout = self.counted(checkout)?;
+                return Ok(match group {
+                    Some(group) => BatchCheckout::Lead(checkout, group),
+                    None => BatchCheckout::Alone(checkout),
+                });
             }
             Ok(Acquired::Response((response, _))) => response,
             Ok(Acquired::Unknown(token)) => {

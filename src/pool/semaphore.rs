@@ -257,9 +257,17 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
 
     /// Takes the request of the caller that would be granted a permit now, if it has left one that
     /// `fits`. The caller leaves the queue, and is granted the permit of the one that has taken the
-    /// request.
-    pub(crate) fn take_request(&self, fits: impl FnOnce(&K) -> bool) -> Option<TakenRequest<K>> {
+    /// request. `permit`: that of the holder. One that leads a group takes none: while it is passed on, it would
+    /// count among those that lead, and the groups in the queue would be passed over.
+    pub(crate) fn take_request(
+        &self,
+        permit: usize,
+        fits: impl FnOnce(&K) -> bool,
+    ) -> Option<TakenRequest<K>> {
         let mut state = lock(&self.state);
+        if state.leading.contains(&permit) {
+            return None;
+        }
         let at = state.next(self.most_leading)?;
         let QueueEntry::Caller { thread, waiter } = state.queue.get(at)? else { return None };
         let taken = TakenRequest::take(*thread, waiter, fits)?;

@@ -38,6 +38,8 @@ impl<K> Clone for LeftRequest<K> {
 #[derive(Debug)]
 pub(super) struct WaitState {
     pub(super) grant: Grant,
+    /// When the request was taken.
+    pub(super) taken_at: Option<Instant>,
     /// The waiter sleeps and has to be woken.
     pub(super) asleep: bool,
 }
@@ -63,7 +65,7 @@ impl Grant {
 
 impl<K> Waiter<K> {
     pub(super) fn new(request: Option<LeftRequest<K>>) -> Self {
-        let state = WaitState { grant: Grant::Waiting, asleep: false };
+        let state = WaitState { grant: Grant::Waiting, taken_at: None, asleep: false };
         Self { state: Mutex::new(state), ready: Condvar::new(), request }
     }
 
@@ -111,7 +113,6 @@ impl<K> Waiter<K> {
 
     /// Waits until `until`, or shorter if a holder keeps the request for too long.
     fn sleep(&self, until: Instant) -> MutexGuard<'_, WaitState> {
-        let mut taken_since = None;
         let mut state = lock(&self.state);
         while state.grant.is_awaited() {
             let now = Instant::now();
@@ -120,12 +121,13 @@ impl<K> Waiter<K> {
                 break;
             }
             if let Some(LeftRequest { patience, .. }) = self.request {
-                if state.grant == Grant::Waiting {
-                    taken_since = None;
-                } else if now - *taken_since.get_or_insert(now) >= patience {
+                let taken_at = state.taken_at.filter(|_| state.grant == Grant::Taken);
+                let taken_for =
+                    taken_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+                if taken_for >= patience {
                     break;
                 }
-                left = left.min(patience);
+                left = left.min(patience - taken_for);
             }
             state.asleep = true;
             let woken = self.ready.wait_timeout(state, cancel::tick(left));
@@ -154,7 +156,9 @@ impl<K> TakenRequest<K> {
     ) -> Option<Self> {
         waiter.request(fits)?;
         // Not asleep for a moment only: it looks at the state before it sleeps.
-        waiter.grant(Grant::Taken);
+        let mut state = lock(&waiter.state);
+        (state.grant, state.taken_at) = (Grant::Taken, Some(Instant::now()));
+        drop(state);
         Some(Self { thread, waiter: Arc::clone(waiter) })
     }
 

@@ -245,7 +245,8 @@ pub(crate) async fn arm<P: Side>(
     })
 }
 
-/// WATCH and the reads as another caller can send them; `None`: they need more than its connection.
+/// WATCH and the reads as another caller can send them; `None`: they need more than its connection, or may take
+/// long, for which that caller would wait.
 fn watch_offer<'r, P: Side>(
     pinned: &Pinned<P>,
     watch: Option<&'r [u8]>,
@@ -254,7 +255,7 @@ fn watch_offer<'r, P: Side>(
 ) -> Option<WatchOffer<'r>> {
     let (plan, ask) = (pinned.plan(), pinned.route().ask);
     let is_plain = plan.idempotency_key.is_none() && plan.lock_check.is_none();
-    let watch = watch.filter(|_| is_plain && !ask)?;
+    let watch = watch.filter(|_| is_plain && !ask && reads.are_small())?;
     let needs = plan.resolver.is_some().then(|| slot.and_then(slot::tag_of));
     Some(WatchOffer { watch, reads: (reads.bytes(), reads.len()), needs })
 }

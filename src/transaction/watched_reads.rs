@@ -50,6 +50,8 @@ pub(crate) struct WatchReads {
     reads: Vec<Read>,
     conditions: usize,
     bytes: Vec<u8>,
+    /// Whether one of them may take long.
+    has_large: bool,
 }
 
 #[derive(Clone)]
@@ -64,6 +66,7 @@ impl WatchReads {
     pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<WatchedRead<T>, Error> {
         let bytes = cmd.get_packed_command();
         let name = name_of_read(&bytes)?;
+        self.has_large |= !is_small(&bytes);
         // Each number stands for one read: a clone of a watch may declare others at the same
         // position.
         let number = READS.fetch_add(1, Ordering::Relaxed);
@@ -73,6 +76,7 @@ impl WatchReads {
     }
 
     pub(crate) fn require(&mut self, condition: Condition) {
+        self.has_large |= !is_small(condition.read());
         self.bytes.extend_from_slice(condition.read());
         self.reads.push(Read::Required(self.conditions, condition));
         self.conditions += 1;
@@ -86,10 +90,21 @@ impl WatchReads {
         &self.bytes
     }
 
+    /// Whether each takes as short a time as those that callers send for each other.
+    pub(crate) fn are_small(&self) -> bool {
+        !self.has_large
+    }
+
     /// Whether there are conditions.
     pub(crate) fn has_conditions(&self) -> bool {
         self.conditions > 0
     }
+}
+
+fn is_small(bytes: &[u8]) -> bool {
+    let args = CommandReader::new(bytes).next().and_then(Result::ok).unwrap_or_default();
+    let command = args.first().and_then(|name| table::find(name));
+    command.is_some_and(|command| command.is_small())
 }
 
 /// Returns the name of a command that may be sent as a read.

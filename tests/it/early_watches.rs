@@ -3,6 +3,7 @@
 //!
 //! Guarantee: pools
 
+use std::sync::Barrier;
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use rediscope::{
 };
 
 use crate::fixture::{SLACK, SOON};
-use crate::side::{BuildSide, ResolveDoubt, SessionManager, Transaction, Transactional, settled};
+use crate::side::{
+    BuildSide, ResolveDoubt, SessionManager, Transaction, Transactional, settled, threads_only,
+};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -327,14 +330,20 @@ fn exactly_once_the_register_is_watched_before_the_keys() {
     let fixture = start();
     let once = fixture.with(exactly_once());
     once.run(|tx| Ok(tx.incr("other", 1))).unwrap();
-    for watcher in [once.clone(), fixture.accounts()] {
+    let own: &[&str] = &["WATCH", "WATCH", "GET", "MULTI", "SET"];
+    // One that needs no register does not travel: it would be undone if the register expired.
+    let plain: &[&str] = &["WATCH", "UNWATCH", "WATCH", "GET", "MULTI", "SET"];
+    for (watcher, behind_exec) in [(once.clone(), own), (fixture.accounts(), plain)] {
         fixture.sent();
         let (committed, taken) = behind(&fixture, &once, &watcher, || {}, |tx| tx.commit());
         committed.unwrap();
         assert_eq!(taken.unwrap(), (11, 1));
-        let sent = fixture.sent();
-        let first = ["MULTI", "INCRBY", "SET", "EXEC", "WATCH", "WATCH", "GET", "MULTI", "SET"];
-        assert!(sent.starts_with(&first.map(str::to_owned)), "{sent:?}");
+        let (sent, first) =
+            (fixture.sent(), [&["MULTI", "INCRBY", "SET", "EXEC"], behind_exec].concat());
+        assert!(
+            sent.starts_with(&first.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()),
+            "{sent:?}"
+        );
         once.run(|tx| Ok(tx.incr("other", 1))).unwrap();
     }
     // A plain block leaves the register unwatched, and arming it is a write.
@@ -638,4 +647,101 @@ fn a_watch_that_reached_a_slots_former_master_is_redirected_alone() {
     });
     assert_eq!(cluster.read::<i64>(&["GET", &moved]), 9);
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&held, 1))).unwrap(), 2);
+}
+
+/// Where one caller's message waits, it would wait for the reads of another one too.
+#[test]
+fn a_read_that_takes_long_does_not_travel() {
+    let patient = |builder: Builder| builder.response_timeout(SHORT);
+    let fixture = start_with(patient);
+    let (accounts, hasty) =
+        (fixture.accounts(), fixture.with(TransactionOptions::new().within(2 * SHORT)));
+    let slow = "local t = redis.call('TIME') local from = t[1] * 1000000 + t[2] repeat t = redis.call('TIME') \
+                until t[1] * 1000000 + t[2] - from > 600000 return 1";
+    thread::scope(|scope| {
+        let mut tx = accounts.begin().unwrap();
+        tx.incr("stock", 1);
+        let waits = scope.spawn(|| {
+            let mut watch = hasty.watch(["stock"]).retry(RetryPolicy::never());
+            let read = watch.declare::<i64>(cmd("EVAL_RO").arg(slow).arg(0).to_owned()).unwrap();
+            watch.run(|reads, tx| {
+                reads.declared(read)?;
+                Ok(tx.incr("other", 1))
+            })
+        });
+        fixture.waiting(1);
+        tx.commit().expect("it was applied, and its reply came at once");
+        waits.join().unwrap().unwrap_err();
+    });
+    assert_eq!(fixture.stock(), 11);
+}
+
+#[test]
+fn a_watch_behind_an_exactly_once_block_does_not_watch_its_register() {
+    let fixture = start();
+    let (accounts, once) =
+        (fixture.accounts(), fixture.with(TransactionOptions::new().exactly_once()));
+    let stock = thread::scope(|scope| {
+        let mut tx = once.begin().unwrap();
+        tx.incr("stock", 1);
+        let waits = scope.spawn(|| {
+            take_one_after(&accounts, |_| {
+                // As if it had expired, or was evicted.
+                for register in fixture.server.ask::<Vec<String>>(&["KEYS", "*reg*"]) {
+                    fixture.server.ask::<()>(&["DEL", &register]);
+                }
+            })
+        });
+        fixture.waiting(1);
+        tx.commit().unwrap();
+        waits.join().unwrap().unwrap()
+    });
+    assert_eq!(stock, (11, 1), "no key of its own has changed");
+    fixture.is_whole();
+}
+
+threads_only! {
+    /// A caller that leads no group any more holds up none.
+    #[test]
+    fn a_group_is_not_passed_over_by_watches_behind_its_leader() {
+        let fixture = start_with(|builder| {
+            builder.trust_window(Duration::ZERO).max_leaders(1)
+        });
+        let (accounts, grouped) =
+            (fixture.accounts(), fixture.with(TransactionOptions::new().grouped()));
+        let watch = |name: &'static str, meanwhile: &dyn Fn()| {
+            let mut watch = accounts.watch(["stock"]);
+            let read = watch.declare::<i64>(cmd("GET").arg("stock").to_owned()).unwrap();
+            watch
+                .run(|reads, tx| {
+                    reads.declared(read)?;
+                    meanwhile();
+                    Ok(tx.rpush("order", name))
+                })
+                .unwrap();
+        };
+        let (begun, goes_on) = (Barrier::new(2), Barrier::new(2));
+        thread::scope(|scope| {
+            fixture.arm(Trigger::BeforeReplyTo("MULTI"), Fault::HoldReplies);
+            let leader = scope.spawn(|| grouped.run(|tx| Ok(tx.rpush("order", "leader"))));
+            eventually(SOON, "MULTI was sent", || fixture.sent().contains(&"MULTI".to_owned()));
+            let first = scope.spawn(|| {
+                watch("first", &|| _ = (begun.wait(), goes_on.wait()));
+            });
+            fixture.waiting(1);
+            fixture.proxy.release();
+            leader.join().unwrap().unwrap();
+            begun.wait();
+            let group = scope.spawn(|| grouped.run(|tx| Ok(tx.rpush("order", "group"))));
+            fixture.waiting(1);
+            let second = scope.spawn(|| watch("second", &|| {}));
+            fixture.waiting(2);
+            goes_on.wait();
+            first.join().unwrap();
+            group.join().unwrap().unwrap();
+            second.join().unwrap();
+        });
+        let order = fixture.server.ask::<Vec<String>>(&["LRANGE", "order", "0", "-1"]);
+        assert_eq!(order, ["leader", "first", "group", "second"]);
+    }
 }

@@ -113,7 +113,7 @@ impl Watched {
 
     /// Ends a holder's use, with the request of a waiting caller or without one.
     fn end(&self, permit: usize, passes_on: bool) {
-        let taken = self.semaphore.take_request(|_| true);
+        let taken = self.semaphore.take_request(permit, |_| true);
         thread::yield_now();
         assert!(self.held[permit].swap(false, Ordering::SeqCst), "permit {permit} was not held");
         match taken {
@@ -317,7 +317,7 @@ fn model_finds_a_request_that_is_returned_for_a_caller_that_gave_up() {
 #[test]
 fn model_finds_a_request_that_is_sent_for_a_caller_that_gave_up() {
     const MISTAKE: Steps = Steps {
-        send_ahead: |semaphore, permit, send| match semaphore.take_request(|_| true) {
+        send_ahead: |semaphore, permit, send| match semaphore.take_request(permit, |_| true) {
             Some(taken) if send(taken.request().unwrap()) => taken.grant(permit),
             Some(taken) => {
                 semaphore.return_request(taken);
