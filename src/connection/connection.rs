@@ -405,6 +405,9 @@ impl<W: Wire> Connection<W> {
             }
             None => {
                 self.sending(expected).map_err(|cause| Interruption { left: Some(0), cause })?;
+                if !behind.is_empty() {
+                    self.wire.split_replies(self.state.awaited());
+                }
                 for (expect, count) in behind {
                     self.state.sending(*expect, *count);
                 }

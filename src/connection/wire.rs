@@ -19,6 +19,10 @@ pub(crate) trait Wire: Send {
     /// The replies to later messages are for one caller.
     fn end_shared_replies(&mut self);
 
+    /// The first `own` replies to the next message are passed to its caller without the others, which are the next
+    /// caller's.
+    fn split_replies(&mut self, _own: u64) {}
+
     /// Writes the whole message, or has it written: see [`unsent`](Self::unsent). An error has the number of bytes that may have been sent; the last
     /// byte was not sent. During a long message, up to `awaited` replies that arrive are kept.
     /// Dropped before its end, it may have sent any part; see

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::sync::MutexGuard;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use crate::sync::own_mutex::OwnMutex;
+use crate::sync::shim::MutexGuard;
 use crate::sync::timer::DeadlineTimer;
 
 /// Time in which a caller that was woken is polled. Then the next one may take the place.

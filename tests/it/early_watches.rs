@@ -436,6 +436,24 @@ fn a_watch_of_many_bytes_waits_for_its_connection() {
 }
 
 #[test]
+fn a_block_does_not_wait_for_the_reads_that_travel_behind_it() {
+    let fixture = start();
+    let accounts = fixture.accounts();
+    thread::scope(|scope| {
+        let mut tx = accounts.begin().unwrap();
+        tx.incr("stock", 1);
+        let waits = scope.spawn(|| take_one(&accounts));
+        fixture.waiting(1);
+        fixture.arm(Trigger::BeforeReplyTo("GET"), Fault::HoldReplies);
+        tx.commit().unwrap();
+        fixture.proxy.release();
+        assert_eq!(waits.join().unwrap().unwrap(), (11, 1));
+    });
+    assert_eq!((fixture.stock(), fixture.proxy.accepted()), (10, 1));
+    fixture.is_whole();
+}
+
+#[test]
 fn a_watch_that_gave_up_before_the_commit_is_not_sent() {
     let fixture = start();
     let accounts = fixture.accounts();

@@ -3,10 +3,10 @@
 //! A query that is not over by its own deadline belongs to a task that is polled no more. Then
 //! another one may begin.
 
-use std::sync::{Condvar, PoisonError};
 use std::time::Instant;
 
 use crate::sync::own_mutex::OwnMutex;
+use crate::sync::shim::{Condvar, PoisonError};
 
 /// The state of the query that all callers share.
 #[derive(Debug, Default)]
@@ -120,10 +120,10 @@ mod tests {
         assert!(queries.begin(later()).is_none() && queries.begin(later()).is_none());
         drop(first);
         assert!(queries.begin(later()).is_some(), "the drop ends it");
-        let panicked = std::panic::catch_unwind(|| {
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let _flight = queries.begin(later()).unwrap();
             panic!("planted");
-        });
+        }));
         assert!(panicked.is_err());
         assert!(queries.begin(later()).is_some(), "a panic ends it");
     }

@@ -43,8 +43,10 @@ pub(super) struct Exchange {
     pub(super) bytes: Vec<u8>,
     /// The number of its replies; `None`: the task has taken it.
     pub(super) message: Option<u64>,
+    /// Number of its first replies that are passed to the caller without the others.
+    pub(super) own: Option<u64>,
     pub(super) deadline: Instant,
-    /// Whether the replies of the message are still to come.
+    /// Whether replies of the message are still to come.
     pub(super) awaits: bool,
     /// All replies of the message, or those that arrived before the failure.
     pub(super) replies: VecDeque<Reply>,
@@ -90,6 +92,7 @@ impl Shared {
         let exchange = Exchange {
             bytes: Vec::new(),
             message: None,
+            own: None,
             deadline: Instant::now(),
             awaits: false,
             replies: VecDeque::new(),

@@ -39,6 +39,7 @@ impl ConnectionLoop {
             message: Vec::new(),
             written: 0,
             due: 0,
+            own_due: None,
             replies: VecDeque::new(),
             has_sent: false,
             has_replied: false,
@@ -129,6 +130,8 @@ struct SocketLoop {
     written: usize,
     /// Number of replies that are still to come.
     due: u64,
+    /// The same of the first replies that are passed to the caller without the others.
+    own_due: Option<u64>,
     replies: VecDeque<Reply>,
     /// Whether a message was taken, and whether the server has replied to it.
     has_sent: bool,
@@ -200,6 +203,7 @@ impl SocketLoop {
             }
             (self.written, self.has_sent) = (0, true);
             self.due += replies;
+            self.own_due = exchange.own.take();
         }
         Ok(())
     }
@@ -313,17 +317,21 @@ impl SocketLoop {
         }
         if self.due > 0 {
             while let Some(reply) = self.next_reply()? {
-                self.due = self.due.saturating_sub(reply.count().into());
+                let count = u64::from(reply.count());
+                self.due = self.due.saturating_sub(count);
+                self.own_due = self.own_due.map(|due| due.saturating_sub(count));
                 self.replies.push_back(reply);
                 if self.due == 0 {
                     break;
                 }
             }
+            if self.due == 0 || self.own_due.take_if(|due| *due == 0).is_some() {
+                self.has_replied = true;
+                self.publish(own);
+            }
             if self.due > 0 {
                 return Ok(());
             }
-            self.has_replied = true;
-            self.publish(own);
         }
         if self.parser.is_empty() {
             self.shared.set_half(false);
@@ -369,15 +377,17 @@ impl SocketLoop {
         })
     }
 
-    /// Passes all replies of the message to its caller.
+    /// Passes the replies that have arrived to the caller.
     fn publish(&mut self, own: Option<&Waker>) {
         let mut exchange = self.shared.lock();
-        mem::swap(&mut exchange.replies, &mut self.replies);
-        exchange.awaits = false;
+        if exchange.replies.is_empty() {
+            mem::swap(&mut exchange.replies, &mut self.replies);
+        } else {
+            exchange.replies.append(&mut self.replies);
+        }
+        exchange.awaits = self.due > 0;
         let caller = exchange.caller.take();
         drop(exchange);
-        // Replies of a caller that was dropped.
-        self.replies.clear();
         if self.replies.capacity() > MAX_KEPT_REPLIES {
             self.replies = VecDeque::new();
         }

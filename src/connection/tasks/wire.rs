@@ -215,6 +215,10 @@ impl Wire for TaskWire {
     /// The task shares the replies of each later message too: a connection that was a lane stays one.
     fn end_shared_replies(&mut self) {}
 
+    fn split_replies(&mut self, own: u64) {
+        self.task.shared.lock().own = Some(own);
+    }
+
     /// Hands the message to the task, and does not wait until it is written.
     async fn send(
         &mut self,
@@ -248,8 +252,9 @@ impl Wire for TaskWire {
         !self.replies.is_empty()
     }
 
-    /// Waits until all replies have arrived. The task fails the call at the deadline. In another runtime
-    /// than the task's, which may not be run, the call has a timer of its own.
+    /// Waits until all replies have arrived, or those before the [split](Wire::split_replies). The task fails
+    /// the call at the deadline. In another runtime than the task's, which may not be run, the call has a
+    /// timer of its own.
     async fn fill(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
         let mut timer = None;
         poll_fn(|context| match self.poll_fill(context, deadline) {

@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::mem;
 use std::pin::Pin;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use crate::pool::tasks::pool::TaskPool;
 use crate::process::worker::Next;
 use crate::protocol::lock::script::ScriptCall;
 use crate::sync::own_mutex::OwnMutex;
+use crate::sync::shim::MutexGuard;
 use crate::sync::timer::{DeadlineTimer, until};
 
 /// Delay between two looks at locks that are being closed.

@@ -3,7 +3,8 @@
 //! A permit is granted as a right at once, not when its caller is polled next. So the pool can take it
 //! back from a caller that was forgotten while it waited. (A semaphore of tokio would lose it.)
 //!
-//! A caller may leave a WATCH with its place, see [waiters](crate::pool::tasks::waiter).
+//! A caller may leave a WATCH with its place, see [waiters](crate::pool::tasks::waiter). Other first packets
+//! are not left: a hand-over from task to task takes a tenth of the time of a packet (3 of 30 µs).
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
