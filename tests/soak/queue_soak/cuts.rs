@@ -4,6 +4,8 @@
 //! set, with a million for each write of another process. The control reads the hot key without WATCH.
 //!
 //! `REDISCOPE_QUEUE_CUTS` is the number of rounds.
+//!
+//! Guarantee: exactly-once, grouped, pools
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

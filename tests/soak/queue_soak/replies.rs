@@ -6,6 +6,8 @@
 //! short that they are withdrawn at any point.
 //!
 //! `REDISCOPE_QUEUE_MODEL` is the number of blocks.
+//!
+//! Guarantee: committed, grouped, pools
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
