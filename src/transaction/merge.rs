@@ -12,6 +12,9 @@
 //! A closure that does not end, and a leader that is polled no more, keep their turn for a short time: then
 //! another caller takes it back, and they go alone.
 
+#[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/merge.rs"]
+mod model;
 #[cfg(all(test, not(rediscope_shuttle)))]
 #[path = "../../tests/unit/hot_watch.rs"]
 mod tests;
@@ -390,7 +393,10 @@ impl State {
     fn take_back(&mut self, now: Instant, woken: &mut Vec<Waker>) {
         if let Some(Held { caller, .. }) = self.lead.take_if(|lead| lead.until <= now) {
             self.turn.take_if(|turn| Arc::ptr_eq(&turn.caller, &caller));
-            if self.line.front().is_some_and(|first| Arc::ptr_eq(&first.caller, &caller)) {
+            let is_own = |first: &Appended| Arc::ptr_eq(&first.caller, &caller);
+            if self.line.front().is_some_and(is_own) {
+                // It has one step, which it may take at once.
+                self.line.pop_front();
                 self.void_from(0, woken);
             }
             woken.extend(caller.give(Step::Alone));
@@ -646,8 +652,21 @@ impl MergeEntry {
             self.role = Role::Ended;
             self.hot.end_lead(&self.caller, committed, conflict);
             // If the lead was taken back, its own step is to go alone.
-            self.is_late |= self.caller.take().is_some();
+            self.is_late |= matches!(self.caller.take(), Some(Step::Alone));
         }
+    }
+
+    /// Ends the lead of a block that is not sent.
+    pub(crate) fn leave_lead(&mut self) {
+        // Its block, if it is still in the line, and those that ran on what it leaves.
+        self.hot.change(|state, woken| match state.line.front() {
+            _ if !state.leads(&self.caller) => {}
+            Some(first) if !Arc::ptr_eq(&first.caller, &self.caller) => {}
+            // It leaves what it has found.
+            Some(first) if first.commands.count == 0 => _ = state.line.pop_front(),
+            _ => state.void_from(0, woken),
+        });
+        self.end_lead(false, false);
     }
 
     /// Whether its lead was taken back, so that the block goes alone.
@@ -704,17 +723,7 @@ impl Drop for MergeEntry {
                     state.turn = None;
                 }
             }),
-            Role::Leads => {
-                // Its block, if it is still in the line, and those that ran on what it leaves.
-                self.hot.change(|state, woken| match state.line.front() {
-                    _ if !state.leads(&self.caller) => {}
-                    Some(first) if !Arc::ptr_eq(&first.caller, &self.caller) => {}
-                    // It leaves what it has found.
-                    Some(first) if first.commands.count == 0 => _ = state.line.pop_front(),
-                    _ => state.void_from(0, woken),
-                });
-                self.end_lead(false, false);
-            }
+            Role::Leads => self.leave_lead(),
             Role::Waits | Role::Ended => {}
         }
         self.table.forget(&self.hot);

@@ -143,7 +143,7 @@ where
                     own.result = Err(error.into());
                 }
                 if let Err(error) = own.result {
-                    place.end_lead(false, false);
+                    place.leave_lead();
                     run.attempts.end_turn();
                     if !run.failed(reading).await {
                         return Err(error);

@@ -64,6 +64,8 @@ mod task_early_watches;
 #[cfg(feature = "tokio")]
 mod task_locks;
 #[cfg(feature = "tokio")]
+mod task_merges;
+#[cfg(feature = "tokio")]
 mod task_queries;
 #[cfg(feature = "tokio")]
 mod task_scopes;

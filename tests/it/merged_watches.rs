@@ -16,6 +16,7 @@ use rediscope::redis;
 use rediscope::{CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
 use serde_json::json;
 
+use rediscope_testing::cluster::Cluster;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
@@ -510,4 +511,41 @@ fn a_closure_runs_no_more_often_than_its_policy_allows() {
             }
         });
     });
+}
+
+#[test]
+fn a_block_that_is_exactly_once_and_blocks_in_a_cluster_go_alone() {
+    let server = Server::start();
+    let sessions = sessions(server.url(), 16);
+    let plain = sessions.transactional().with(patient());
+    let once = sessions.transactional().with(patient().exactly_once());
+    thread::scope(|scope| {
+        for nth in 0..12 {
+            let handle = if nth % 3 == 0 { &once } else { &plain };
+            scope.spawn(|| (0..5).for_each(|_| _ = count(handle)));
+        }
+    });
+    assert_eq!(server.ask::<(i64, i64)>(&["MGET", "hot", "commits"]), (60, 60));
+
+    let cluster = Cluster::start(3, 0);
+    let builder = SessionManager::builder(cluster.url()).checkout_timeout(SOON);
+    let sessions = builder.max_merged(16).build_side().unwrap();
+    let handle = sessions.transactional().with(patient());
+    thread::scope(|scope| {
+        for nth in 0..8 {
+            let (handle, keys) = (&handle, ["{hot}", &format!("{{hot}}:{nth}")].map(str::to_owned));
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    let mut watch = handle.watch([&keys[0]]);
+                    let n = watch.declare::<Option<i64>>(get(&keys[0])).unwrap();
+                    let run = watch.run(|read, tx| {
+                        tx.set(&keys[0], read.declared(n)?.unwrap_or_default() + 1);
+                        Ok(tx.incr(&keys[1], 1))
+                    });
+                    run.unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(cluster.read::<i64>(&["GET", "{hot}"]), 40);
 }
