@@ -129,7 +129,7 @@ fn of_threads() -> Vec<Target> {
 fn of_tasks() -> Vec<Target> {
     use Against::{Best, NoPeer, Peer};
     use Bound::{AtLeast, AtMost};
-    use peers::{TASKS_ONCE, TASKS_POOLED, TASKS_RUN, TASKS_WATCH};
+    use peers::{TASKS_ONCE, TASKS_POOLED, TASKS_RUN, TASKS_WATCH, TASKS_WATCH_MERGED};
     let target = Target::new;
     let row = |scenario, workers| Row { scenario, workers, via: Via::Tcp, callers: Callers::Tasks };
     let alone = row(Scenario::Two, 1);
@@ -154,8 +154,11 @@ fn of_tasks() -> Vec<Target> {
         target(many, TASKS_WATCH, Metric::Rate, Peer(peers::BB8_UNCHECKED), AtLeast(0.8))
             .hoping(1.2),
         target(many, TASKS_WATCH, Metric::P99, deadpool, AtMost(1.0)).hoping(0.5),
-        target(one, TASKS_WATCH, Metric::Rate, Best, AtLeast(1.2)).hoping(3.0),
+        target(one, TASKS_WATCH, Metric::Rate, Best, AtLeast(1.2)),
         target(one, TASKS_WATCH, Metric::Tries, NoPeer, AtMost(1.01)),
+        target(one, TASKS_WATCH_MERGED, Metric::Rate, Best, AtLeast(3.0)).hoping(8.0),
+        target(one, TASKS_WATCH_MERGED, Metric::Tries, NoPeer, AtMost(1.01)),
+        target(one, TASKS_WATCH_MERGED, Metric::P99, deadpool, AtMost(0.5)),
         target(alone, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(0.95)),
         target(alone, TASKS_RUN, Metric::P50, multiplexed, AtMost(1.05)),
     ]
@@ -231,7 +234,7 @@ impl Target {
             peers::GUARD => peers::RAW_HANDED,
             peers::TASKS_RUN => peers::RAW_MERGED,
             peers::TASKS_ONCE => peers::RAW_MERGED_ONCE,
-            peers::TASKS_WATCH | peers::TASKS_POOLED => return None,
+            peers::TASKS_WATCH | peers::TASKS_WATCH_MERGED | peers::TASKS_POOLED => return None,
             // No raw bytes let others go first, so there is no limit to compare with.
             peers::WATCH | peers::WATCH_MERGED => return None,
             _ => peers::RAW,

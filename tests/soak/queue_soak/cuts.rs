@@ -3,6 +3,8 @@
 //! Each adds one to a key of its own. Those on the hot key also add one to it, so it holds the number of their own keys that are
 //! set, with a million for each write of another process. The control reads the hot key without WATCH.
 //!
+//! In other runs all of them are on the hot key, and merged; the control returns when the closure has run.
+//!
 //! `REDISCOPE_QUEUE_CUTS` is the number of rounds.
 //!
 //! Guarantee: exactly-once, grouped, pools
@@ -64,6 +66,25 @@ impl Form {
     }
 }
 
+/// What the callers of a run are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+enum Kind {
+    #[default]
+    Mixed,
+    /// They read the hot key without WATCH.
+    Unwatched,
+    /// All are on the hot key, and merged.
+    Merged,
+    /// The same, and a caller counts its block as applied when the closure has run.
+    MergedEarly,
+}
+
+impl Kind {
+    fn merges(self) -> bool {
+        matches!(self, Self::Merged | Self::MergedEarly)
+    }
+}
+
 /// A caller: the form of its transaction, its key, and the options.
 #[derive(Clone, Debug)]
 struct Member {
@@ -85,7 +106,7 @@ enum End {
 
 #[derive(Default)]
 struct Ledger {
-    reads_unwatched: bool,
+    kind: Kind,
     rounds: AtomicU64,
     cuts: AtomicU64,
     asked: AtomicU64,
@@ -103,13 +124,18 @@ impl Ledger {
 }
 
 impl Member {
-    fn any(rng: &mut Rng, nth: u64, round: u64, number: usize) -> Self {
+    fn any(kind: Kind, rng: &mut Rng, nth: u64, round: u64, number: usize) -> Self {
+        let (any, is_odd) = (Form::any(rng), rng.u8(..4) == 0);
         Self {
-            // One of them waits for a connection on each side.
-            form: if number == 0 { Form::Watch } else { Form::any(rng) },
+            form: match kind {
+                // One of them waits for a connection on each side.
+                Kind::Mixed | Kind::Unwatched if number == 0 => Form::Watch,
+                Kind::Merged | Kind::MergedEarly if !is_odd || number == 0 => Form::Hot,
+                _ => any,
+            },
             hot: format!("hot:{nth}:{round}"),
             key: format!("key:{nth}:{round}:{number}"),
-            once: rng.u8(..4) > 0,
+            once: rng.u8(..4) > 0 && !kind.merges(),
             within: (number > 0 && rng.u8(..8) == 0).then(|| Duration::from_millis(rng.u64(1..60))),
         }
     }
@@ -141,11 +167,12 @@ impl Member {
                     .map(|_: i64| ())
             }
             Form::Hot | Form::HotAbandoned | Form::HotPanicked => {
-                let mut watch = match ledger.reads_unwatched {
-                    true => accounts.reading(),
-                    false => accounts.watch([&self.hot]),
+                let mut watch = match ledger.kind {
+                    Kind::Unwatched => accounts.reading(),
+                    _ => accounts.watch([&self.hot]),
                 };
                 let read = watch.declare::<Option<u64>>(cmd("GET").arg(&self.hot).to_owned())?;
+                let mut has_run = false;
                 let found = watch.run_with(|reads, tx| {
                     if reads.attempt() > 1 {
                         ledger.conflicts.fetch_add(1, Ordering::Relaxed);
@@ -156,9 +183,15 @@ impl Member {
                     match self.form {
                         Form::HotAbandoned => Err(Left::GaveUp),
                         Form::HotPanicked => std::panic::resume_unwind(Box::new("of the closure")),
-                        _ => Ok::<_, Left>(own),
+                        _ => {
+                            has_run = true;
+                            Ok::<_, Left>(own)
+                        }
                     }
                 });
+                if has_run && ledger.kind == Kind::MergedEarly {
+                    return Ok(());
+                }
                 match found {
                     Ok(_) => Ok(()),
                     Err(Left::GaveUp) => Ok(()),
@@ -226,7 +259,8 @@ fn worker(nth: u64, rounds: u64, server: &Server, ledger: &Ledger, mut rng: Rng)
     let proxy = Proxy::to(server);
     let elsewhere = SessionManager::connect(server.url()).unwrap();
     let here = rediscope::SessionManager::builder(proxy.url())
-        .max_size(1)
+        .max_size(if ledger.kind.merges() { 4 } else { 1 })
+        .max_merged(if ledger.kind.merges() { 8 } else { 1 })
         .connect_timeout(Duration::from_secs(1))
         .response_timeout(RESPONSE_TIMEOUT)
         .checkout_timeout(SOON)
@@ -237,11 +271,14 @@ fn worker(nth: u64, rounds: u64, server: &Server, ledger: &Ledger, mut rng: Rng)
     let mut db = server.connection();
     for round in 0..rounds {
         let members = rng.usize(2..17);
-        let members: Vec<_> =
-            (0..members).map(|number| Member::any(&mut rng, nth, round, number)).collect();
+        let members: Vec<_> = (0..members)
+            .map(|number| Member::any(ledger.kind, &mut rng, nth, round, number))
+            .collect();
         let cut = Cut::any(&mut rng);
         let fired = proxy.fired();
-        let held = here.transactional().begin().unwrap();
+        let connections = if ledger.kind.merges() { 4 } else { 1 };
+        let held: Vec<_> =
+            (0..connections).map(|_| here.transactional().begin().unwrap()).collect();
         let begun = AtomicUsize::new(0);
         thread::scope(|scope| {
             for member in &members {
@@ -322,8 +359,8 @@ fn audit(server: &Server, ledger: &Ledger) {
     );
 }
 
-fn run(rounds: u64, reads_unwatched: bool) -> Vec<String> {
-    let ledger = Ledger { reads_unwatched, ..Ledger::default() };
+fn run(rounds: u64, kind: Kind) -> Vec<String> {
+    let ledger = Ledger { kind, ..Ledger::default() };
     let (server, mut rng) = (Server::start(), Rng::with_seed(rediscope_testing::soak::seed()));
     thread::scope(|scope| {
         for nth in 0..WORKERS {
@@ -341,7 +378,7 @@ fn run(rounds: u64, reads_unwatched: bool) -> Vec<String> {
 fn whatever_travels_with_others_has_its_own_outcome() {
     rediscope_testing::own_process!(alone);
     let rounds = rediscope_testing::soak::number("REDISCOPE_QUEUE_CUTS").unwrap_or(ROUNDS);
-    let wrong = run(rounds, false);
+    let wrong = run(rounds, Kind::Mixed);
     let some: Vec<_> = wrong.iter().take(5).collect();
     assert!(wrong.is_empty(), "{} wrong, for example {some:#?}", wrong.len());
 }
@@ -349,8 +386,26 @@ fn whatever_travels_with_others_has_its_own_outcome() {
 #[test]
 fn reads_of_a_hot_key_without_a_watch_are_found_out() {
     rediscope_testing::own_process!(alone);
-    let wrong = run(ROUNDS, true);
+    let wrong = run(ROUNDS, Kind::Unwatched);
     println!("{} wrong", wrong.len());
     let lost = |wrong: &String| wrong.starts_with("hot:");
     assert!(wrong.iter().any(lost), "no lost update was found: {:?}", wrong.first());
+}
+
+#[test]
+fn blocks_that_are_merged_on_a_hot_key_have_their_own_outcomes() {
+    rediscope_testing::own_process!(alone);
+    let rounds = rediscope_testing::soak::number("REDISCOPE_QUEUE_CUTS").unwrap_or(ROUNDS);
+    let wrong = run(rounds, Kind::Merged);
+    let some: Vec<_> = wrong.iter().take(5).collect();
+    assert!(wrong.is_empty(), "{} wrong, for example {some:#?}", wrong.len());
+}
+
+#[test]
+fn results_of_merged_blocks_that_are_given_out_before_the_exec_are_found_out() {
+    rediscope_testing::own_process!(alone);
+    let wrong = run(ROUNDS, Kind::MergedEarly);
+    println!("{} wrong", wrong.len());
+    let is_not = |wrong: &String| wrong.contains("is Applied, and its key holds None");
+    assert!(wrong.iter().any(is_not), "no early result was found: {:?}", wrong.first());
 }

@@ -54,6 +54,7 @@ pub const TASKS_RUN: &str = "rediscope aio run";
 pub const TASKS_ONCE: &str = "rediscope aio run, exactly once";
 pub const TASKS_GUARD: &str = "rediscope aio guard";
 pub const TASKS_WATCH: &str = "rediscope aio watch";
+pub const TASKS_WATCH_MERGED: &str = "rediscope aio watch, merged";
 pub const TASKS_POOLED: &str = "rediscope aio pooled";
 
 /// The peers beside which the crate's own rows of these callers stand, and those rows.
@@ -199,6 +200,7 @@ fn own_tasks() -> Vec<Peer> {
             "the same; the read is declared, so that it travels with WATCH; retries without a bound that is met",
             on_tokio::watch,
         ),
+        peer(TASKS_WATCH_MERGED, "the same with max_merged(32)", on_tokio::watch_merged),
         peer(TASKS_POOLED, "default settings; the pooled handle", on_tokio::pooled),
     ]
 }

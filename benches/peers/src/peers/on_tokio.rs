@@ -17,12 +17,18 @@ use crate::tens;
 use crate::work;
 
 fn sessions(server: &Server, runtime: &Runtime, row: &Row) -> SessionManager {
+    merging(server, runtime, row, 1)
+}
+
+/// Up to `most` blocks in one EXEC.
+fn merging(server: &Server, runtime: &Runtime, row: &Row, most: u32) -> SessionManager {
     // Connections are opened in the runtime, and belong to it.
     let _inside = runtime.enter();
     SessionManager::builder(server.info(row.via))
         .max_size(POOL as u32)
         // As the pools of the peers.
         .min_idle(POOL as u32)
+        .max_merged(most)
         .build_async()
         .expect("settings that work")
 }
@@ -86,11 +92,22 @@ pub fn guard(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
 }
 
 pub fn watch(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
+    watching(row, &sessions(server, runtime, row))
+}
+
+pub fn watch_merged(server: &Server, runtime: &Runtime, row: &Row) -> Option<Crew> {
+    if row.scenario != Scenario::Watch(1) {
+        return None; // only blocks that watch the same key are merged
+    }
+    watching(row, &merging(server, runtime, row, 32))
+}
+
+fn watching(row: &Row, sessions: &SessionManager) -> Option<Crew> {
     if !matches!(row.scenario, Scenario::Watch(_)) {
         return None;
     }
     let patient = RetryPolicy::default().attempts(u32::MAX).deadline(Duration::from_secs(60));
-    let handle = sessions(server, runtime, row).transactional();
+    let handle = sessions.transactional();
     tasks(row, |job| {
         let handle = handle.clone();
         Box::new(move |clock| {
