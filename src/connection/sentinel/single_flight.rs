@@ -103,7 +103,7 @@ impl SingleFlight {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(rediscope_shuttle)))]
 mod tests {
     use std::time::Duration;
 
