@@ -51,7 +51,8 @@ pub(crate) async fn ask<L: Line>(
         while !line.has_connection() {
             line.connect(budget.deadline).await?;
         }
-        let trusted = line.is_trusted();
+        // One that was sent by the caller before was sent on a connection that had just replied.
+        let trusted = was_sent || line.is_trusted();
         let registered = blocking.map(|command| line.begin_blocking(command)).transpose()?;
         let connection = line.current().ok_or(CheckoutError::Closed)?;
         let asked = connection.ask(bytes, replies, Deadline::after(timeout), take).await;

@@ -32,6 +32,7 @@ use crate::pool::semaphore::Returned;
 use crate::pool::waiter::TakenRequest;
 use crate::process::sockets::OwnSocket;
 use crate::protocol::connection_state::CloseReason;
+use crate::settings::credentials::Provider;
 use crate::status::metrics::InUse;
 use crate::sync::cancel;
 use crate::sync::now::now;
@@ -171,14 +172,16 @@ impl Checkout {
     #[inline(never)]
     fn send_ahead(&mut self) {
         let Permit { core, number, in_use, .. } = &mut self.permit;
-        // The version is the user's code, which may panic.
-        let version = catch_unwind(AssertUnwindSafe(|| core.endpoint.login_version()));
-        let (Some(connection), Ok(version)) = (&mut self.connection, version) else { return };
+        let Some(connection) = &mut self.connection else { return };
+        // The user's own provider may wait, and this is a drop.
+        let has_its_login = |provider: &Provider| {
+            provider.version_at_once().is_some_and(|version| !connection.needs_reauth(version))
+        };
         let is_usable = !core.shared.is_closed()
             && connection.state().is_clean()
             && core.trusts(connection.last_alive())
-            && core.why_unusable(connection, Instant::now()).is_none()
-            && version.is_none_or(|version| !connection.needs_reauth(version));
+            && core.endpoint.provider().is_none_or(has_its_login)
+            && core.why_unusable(connection, Instant::now()).is_none();
         if !is_usable {
             return;
         }

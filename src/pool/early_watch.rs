@@ -100,6 +100,8 @@ impl<C> EarlyRequest<C> {
     /// Whether it can be sent on a free connection that watches this register.
     pub(in crate::pool) fn fits(&self, register: Register) -> bool {
         match &self.packet {
+            // Elsewhere no message can be sent without waiting.
+            Packet::Watch(_) if !cfg!(unix) => false,
             Packet::Watch(watch) => match watch.needs {
                 None => !register.is_watched,
                 needs => needs == register.armed,

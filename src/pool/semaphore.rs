@@ -305,7 +305,10 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         let mut waiting = lock(&waiter.state);
         drop(state);
         let was_sent = send(request);
-        waiting.grant = if was_sent { Grant::PassedOn(permit) } else { Grant::Taken };
+        match was_sent {
+            true => waiting.grant = Grant::PassedOn(permit),
+            false => waiting.set_taken(),
+        }
         let asleep = waiting.asleep;
         drop(waiting);
         match was_sent {

@@ -57,6 +57,12 @@ pub(super) enum Grant {
     Closed,
 }
 
+impl WaitState {
+    pub(super) fn set_taken(&mut self) {
+        (self.grant, self.taken_at) = (Grant::Taken, Some(Instant::now()));
+    }
+}
+
 impl Grant {
     fn is_awaited(self) -> bool {
         matches!(self, Self::Waiting | Self::Taken)
@@ -156,9 +162,7 @@ impl<K> TakenRequest<K> {
     ) -> Option<Self> {
         waiter.request(fits)?;
         // Not asleep for a moment only: it looks at the state before it sleeps.
-        let mut state = lock(&waiter.state);
-        (state.grant, state.taken_at) = (Grant::Taken, Some(Instant::now()));
-        drop(state);
+        lock(&waiter.state).set_taken();
         Some(Self { thread, waiter: Arc::clone(waiter) })
     }
 

@@ -318,7 +318,6 @@ impl Provider {
     }
 
     /// Returns the version, if the provider does not block. `None`: its call is for another thread.
-    #[cfg(feature = "tokio")]
     pub(crate) fn version_at_once(&self) -> Option<u64> {
         if let Source::Blocking(_) = &self.source {
             return None;

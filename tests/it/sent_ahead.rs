@@ -3,14 +3,14 @@
 //!
 //! Guarantee: pools
 
-use std::sync::Arc;
-use std::thread;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 
 use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
 use rediscope::{
-    Cancel, CommitError, Credentials, Error, RotatingCredentials, SessionManager,
-    TransactionOptions, Transactional, prelude::*,
+    Cancel, CommitError, Credentials, CredentialsProvider, Error, RotatingCredentials,
+    SessionManager, TransactionOptions, Transactional, prelude::*,
 };
 
 use crate::early_watches::{Fixture, SHORT, exactly_once, start, start_with};
@@ -292,4 +292,45 @@ fn a_write_of_the_pooled_handle_that_waits_is_sent_once() {
     // A repetition would have been a third.
     let _: () = fixture.sessions.pooled().set("opened", 1).unwrap();
     assert_eq!(fixture.server.ask::<i64>(&["GET", "n"]), 2);
+}
+
+/// A provider of the user's, which records the threads that ask for its version.
+struct Asked(Mutex<Vec<ThreadId>>);
+
+impl CredentialsProvider for Asked {
+    fn credentials(&self) -> Result<Credentials, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Credentials::new("first", "first"))
+    }
+
+    fn version(&self) -> u64 {
+        self.0.lock().unwrap().push(thread::current().id());
+        0
+    }
+}
+
+#[test]
+fn a_drop_does_not_call_the_users_own_provider() {
+    let server = Server::start();
+    server.acl(&["SETUSER", "first", "on", ">first", "~*", "&*", "+@all"]);
+    let provider = Arc::new(Asked(Mutex::default()));
+    let sessions = SessionManager::builder(server.url())
+        .credentials_provider(Arc::clone(&provider))
+        .max_size(1)
+        .trust_window(SOON)
+        .checkout_timeout(SOON)
+        .build()
+        .unwrap();
+    let accounts = sessions.transactional();
+    accounts.run(|tx| Ok(tx.incr("stock", 1))).unwrap();
+    thread::scope(|scope| {
+        let tx = accounts.begin().unwrap();
+        let waits = scope.spawn(|| push(&accounts, "v"));
+        let waiting = || sessions.status().transactional.waiting == 1;
+        eventually(SOON, "the block waits", waiting);
+        provider.0.lock().unwrap().clear();
+        drop(tx);
+        assert_eq!(waits.join().unwrap().unwrap(), 1);
+        let asked = provider.0.lock().unwrap();
+        assert!(!asked.contains(&thread::current().id()), "it may wait, and so would the drop");
+    });
 }
