@@ -21,7 +21,7 @@ use crate::transaction::hot_keys::{ContentionLimiter, Turn, TurnSemaphore};
 use crate::transaction::merge::{
     self, Append, Commands, Found, Group, MergeEntry, Piece, Step, StepWaiter,
 };
-use crate::transaction::pending::Pending;
+use crate::transaction::pending::{self, Pending};
 use crate::transaction::reading::{Reading, WatchTarget};
 use crate::transaction::resolve::Resolve;
 use crate::transaction::retry_loop::{WatchAttempts, is_repeatable};
@@ -315,12 +315,13 @@ async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     followers.sent();
     merged.bind(reading.binding);
     reading.pinned.closure_returned();
-    let attempt = merged.attempt(&mut reading.pinned, deadline);
+    let attempt = merged.attempt_unlogged(&mut reading.pinned, deadline);
     let mut waiter = P::Waiter::default();
     let committed = waiter.leading(&|time| lead.keep(time), attempt).await;
     if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &turn) {
         turn.committed();
     }
+    let (outcome, error) = (pending::outcome(&committed), committed.as_ref().err().cloned());
     let blocks = iter::once(&own).chain(followers.commands()).collect();
     let mut pieces = pieces_of(committed, &router, blocks).into_iter();
     let piece = pieces.next().unwrap_or(Piece::Alone);
@@ -328,6 +329,8 @@ async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     // The next block is led before the others wake.
     lead.end(piece.is_applied(), matches!(piece, Piece::Conflict));
     followers.end(pieces);
+    // A subscriber is the user's code, which may panic or wait.
+    pending::log(outcome, error.as_ref());
     piece
 }
 

@@ -316,18 +316,28 @@ impl Pending {
         pinned: &mut Pinned<P>,
         deadline: Instant,
     ) -> Result<Committed, CommitError> {
+        let committed = self.attempt_unlogged(pinned, deadline).await;
+        log(outcome(&committed), committed.as_ref().err());
+        committed
+    }
+
+    /// The same for a caller that [logs](log) the outcome when no other one waits for it any more.
+    pub(crate) async fn attempt_unlogged<P: Side>(
+        &mut self,
+        pinned: &mut Pinned<P>,
+        deadline: Instant,
+    ) -> Result<Committed, CommitError> {
         pinned.here()?;
         self.queue.rollback_deeper(0);
         own_writes::record(pinned.settings(), self.queue.body());
-        let committed = if let Some(failure) = self.failure().or_else(|| self.missing_slot_error())
-        {
+        if let Some(failure) = self.failure().or_else(|| self.missing_slot_error()) {
             boxed(pinned.release_or_log()).await;
             Err(failure)
         } else {
             let committed = if pinned.plan().watched || pinned.is_pinned() {
                 self.finish(pinned, deadline).await
             } else if self.queue.commands() == 0 && pinned.plan().idempotency_key.is_none() {
-                return self.log(Ok(Committed::Applied(Replies::none(self.queue.transaction()))));
+                return Ok(Committed::Applied(Replies::none(self.queue.transaction())));
             } else {
                 // The connection is borrowed for the commit only. No code of the caller's runs
                 // meanwhile, so there is no scope to reclaim.
@@ -346,8 +356,7 @@ impl Pending {
                 count(router.counters(), &committed);
             }
             committed.map_err(|error| self.cross_slot_error(error))
-        };
-        self.log(committed)
+        }
     }
 
     /// Commits on the pinned connection, as the scope's last call.
@@ -361,15 +370,6 @@ impl Pending {
         let committed = commit::commit(line, &mut self.queue, pinned.plan(), deadline).await;
         if cleanup::is_needed(line) {
             boxed(cleanup::clean_or_log(line, Some(pinned.owner().place))).await;
-        }
-        committed
-    }
-
-    fn log(&self, committed: Result<Committed, CommitError>) -> Result<Committed, CommitError> {
-        let outcome = outcome(&committed);
-        match &committed {
-            Ok(_) => tracing::debug!(outcome, "commit"),
-            Err(error) => tracing::debug!(outcome, error = %format_args!("{error:#}"), "commit"),
         }
         committed
     }
@@ -463,8 +463,16 @@ fn raise<P: Side>(pinned: &Pinned<P>, error: &CommitError, outcome: &str) {
 /// The word of a transaction that was applied.
 const COMMITTED: &str = "committed";
 
+/// Logs the outcome of an attempt.
+pub(crate) fn log(outcome: &str, error: Option<&CommitError>) {
+    match error {
+        None => tracing::debug!(outcome, "commit"),
+        Some(error) => tracing::debug!(outcome, error = %format_args!("{error:#}"), "commit"),
+    }
+}
+
 /// Returns one word for a report.
-fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
+pub(crate) fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
     match committed {
         Ok(Committed::Applied(_)) => COMMITTED,
         Ok(Committed::Conflict) => "conflict",

@@ -549,3 +549,43 @@ fn a_block_that_is_exactly_once_and_blocks_in_a_cluster_go_alone() {
     });
     assert_eq!(cluster.read::<i64>(&["GET", "{hot}"]), 40);
 }
+
+threads_only! {
+    /// A subscriber that panics at each end of a commit.
+    struct Panics;
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Panics {
+        fn on_event(
+            &self,
+            event: &tracing::Event<'_>,
+            _: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            let is_commit = event.metadata().target().ends_with("transaction::pending");
+            assert!(!is_commit, "of the subscriber");
+        }
+    }
+
+    #[test]
+    fn a_subscriber_that_panics_does_not_take_the_others_their_outcomes() {
+        use tracing_subscriber::layer::SubscriberExt as _;
+
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let sessions = sessions(proxy.url(), 16);
+        let handle = sessions.transactional().with(patient());
+        count(&handle);
+        proxy.set_delay(Duration::from_millis(20));
+        let ended: Vec<_> = thread::scope(|scope| {
+            let run = || {
+                let subscriber = tracing_subscriber::registry().with(Panics);
+                let run = AssertUnwindSafe(|| count(&handle));
+                tracing::subscriber::with_default(subscriber, || catch_unwind(run).ok())
+            };
+            let threads: Vec<_> = (0..12).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let panicked = ended.iter().filter(|ended| ended.is_none()).count();
+        assert_eq!(server.ask::<usize>(&["GET", "hot"]), 13, "each was applied");
+        assert!((1..8).contains(&panicked), "of 12 only those that led: {panicked}");
+    }
+}
