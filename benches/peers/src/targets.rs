@@ -230,7 +230,7 @@ impl Target {
     fn limit(&self, measured: &Measured) -> Option<String> {
         let raw = match self.ours {
             peers::GROUPED | peers::GROUPED_ONCE => peers::RAW_GROUPED,
-            peers::RUN if self.row.workers > POOL => peers::RAW_HANDED,
+            peers::RUN if self.row.workers > POOL => peers::RAW_AHEAD,
             peers::GUARD => peers::RAW_HANDED,
             peers::TASKS_RUN => peers::RAW_MERGED,
             peers::TASKS_ONCE => peers::RAW_MERGED_ONCE,

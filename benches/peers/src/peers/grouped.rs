@@ -30,31 +30,39 @@ enum Turn {
     Done,
     /// The socket is its own now, and it writes these with its own.
     Lead(Socket, Vec<Arc<Waiter>>),
+    /// The socket is its own now, and its transaction was written.
+    Sent(Socket),
 }
 
 struct Line {
     /// So many transactions go in one write.
     group: usize,
+    /// Who hands a socket on writes the transaction of the next in line first.
+    ahead: bool,
     sockets: Vec<Socket>,
     /// Empty whenever a socket is free.
     waiting: VecDeque<Arc<Waiter>>,
 }
 
 pub fn open(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
-    sharing(server, row, GROUP)
+    sharing(server, row, GROUP, false)
 }
 
 pub fn handed_on(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
     // With no more workers than sockets, nothing is handed on.
-    (row.workers > POOL).then(|| sharing(server, row, ALONE))?
+    (row.workers > POOL).then(|| sharing(server, row, ALONE, false))?
 }
 
-fn sharing(server: &Server, row: &Row, group: usize) -> Option<Crew> {
+pub fn sent_ahead(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
+    (row.workers > POOL).then(|| sharing(server, row, ALONE, true))?
+}
+
+fn sharing(server: &Server, row: &Row, group: usize, ahead: bool) -> Option<Crew> {
     if !matches!(row.scenario, Scenario::Two | Scenario::Ten) {
         return None;
     }
     let sockets = (0..POOL).map(|_| Socket::open(server, row.via)).collect();
-    let line = Arc::new(Mutex::new(Line { group, sockets, waiting: VecDeque::new() }));
+    let line = Arc::new(Mutex::new(Line { group, ahead, sockets, waiting: VecDeque::new() }));
     threads(row, |job| {
         let bytes = raw::encoded(&job).expect("a scenario without reads");
         let me = Arc::new(Waiter { bytes, turn: Mutex::new(Turn::Wait), ready: Condvar::new() });
@@ -70,11 +78,13 @@ fn sharing(server: &Server, row: &Row, group: usize) -> Option<Crew> {
 }
 
 fn commit(line: &Mutex<Line>, me: &Arc<Waiter>, joined: &mut Vec<u8>) {
-    let Some((mut socket, group)) = take(line, me).or_else(|| wait(me)) else {
+    let Some((mut socket, group, sent)) = take(line, me).or_else(|| wait(me)) else {
         return; // another worker wrote it
     };
     if group.is_empty() {
-        socket.send(&me.bytes.bytes);
+        if !sent {
+            socket.send(&me.bytes.bytes);
+        }
         socket.skip(me.bytes.replies);
     } else {
         joined.clear();
@@ -93,36 +103,41 @@ fn commit(line: &Mutex<Line>, me: &Arc<Waiter>, joined: &mut Vec<u8>) {
 }
 
 /// A free socket, or a place in the line.
-fn take(line: &Mutex<Line>, me: &Arc<Waiter>) -> Option<(Socket, Vec<Arc<Waiter>>)> {
+fn take(line: &Mutex<Line>, me: &Arc<Waiter>) -> Option<(Socket, Vec<Arc<Waiter>>, bool)> {
     let mut state = line.lock().unwrap();
     let socket = state.sockets.pop();
     if socket.is_none() {
         state.waiting.push_back(Arc::clone(me));
     }
-    Some((socket?, Vec::new()))
+    Some((socket?, Vec::new(), false))
 }
 
-fn wait(me: &Waiter) -> Option<(Socket, Vec<Arc<Waiter>>)> {
+fn wait(me: &Waiter) -> Option<(Socket, Vec<Arc<Waiter>>, bool)> {
     let mut turn = me.turn.lock().unwrap();
     loop {
         match std::mem::replace(&mut *turn, Turn::Wait) {
             Turn::Wait => turn = me.ready.wait(turn).unwrap(),
             Turn::Done => return None,
-            Turn::Lead(socket, group) => return Some((socket, group)),
+            Turn::Lead(socket, group) => return Some((socket, group, false)),
+            Turn::Sent(socket) => return Some((socket, Vec::new(), true)),
         }
     }
 }
 
 /// The socket goes to the first in line, with those behind it as its group.
-fn hand_on(line: &Mutex<Line>, socket: Socket) {
+fn hand_on(line: &Mutex<Line>, mut socket: Socket) {
     let mut state = line.lock().unwrap();
     let Some(leader) = state.waiting.pop_front() else {
         state.sockets.push(socket);
         return;
     };
     let members = state.waiting.len().min(state.group - 1);
-    let group = state.waiting.drain(..members).collect();
+    let (group, ahead) = (state.waiting.drain(..members).collect(), state.ahead);
     drop(state);
+    if ahead {
+        socket.send(&leader.bytes.bytes);
+        return notify(&leader, Turn::Sent(socket));
+    }
     notify(&leader, Turn::Lead(socket, group));
 }
 

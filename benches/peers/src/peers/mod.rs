@@ -29,6 +29,7 @@ pub struct Peer {
 pub const RAW: &str = "raw bytes, a socket each";
 pub const RAW_GROUPED: &str = "raw bytes, grouped";
 pub const RAW_HANDED: &str = "raw bytes, handed on";
+pub const RAW_AHEAD: &str = "raw bytes, sent ahead";
 pub const RAW_MERGED: &str = "raw bytes, merged";
 pub const RAW_MERGED_ONCE: &str = "raw bytes, merged, exactly once";
 pub const DEDICATED: &str = "redis-rs dedicated";
@@ -99,6 +100,12 @@ fn blocking_peers() -> Vec<Peer> {
             "bytes encoded beforehand, 8 sockets, each handed to the longest waiting worker: the \
              limit of a fair pool that does not group",
             grouped::handed_on,
+        ),
+        peer(
+            RAW_AHEAD,
+            "the same; who hands a socket on first writes the transaction of the next worker: the limit \
+             of a fair pool that sends ahead",
+            grouped::sent_ahead,
         ),
         peer(
             DEDICATED,
