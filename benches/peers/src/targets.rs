@@ -151,9 +151,8 @@ fn of_tasks() -> Vec<Target> {
         target(ten, TASKS_RUN, Metric::Rate, multiplexed, AtLeast(1.5)),
         target(get, TASKS_POOLED, Metric::Rate, multiplexed, AtLeast(1.2)),
         target(many, TASKS_WATCH, Metric::Rate, deadpool, AtLeast(1.1)),
-        target(many, TASKS_WATCH, Metric::Rate, Peer(peers::BB8_UNCHECKED), AtLeast(0.8))
-            .hoping(1.2),
-        target(many, TASKS_WATCH, Metric::P99, deadpool, AtMost(1.0)).hoping(0.5),
+        target(many, TASKS_WATCH, Metric::Rate, Peer(peers::BB8_UNCHECKED), AtLeast(1.2)),
+        target(many, TASKS_WATCH, Metric::P99, deadpool, AtMost(0.5)),
         target(one, TASKS_WATCH, Metric::Rate, Best, AtLeast(1.2)),
         target(one, TASKS_WATCH, Metric::Tries, NoPeer, AtMost(1.01)),
         target(one, TASKS_WATCH_MERGED, Metric::Rate, Best, AtLeast(3.0)).hoping(8.0),
