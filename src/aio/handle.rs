@@ -26,7 +26,7 @@ use crate::reply::replies::Replies;
 use crate::sync::in_span::in_span;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys::HotKeys;
 use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pending::Pending;
@@ -55,7 +55,7 @@ pub struct Transactional {
     router: Router<TaskPool>,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    limiter: Arc<ContentionLimiter<TaskTurns>>,
+    hot_keys: Arc<HotKeys<TaskTurns>>,
 }
 
 impl UnwindSafe for Transactional {}
@@ -65,9 +65,9 @@ impl Transactional {
     pub(crate) fn new(
         router: Router<TaskPool>,
         resolver: Arc<dyn ResolveCommit>,
-        limiter: Arc<ContentionLimiter<TaskTurns>>,
+        hot_keys: Arc<HotKeys<TaskTurns>>,
     ) -> Self {
-        Self { router, options: TransactionOptions::default(), resolver, limiter }
+        Self { router, options: TransactionOptions::default(), resolver, hot_keys }
     }
 
     /// Returns a handle whose transactions have these options. An option that `options` does not
@@ -372,8 +372,8 @@ impl Transactional {
 
     fn watch_of(&self, keys: Option<Keys>) -> Watch {
         let resolver = Arc::clone(&self.resolver);
-        let limiter = Arc::clone(&self.limiter);
-        Watch::new(self.router.clone(), self.options.clone(), resolver, limiter, keys)
+        let hot_keys = Arc::clone(&self.hot_keys);
+        Watch::new(self.router.clone(), self.options.clone(), resolver, hot_keys, keys)
     }
 }
 

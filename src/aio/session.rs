@@ -26,7 +26,7 @@ use crate::protocol::lock::acquire::LockMode;
 use crate::session::builder::{Builder, Checked, routers};
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys::HotKeys;
 use crate::transaction::tasks::turns::TaskTurns;
 
 /// Two pools to one server, one for single commands and one for transactions, for tasks of tokio.
@@ -56,7 +56,7 @@ pub struct SessionManager {
     pooled: Router<TaskPool>,
     transactional: Router<TaskPool>,
     resolver: Arc<TaskResolver>,
-    limiter: Arc<ContentionLimiter<TaskTurns>>,
+    hot_keys: Arc<HotKeys<TaskTurns>>,
     /// The pool of connections to replicas, made at its first use.
     replicas: Arc<OnceLock<Router<TaskPool>>>,
     locks: Arc<TaskLockManager>,
@@ -100,14 +100,14 @@ impl Builder {
         let kinds = [kinds.locks(), kinds.transactional, kinds.pooled];
         let [own, transactional, pooled] = routers(address, &settings, kinds)?;
         let resolver = Arc::new(TaskResolver::new(transactional.clone()));
-        let limiter = Arc::new(ContentionLimiter::new());
+        let hot_keys = Arc::new(HotKeys::new());
         let locks = Arc::new(TaskLockManager::new(pooled.clone(), own));
         let reported = Arc::downgrade(&locks);
         locks
             .metrics()
             .report(&threads, move || reported.upgrade().map(|locks| locks.status().levels()));
         let replicas = Arc::default();
-        Ok(SessionManager { pooled, transactional, resolver, limiter, replicas, locks })
+        Ok(SessionManager { pooled, transactional, resolver, hot_keys, replicas, locks })
     }
 }
 
@@ -165,7 +165,7 @@ impl SessionManager {
     /// Returns the handle for transactions.
     pub fn transactional(&self) -> Transactional {
         let resolver = Arc::<TaskResolver>::clone(&self.resolver);
-        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.limiter))
+        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.hot_keys))
     }
 
     /// Returns the lock with this name: one holder at a time, in all processes. See [`Lock`]. It excludes

@@ -77,7 +77,7 @@ impl Tries {
             let Self { watch, place, attempts, counted } = self;
             let attempts = match attempts {
                 Some(attempts) => attempts,
-                None => attempts.insert(watch.attempts(place).await?),
+                None => attempts.insert(watch.attempts(place)?),
             };
             let router = watch.router();
             if !*counted {
@@ -89,7 +89,8 @@ impl Tries {
             *counted = false;
             let pending = watching.pending();
             let in_loop = watch.limited_keys().map(|_| InLoop::enter());
-            Ok(Attempt { router, attempts, counted, watching, pending, in_loop })
+            let keys = watch.keys();
+            Ok(Attempt { router, attempts, keys, counted, watching, pending, in_loop })
         }
     }
 }
@@ -109,10 +110,11 @@ impl Attempt<'_> {
     /// [`Transactional::run`](crate::aio::Transactional::run).
     pub fn commit(self) -> impl Future<Output = Result<Outcome, Error>> + Send {
         async move {
-            let Self { router, attempts, counted, watching, mut pending, in_loop: _in_loop } = self;
+            let Self { router, attempts, keys, counted, watching, .. } = self;
+            let (mut pending, _in_loop) = (self.pending, self.in_loop);
             router.here()?;
             let span = attempts.span().clone();
-            let committed = attempts.commit(router, None, watching.reading, &mut pending);
+            let committed = attempts.commit(router, keys, watching.reading, &mut pending);
             let replies = in_span(&span, pin!(committed)).await?;
             *counted = replies.is_none();
             Ok(match replies {

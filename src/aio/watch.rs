@@ -21,7 +21,7 @@ use crate::reply::replies::Replies;
 use crate::sync::in_span::in_span;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys::HotKeys;
 use crate::transaction::keys::Keys;
 use crate::transaction::merged_run::{Closed, Ran, run_merged};
 use crate::transaction::options::TransactionOptions;
@@ -47,7 +47,7 @@ pub struct Watch {
     router: Router<TaskPool>,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    limiter: Arc<ContentionLimiter<TaskTurns>>,
+    hot_keys: Arc<HotKeys<TaskTurns>>,
     /// `None`: the scope reads on one connection and watches nothing.
     keys: Option<Keys>,
     reads: Arc<WatchReads>,
@@ -58,10 +58,10 @@ impl Watch {
         router: Router<TaskPool>,
         options: TransactionOptions,
         resolver: Arc<dyn ResolveCommit>,
-        limiter: Arc<ContentionLimiter<TaskTurns>>,
+        hot_keys: Arc<HotKeys<TaskTurns>>,
         keys: Option<Keys>,
     ) -> Self {
-        Self { router, options, resolver, limiter, keys, reads: Arc::default() }
+        Self { router, options, resolver, hot_keys, keys, reads: Arc::default() }
     }
 
     /// Sets the retry policy of `run` and [`tries`](Self::tries), in place of the handle's own.
@@ -243,7 +243,7 @@ impl Watch {
             + 's,
     {
         async move {
-            let mut attempts = WatchAttempts::new(&self.router, self.run_of(place, true)?);
+            let mut attempts = self.attempts(place)?;
             let has_turn = self.limited_keys().is_some();
             let target = self.target(attempts.binding());
             if let Some(keys) = self.limited_keys()
@@ -251,7 +251,7 @@ impl Watch {
                 && !turns::is_nested()
             {
                 let term = self.router.settings().max_pin_time;
-                let enter = |until| turns::enter(&self.limiter, keys.buckets(), until, term);
+                let enter = |wait| turns::enter(&self.hot_keys, keys.buckets(), wait, term);
                 let closure = closure.clone();
                 let run = move |reading, writes| {
                     let closure = closure.clone();
@@ -264,13 +264,12 @@ impl Watch {
                         Closed { reading: watching.reading, ran, writes }
                     }
                 };
-                let (router, limiter) = (&self.router, &self.limiter);
-                let merged = run_merged(&mut attempts, router, target, limiter, enter, run);
+                let (router, hot_keys) = (&self.router, &self.hot_keys);
+                let merged = run_merged(&mut attempts, router, target, hot_keys, enter, run);
                 if let Some(output) = merged.await? {
                     return Ok(output);
                 }
             }
-            self.enter(&mut attempts).await;
             loop {
                 let mut watching = self.next(&mut attempts).await?;
                 let mut block = watching.block();
@@ -304,7 +303,7 @@ impl Watch {
         place: &'static Location<'static>,
         mut closure: impl FnMut(&mut Block) -> Result<R, E> + Send,
     ) -> Result<R::Output, E> {
-        let mut attempts = self.attempts(place).await?;
+        let mut attempts = self.attempts(place)?;
         loop {
             let watching = self.next(&mut attempts).await?;
             let mut block = watching.block();
@@ -329,24 +328,16 @@ impl Watch {
         &self.router
     }
 
-    /// Begins a run, after its turn on hot keys has come.
-    pub(crate) async fn attempts(
+    /// Begins a run.
+    pub(crate) fn attempts(
         &self,
         place: &'static Location<'static>,
     ) -> Result<WatchAttempts<TaskTurns>, Error> {
-        let mut attempts = WatchAttempts::new(&self.router, self.run_of(place, true)?);
-        self.enter(&mut attempts).await;
-        Ok(attempts)
+        Ok(WatchAttempts::new(&self.router, self.run_of(place, true)?))
     }
 
-    /// Waits for the turn of a run on its keys.
-    async fn enter(&self, attempts: &mut WatchAttempts<TaskTurns>) {
-        if let Some(keys) = self.limited_keys() {
-            let deadline = attempts.turn_deadline();
-            let term = self.router.settings().max_pin_time;
-            let turn = turns::enter(&self.limiter, keys.buckets(), deadline, term).await;
-            attempts.set_turn(turn);
-        }
+    pub(crate) fn keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
     }
 
     /// The keys on which a run waits for its turn.
@@ -359,6 +350,13 @@ impl Watch {
         attempts: &mut WatchAttempts<TaskTurns>,
     ) -> Result<Watching, Error> {
         self.router.here()?;
+        if let Some(keys) = self.limited_keys()
+            && let Some(wait) = attempts.turn_wait(&self.router)
+        {
+            let term = self.router.settings().max_pin_time;
+            let turn = turns::enter(&self.hot_keys, keys.buckets(), wait, term).await;
+            attempts.set_turn(turn);
+        }
         let (span, target) = (attempts.span().clone(), self.target(attempts.binding()));
         let next = attempts.next(&self.router, target);
         in_span(&span, pin!(next)).await.map(|reading| Watching { reading })

@@ -25,6 +25,7 @@ use crate::pool::early_watch::{Armed, EarlyWatch};
 use crate::pool::entry::Kept;
 use crate::pool::first_packet::Register;
 use crate::pool::idle::TakenConnection;
+use crate::pool::key_turn::KeyTurn;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, ScopeLine};
@@ -51,7 +52,12 @@ pub(crate) struct Permit {
     in_use: InUse,
     /// The caller whose WATCH was taken. It gets the permit with the connection.
     next_caller: Option<TakenRequest<ThreadEarlyRequest>>,
+    /// The turn on hot keys of the scope that has the connection.
+    turn: Option<Arc<ThreadKeyTurn>>,
 }
+
+/// A turn on hot keys, for threads.
+pub(crate) type ThreadKeyTurn = KeyTurn<Checkout>;
 
 impl Permit {
     pub(crate) fn new(core: Arc<PoolCore>, number: usize) -> Self {
@@ -66,6 +72,7 @@ impl Permit {
             is_passed_on: false,
             in_use,
             next_caller: None,
+            turn: None,
         }
     }
 }
@@ -121,6 +128,8 @@ impl Drop for Checkout {
             }
         } else if self.permit.next_caller.is_some() {
             self.end_early_watch();
+        } else if self.permit.turn.as_ref().is_some_and(|turn| turn.has_taken()) {
+            self.end_turn();
         } else if self.permit.core.semaphore.has_request() {
             self.send_ahead();
         }
@@ -144,14 +153,50 @@ impl Checkout {
         Ok(checkout)
     }
 
+    /// The checkout of a scope with this turn, on a connection that came with it.
+    pub(in crate::pool) fn begin_turn(&mut self, started: Instant) {
+        let core = &self.permit.core;
+        self.permit.in_use = core.config.counters.metrics.checked_out(started);
+    }
+
+    /// Has the scope's EXEC followed by the WATCH of the caller that gets the turn next.
+    pub(in crate::pool) fn set_turn(&mut self, turn: &Arc<ThreadKeyTurn>) {
+        self.permit.turn = Some(Arc::clone(turn));
+    }
+
+    /// Whether a caller gets this connection next, and its WATCH was sent on it.
+    fn can_be_passed_on(&self) -> bool {
+        let core = &self.permit.core;
+        self.connection.as_ref().is_some_and(|connection| {
+            !core.shared.is_closed()
+                && connection.can_be_passed_on(Instant::now(), core.generation())
+        })
+    }
+
+    /// Passes the turn to the caller whose WATCH was sent on the connection, with the connection and the
+    /// permit, or has it wait on.
+    #[inline(never)]
+    fn end_turn(&mut self) {
+        let can_be_passed_on = self.can_be_passed_on();
+        let Some(turn) = self.permit.turn.take() else { return };
+        let connection = self.connection.take_if(|_| can_be_passed_on);
+        let Some(mut connection) = connection else {
+            // It is closed, because it awaits replies, before the permit is released.
+            return turn.leave_next();
+        };
+        connection.mark_taken();
+        let number = self.permit.number as usize;
+        let permit = Permit::new(Arc::clone(&self.permit.core), number);
+        self.permit.is_passed_on = true;
+        // If that caller has just given up, this closes the connection and releases the permit.
+        drop(turn.pass_on(Self { connection: Some(connection), permit }));
+    }
+
     /// Passes the connection to the caller whose WATCH was sent on it, or has it wait on.
     #[inline(never)]
     fn end_early_watch(&mut self) {
+        let can_be_passed_on = self.can_be_passed_on();
         let Permit { core, next_caller, .. } = &mut self.permit;
-        let can_be_passed_on = self.connection.as_ref().is_some_and(|connection| {
-            !core.shared.is_closed()
-                && connection.can_be_passed_on(Instant::now(), core.generation())
-        });
         match (next_caller.as_ref().and_then(TakenRequest::request), can_be_passed_on) {
             (Some(request), true) => {
                 if let Some(mut connection) = self.connection.take() {
@@ -332,6 +377,12 @@ impl Line for Checkout {
         if core.endpoint.login_version().is_some_and(|version| connection.needs_reauth(version)) {
             return None;
         }
+        if let Some(turn) = &self.permit.turn
+            && !(turn.is_kept_long() && core.semaphore.waiting() > 0)
+            && let Some(watch) = turn.take_next(armed)
+        {
+            return Some(watch);
+        }
         let rides =
             |request: &ThreadEarlyRequest| request.watch().is_some_and(|watch| watch.fits(armed));
         let taken = core.semaphore.take_request(self.permit.number as usize, rides)?;
@@ -341,15 +392,26 @@ impl Line for Checkout {
     }
 
     fn has_early_watch(&self) -> bool {
-        self.permit.next_caller.as_ref().is_some_and(TakenRequest::is_awaited)
+        let Permit { next_caller, turn, .. } = &self.permit;
+        next_caller.as_ref().is_some_and(TakenRequest::is_awaited)
+            || turn.as_ref().is_some_and(|turn| turn.has_next())
     }
 
     #[cold]
     fn leave_early_watch(&mut self) {
-        let Some(next_caller) = self.permit.next_caller.take() else { return };
+        let next_caller = self.permit.next_caller.take();
+        let turn = self.permit.turn.take().filter(|turn| turn.has_taken());
+        if next_caller.is_none() && turn.is_none() {
+            return;
+        }
         self.taint(CloseReason::LeftDirty);
         self.close();
-        self.permit.core.semaphore.return_request(next_caller);
+        if let Some(next_caller) = next_caller {
+            self.permit.core.semaphore.return_request(next_caller);
+        }
+        if let Some(turn) = turn {
+            turn.leave_next();
+        }
     }
 }
 

@@ -19,18 +19,27 @@ use crate::text::opaque_debug;
 pub(crate) type Armed = Option<u32>;
 
 /// WATCH and the reads of a caller that may have to wait.
-#[derive(Clone, Copy)]
-pub(crate) struct WatchOffer<'r> {
+pub(crate) struct WatchOffer<'r, T> {
     pub(crate) watch: &'r [u8],
     /// The bytes of the reads, and their number.
     pub(crate) reads: (&'r [u8], usize),
     /// The caller's transaction needs a register with this tag.
     pub(crate) needs: Option<Armed>,
+    /// The caller's turn on hot keys, if it has one.
+    pub(crate) turn: Option<&'r Arc<T>>,
 }
 
-impl WatchOffer<'_> {
+impl<T> Clone for WatchOffer<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for WatchOffer<'_, T> {}
+
+impl<T> WatchOffer<'_, T> {
     /// `None`: they are too long.
-    pub(in crate::pool) fn early_watch(&self) -> Option<EarlyWatch> {
+    pub(crate) fn early_watch(&self) -> Option<EarlyWatch> {
         let (watch, (reads, count)) = (self.watch, self.reads);
         let (bytes, reads) = ([watch, reads].concat(), u32::try_from(count).ok()?);
         (bytes.len() <= MAX_BYTES).then_some(EarlyWatch { bytes, reads, needs: self.needs })

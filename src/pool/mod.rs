@@ -19,6 +19,7 @@ pub(crate) mod group_prepare;
 pub(crate) mod group_request;
 pub(crate) mod idle;
 pub(crate) mod job;
+pub(crate) mod key_turn;
 pub(crate) mod line;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/harness.rs"]

@@ -20,7 +20,7 @@ use crate::logging::deferred::DeferredEvents;
 use crate::pool::batch::{LedGroup, ensure_multi, send_batch};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
-use crate::pool::checkout::{Checkout, Permit};
+use crate::pool::checkout::{Checkout, Permit, ThreadKeyTurn};
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::core::{PoolCore, ThreadEarlyRequest, ThreadRequest};
@@ -64,6 +64,19 @@ impl Deref for Pool {
 type MayWait<'p> = dyn Fn(&IsWaiting<'_>) -> Result<(), WouldDeadlock> + 'p;
 
 impl Pool {
+    /// Takes the connection that came with the caller's turn. `None`: none came, or it is to another server.
+    fn take_with_turn(&self, offer: Option<WatchOffer<'_, ThreadKeyTurn>>) -> Option<Checkout> {
+        let mut checkout = offer?.turn?.take_connection()?;
+        let is_usable = Arc::ptr_eq(checkout.pool(), self) && !cancel::is_cancelled();
+        is_usable.then(|| {
+            let name = self.config.name;
+            checkout.begin_turn(Instant::now());
+            self.config.counters.checkouts.add();
+            checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
+            checkout
+        })
+    }
+
     /// Takes a connection for the permit, and counts and logs the outcome.
     fn connect(
         &self,
@@ -298,6 +311,7 @@ impl ServerPool for Pool {
     type Io = Threads;
     type Line = Checkout;
     type Pin = PinnedConnection<Checkout>;
+    type Turn = ThreadKeyTurn;
     type Group = LedGroup;
     /// A forgotten scope does not keep the pool alive. (The checkout in the scope's entry does, until
     /// the scope ends or is reclaimed.)
@@ -390,12 +404,19 @@ impl ServerPool for Pool {
         deadline: Instant,
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
-        offer: Option<WatchOffer<'_>>,
+        offer: Option<WatchOffer<'_, ThreadKeyTurn>>,
     ) -> impl Future<Output = Result<PinnedConnection<Checkout>, CheckoutError>> + Send {
         let watch = || offer.and_then(|offer| offer.early_watch()).map(ThreadEarlyRequest::new);
-        let checkout = self.take(deadline, &watch);
-        let open =
-            |checkout: Checkout| self.scopes.open(checkout.with_ask(needs_asking), origin, router);
+        let checkout = match self.take_with_turn(offer) {
+            Some(checkout) => Ok(checkout),
+            None => self.take(deadline, &watch),
+        };
+        let open = |mut checkout: Checkout| {
+            if let Some(turn) = offer.and_then(|offer| offer.turn) {
+                checkout.set_turn(turn);
+            }
+            self.scopes.open(checkout.with_ask(needs_asking), origin, router)
+        };
         ready(checkout.map(open))
     }
 

@@ -164,7 +164,7 @@ impl<P: ServerPool> Router<P> {
         route: &Route,
         origin: &ScopeOrigin,
         deadline: Instant,
-        offer: Option<WatchOffer<'_>>,
+        offer: Option<WatchOffer<'_, P::Turn>>,
     ) -> Result<P::Pin, CheckoutError> {
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {

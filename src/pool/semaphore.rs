@@ -96,6 +96,13 @@ pub(crate) enum Returned<K> {
     Kept,
 }
 
+/// The place of a caller that joins the queue.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum QueuePlace {
+    First,
+    Last,
+}
+
 /// The state of a caller that is first again.
 enum Front<K> {
     Permit(usize),
@@ -198,6 +205,17 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         request: Option<LeftRequest<K>>,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<Granted, AcquireError<E>> {
+        self.acquire_at(QueuePlace::Last, deadline, request, may_wait)
+    }
+
+    /// The same for a caller with this place in the queue.
+    pub(crate) fn acquire_at<E>(
+        &self,
+        place: QueuePlace,
+        deadline: Instant,
+        request: Option<LeftRequest<K>>,
+        may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
+    ) -> Result<Granted, AcquireError<E>> {
         let mut waiter = {
             let mut state = lock(&self.state);
             if state.closed {
@@ -210,7 +228,10 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
             let waiter = Arc::new(Waiter::new(request));
             // Later requests must not pass this caller.
             state.open = None;
-            state.queue.push_back(QueueEntry::here(&waiter));
+            match place {
+                QueuePlace::First => state.queue.push_front(QueueEntry::here(&waiter)),
+                QueuePlace::Last => state.queue.push_back(QueueEntry::here(&waiter)),
+            }
             waiter
         };
         let _call = CallUnderWay::begin();

@@ -27,6 +27,8 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     type Io: Io;
     type Line: Line<Wire = <Self::Io as Io>::Wire>;
     type Pin: PinnedLine<Line = Self::Line>;
+    /// A turn on hot keys, as a connection has it.
+    type Turn: Send + Sync;
     /// The requests that a caller with a connection sends with its own.
     type Group: Send;
     /// A reference that does not keep the pool alive.
@@ -122,7 +124,7 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
         deadline: Instant,
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
-        _offer: Option<WatchOffer<'_>>,
+        _offer: Option<WatchOffer<'_, Self::Turn>>,
     ) -> impl Future<Output = Result<Self::Pin, CheckoutError>> + Send {
         self.pin(origin, deadline, needs_asking, router)
     }

@@ -32,7 +32,7 @@ use crate::settings::settings::Settings;
 use crate::settings::table;
 #[cfg(feature = "tls-rustls")]
 use crate::settings::tls::Tls;
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys::HotKeys;
 
 /// Maximum number of renewals and releases in one write.
 const MOST_CALLS: u32 = 64;
@@ -259,7 +259,7 @@ impl Builder {
         let kinds = [kinds.transactional, kinds.pooled, own];
         let [transactional, pooled, own] = routers(address, &settings, kinds)?;
         let resolver = Arc::new(CommitResolver::new(transactional.clone()));
-        let limiter = Arc::new(ContentionLimiter::new());
+        let hot_keys = Arc::new(HotKeys::new());
         let locks = Arc::new(LockManager::new(pooled.clone(), own));
         let reported = Arc::downgrade(&locks);
         locks
@@ -270,7 +270,7 @@ impl Builder {
             pooled,
             transactional,
             resolver,
-            limiter,
+            hot_keys,
             locks,
             replicas: Arc::default(),
         })

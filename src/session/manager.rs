@@ -22,7 +22,7 @@ use crate::protocol::lock::acquire::LockMode;
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
 use crate::transaction::handle::Transactional;
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys::HotKeys;
 
 /// Two pools to one server, one for single commands and one for transactions, so that a plain
 /// read can never open a scope.
@@ -51,7 +51,7 @@ pub struct SessionManager {
     pub(crate) pooled: Router,
     pub(crate) transactional: Router,
     pub(crate) resolver: Arc<CommitResolver>,
-    pub(crate) limiter: Arc<ContentionLimiter>,
+    pub(crate) hot_keys: Arc<HotKeys>,
     pub(crate) locks: Arc<LockManager>,
     /// The pool of connections to replicas, made at its first use.
     pub(crate) replicas: Arc<OnceLock<Router>>,
@@ -115,7 +115,7 @@ impl SessionManager {
     /// Returns the handle for transactions.
     pub fn transactional(&self) -> Transactional {
         let resolver = Arc::<CommitResolver>::clone(&self.resolver);
-        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.limiter))
+        Transactional::new(self.transactional.clone(), resolver, Arc::clone(&self.hot_keys))
     }
 
     /// Returns the lock with this name: one holder at a time, in all processes. See [`Lock`].

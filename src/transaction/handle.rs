@@ -18,7 +18,7 @@ use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
 use crate::transaction::conditional::Conditional;
 use crate::transaction::guard::Transaction;
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys::HotKeys;
 use crate::transaction::keys::{IntoKeys, Keys};
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pending::Pending;
@@ -48,7 +48,7 @@ pub struct Transactional {
     router: Router,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    limiter: Arc<ContentionLimiter>,
+    hot_keys: Arc<HotKeys>,
 }
 
 impl UnwindSafe for Transactional {}
@@ -58,9 +58,9 @@ impl Transactional {
     pub(crate) fn new(
         router: Router,
         resolver: Arc<dyn ResolveCommit>,
-        limiter: Arc<ContentionLimiter>,
+        hot_keys: Arc<HotKeys>,
     ) -> Self {
-        Self { router, options: TransactionOptions::default(), resolver, limiter }
+        Self { router, options: TransactionOptions::default(), resolver, hot_keys }
     }
 
     /// Returns a handle whose transactions have these options. An option that `options` does not
@@ -280,8 +280,8 @@ impl Transactional {
 
     fn watch_of(&self, keys: Option<Keys>) -> Watch {
         let resolver = Arc::clone(&self.resolver);
-        let limiter = Arc::clone(&self.limiter);
-        Watch::new(self.router.clone(), self.options.clone(), resolver, limiter, keys)
+        let hot_keys = Arc::clone(&self.hot_keys);
+        Watch::new(self.router.clone(), self.options.clone(), resolver, hot_keys, keys)
     }
 }
 

@@ -7,7 +7,9 @@ use redis::ToSingleRedisArg;
 
 use crate::error::any::Error;
 use crate::pool::own_writes::OwnWrites;
+use crate::protocol::command;
 use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::table::is_read_only;
 use crate::protocol::resp::encode;
 use crate::settings::settings::Settings;
 use crate::transaction::hot_keys;
@@ -69,6 +71,26 @@ impl Keys {
     /// Buckets in which a block waits for its keys.
     pub(crate) fn buckets(&self) -> &[u16] {
         &self.buckets
+    }
+
+    /// Buckets of the keys that these commands change, as far as that is known; else all.
+    pub(crate) fn written_buckets(&self, commands: &[u8]) -> Vec<u16> {
+        let (keys, mut written) = (self.list(), Vec::new());
+        for args in CommandReader::new(commands).flatten() {
+            let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+            if is_read_only(name, sub) {
+                continue;
+            }
+            let are_known = command::keys::for_each(&args, |key| {
+                if keys.contains(&key) {
+                    written.push(hot_keys::bucket(hash(key)));
+                }
+            });
+            if !are_known {
+                return self.buckets.clone();
+            }
+        }
+        written
     }
 
     /// EXISTS of all the keys, as one encoded command.
@@ -151,5 +173,26 @@ mod tests {
         assert_eq!(keys.watch(), at_once.watch());
         assert_eq!(keys.buckets(), at_once.buckets());
         assert_eq!(format!("{keys:?}"), "3 keys");
+    }
+
+    #[test]
+    fn the_keys_that_commands_change_are_those_of_writes_and_all_if_unknown() {
+        let (keys, bucket) =
+            (["a", "b"].into_keys(), |key: &str| hot_keys::bucket(hash(key.as_bytes())));
+        let written = |commands: &[&str]| {
+            let mut bytes = Vec::new();
+            for line in commands {
+                let mut words = line.split(' ');
+                let mut command = redis::cmd(words.next().unwrap());
+                words.for_each(|word| _ = command.arg(word));
+                bytes.extend(command.get_packed_command());
+            }
+            keys.written_buckets(&bytes)
+        };
+        assert!(written(&["GET a", "SET other 1"]).is_empty());
+        assert_eq!(written(&["SET other 1", "INCR b"]), [bucket("b")]);
+        assert_eq!(written(&["RENAME b a"]), [bucket("b"), bucket("a")]);
+        assert_eq!(written(&["GET a", "JSON.SET c $ 1"]), keys.buckets());
+        assert!(written(&[]).is_empty());
     }
 }

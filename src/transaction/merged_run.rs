@@ -17,7 +17,7 @@ use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
 use crate::sync::in_span::in_span;
 use crate::transaction::block::Block;
-use crate::transaction::hot_keys::{ContentionLimiter, Turn, TurnSemaphore};
+use crate::transaction::hot_keys::{HotKeys, Turn, TurnSemaphore, TurnWait};
 use crate::transaction::merge::{
     self, Append, Commands, Found, Group, MergeEntry, Piece, Step, StepWaiter,
 };
@@ -61,17 +61,17 @@ struct MergedRun<'r, P: MergeSide, S: TurnSemaphore> {
 }
 
 /// Runs a watching block merged with others on the same keys. `None`: the block goes alone. `enter` waits
-/// for the turn on the keys until an instant, and `closure` runs the block's closure in a scope.
+/// for the turn on the keys, and `closure` runs the block's closure in a scope.
 pub(crate) async fn run_merged<P, S, R, E, Entering, Running>(
     attempts: &mut WatchAttempts<S>,
     router: &Router<P>,
     target: WatchTarget<'_>,
-    limiter: &Arc<ContentionLimiter<S>>,
-    mut enter: impl FnMut(Instant) -> Entering,
+    hot_keys: &Arc<HotKeys<S>>,
+    mut enter: impl FnMut(TurnWait) -> Entering,
     mut closure: impl FnMut(Reading<P>, Option<OwnWrites>) -> Running,
 ) -> Result<Option<R::Output>, E>
 where
-    P: MergeSide,
+    P: MergeSide<Turn = S::Key>,
     S: TurnSemaphore,
     R: Resolve,
     E: From<Error>,
@@ -80,7 +80,9 @@ where
 {
     let Some(keys) = target.keys else { return Ok(None) };
     let (reads, most) = (target.reads.bytes(), router.settings().max_merged as usize);
-    let Some(mut place) = limiter.merges.arrive(keys.watch(), reads, most) else { return Ok(None) };
+    let Some(mut place) = hot_keys.merges.arrive(keys.watch(), reads, most) else {
+        return Ok(None);
+    };
     let mut run = MergedRun { router, target, attempts, waiter: P::Waiter::default() };
     let mut ran: Option<Ran<R, E>> = None;
     loop {
@@ -121,9 +123,11 @@ where
                 continue;
             }
             Step::Lead => {
-                let entered = pin!(enter(run.attempts.turn_deadline()));
-                let turn = run.leading(&place, entered).await;
-                run.attempts.set_turn(turn);
+                if let Some(wait) = run.attempts.turn_wait(router) {
+                    let entered = pin!(enter(wait));
+                    let turn = run.leading(&place, entered).await;
+                    run.attempts.set_turn(turn);
+                }
                 let mut reading = run.watch(&place).await?;
                 let found = ReadValues::of(reads, reading.declared.values());
                 let compared = place.compare(found.as_ref());
@@ -184,7 +188,7 @@ where
     }
 }
 
-impl<P: MergeSide, S: TurnSemaphore> MergedRun<'_, P, S> {
+impl<P: MergeSide<Turn = S::Key>, S: TurnSemaphore> MergedRun<'_, P, S> {
     /// Waits for the block's next step.
     async fn wait(&mut self, place: &mut MergeEntry) -> Step {
         let until = self.attempts.turn_deadline();
@@ -318,9 +322,6 @@ async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     let attempt = merged.attempt_unlogged(&mut reading.pinned, deadline);
     let mut waiter = P::Waiter::default();
     let committed = waiter.leading(&|time| lead.keep(time), attempt).await;
-    if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &turn) {
-        turn.committed();
-    }
     let (outcome, error) = (pending::outcome(&committed), committed.as_ref().err().cloned());
     let blocks = iter::once(&own).chain(followers.commands()).collect();
     let mut pieces = pieces_of(committed, &router, blocks).into_iter();

@@ -234,10 +234,11 @@ impl TransactionOptions {
 
     /// Whether blocks of `watch(..).run` take turns. Default: `true`.
     ///
-    /// Blocks that watch the same key in one session manager are admitted a few at a time, first
-    /// come first served. They wait without a connection, at most until the policy's deadline. With
-    /// `false` none of them is [merged](crate::Builder::max_merged), and all attempt at once: on a key that many blocks change, nearly all attempts
-    /// then end in a conflict. WATCH protects them either way.
+    /// Once blocks of one session manager that change a watched key have met a conflict, those that watch
+    /// it attempt one after another, first come first served. They wait without a connection, at most
+    /// until the policy's deadline. Turns end when a run of commits has not changed the key. With `false`
+    /// none of them is [merged](crate::Builder::max_merged), and all attempt at once: on a key that many
+    /// blocks change, nearly all attempts then end in a conflict. WATCH protects them either way.
     pub fn take_turns(mut self, take_turns: bool) -> Self {
         self.take_turns = Some(take_turns);
         self

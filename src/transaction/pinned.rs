@@ -221,7 +221,7 @@ impl<P: Side> Pinned<P> {
         &mut self,
         slot: Option<u16>,
         deadline: Instant,
-        offer: Option<WatchOffer<'_>>,
+        offer: Option<WatchOffer<'_, P::Turn>>,
     ) -> Result<(), CheckoutError> {
         self.here()?;
         if self.pin.is_none() {

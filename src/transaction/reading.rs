@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use redis::Value;
 
+use crate::commit::plan::CommitPlan;
 use crate::commit::prepare;
 use crate::commit::side::Side;
 use crate::error::any::Error;
@@ -62,7 +63,7 @@ impl<P: Side> Reading<P> {
         attempt: u32,
         deadline: Instant,
     ) -> Result<Self, Error> {
-        match arm(&mut pinned, target, attempt, deadline).await {
+        match arm(&mut pinned, target, attempt, deadline, None).await {
             Ok(declared) => Ok(Self::new(pinned, target, attempt, declared)),
             Err(error) => {
                 boxed(stop(&mut pinned, &error)).await;
@@ -205,20 +206,41 @@ pub(crate) struct WatchTarget<'w> {
     pub(crate) reads: &'w Arc<WatchReads>,
 }
 
+impl<'w> WatchTarget<'w> {
+    /// WATCH and the reads as another caller can send them; `None`: they need more than its connection, or may
+    /// take long, for which that caller would wait.
+    pub(crate) fn offer<T>(
+        &self,
+        plan: &CommitPlan,
+        route: &Route,
+        turn: Option<&'w Arc<T>>,
+    ) -> Option<WatchOffer<'w, T>> {
+        let is_plain = plan.idempotency_key.is_none() && plan.lock_check.is_none();
+        let watch = self
+            .keys
+            .map(Keys::watch)
+            .filter(|_| is_plain && !route.ask && self.reads.are_small())?;
+        let needs = plan.resolver.is_some().then(|| self.binding.slot().and_then(slot::tag_of));
+        Some(WatchOffer { watch, reads: (self.reads.bytes(), self.reads.len()), needs, turn })
+    }
+}
+
 /// Takes a connection and waits for the replies to WATCH, the declared reads and the conditions'
-/// reads.
+/// reads. `turn`: the caller's turn on hot keys, which may have come with a connection.
 pub(crate) async fn arm<P: Side>(
     pinned: &mut Pinned<P>,
-    WatchTarget { keys, binding, reads }: WatchTarget<'_>,
+    target: WatchTarget<'_>,
     attempt: u32,
     deadline: Instant,
+    turn: Option<&Arc<P::Turn>>,
 ) -> Result<ReadReplies, Error> {
+    let WatchTarget { keys, binding, reads } = target;
     if binding == SlotBinding::Pending {
         // The first key will have the slot.
         return Ok(ReadReplies::default());
     }
     let watch = keys.map(Keys::watch);
-    let offer = watch_offer(pinned, watch, reads, binding.slot());
+    let offer = target.offer(pinned.plan(), pinned.route(), turn);
     pinned.pin_watching(binding.slot(), deadline, offer).await?;
     pinned.log_on_return(tracing::Level::DEBUG, move || tracing::debug!(attempt, "begin"));
     if watch.is_none() && reads.len() == 0 {
@@ -243,21 +265,6 @@ pub(crate) async fn arm<P: Side>(
             });
         }
     })
-}
-
-/// WATCH and the reads as another caller can send them; `None`: they need more than its connection, or may take
-/// long, for which that caller would wait.
-fn watch_offer<'r, P: Side>(
-    pinned: &Pinned<P>,
-    watch: Option<&'r [u8]>,
-    reads: &'r WatchReads,
-    slot: Option<u16>,
-) -> Option<WatchOffer<'r>> {
-    let (plan, ask) = (pinned.plan(), pinned.route().ask);
-    let is_plain = plan.idempotency_key.is_none() && plan.lock_check.is_none();
-    let watch = watch.filter(|_| is_plain && !ask && reads.are_small())?;
-    let needs = plan.resolver.is_some().then(|| slot.and_then(slot::tag_of));
-    Some(WatchOffer { watch, reads: (reads.bytes(), reads.len()), needs })
 }
 
 /// Ends a scope that could not be armed.

@@ -15,9 +15,11 @@ use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{InDoubt, Resolution};
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::own_writes::OwnWrites;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::semaphore::QueuePlace;
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
@@ -28,7 +30,7 @@ use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::replies::Replies;
 use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
-use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore};
+use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore, TurnWait};
 use crate::transaction::keys::Keys;
 use crate::transaction::merge::Piece;
 use crate::transaction::pending::Pending;
@@ -36,8 +38,8 @@ use crate::transaction::pinned::{Pinned, transaction_span};
 use crate::transaction::reading::{self, Reading, WatchTarget};
 use crate::transaction::redirects::{CheckoutBudget, RedirectCause};
 
-/// Conflicts retried without backoff by an admitted block. Beyond this, contention comes from
-/// another process.
+/// Conflicts retried without backoff by a block that takes turns: at once, or first in the queue. Beyond
+/// this, contention comes from another process.
 const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
 /// The limits of one run: its attempts, and its time for connections.
@@ -140,7 +142,10 @@ pub(crate) struct WatchAttempts<S: TurnSemaphore = ThreadTurns> {
     span: Span,
     limits: RunLimits,
     route: Route,
+    /// `None`: the run waits for its turn before the next attempt, if it takes turns.
     turn: Option<Turn<S>>,
+    /// Its place in the queue for the next turn.
+    place: QueuePlace,
     begun: Started,
     own_writes: Option<OwnWrites>,
 }
@@ -153,7 +158,16 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         // A block that writes its own keys is not merged with others, whatever is logged.
         let is_merged = router.settings().max_merged > 1;
         let own_writes = if run.plan.watched { OwnWrites::new(is_merged) } else { None };
-        Self { run, span, limits, route, turn: None, begun: Started::now(), own_writes }
+        Self {
+            run,
+            span,
+            limits,
+            route,
+            turn: None,
+            place: QueuePlace::Last,
+            begun: Started::now(),
+            own_writes,
+        }
     }
 
     /// The span of all attempts.
@@ -174,16 +188,55 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         deadline - self.limits.checkout.limit.min(left / 2)
     }
 
+    /// Returns how the run waits for its turn. `None`: it has its turn.
+    pub(crate) fn turn_wait<P: Side>(&mut self, router: &Router<P>) -> Option<TurnWait> {
+        if self.turn.is_some() {
+            return None;
+        }
+        let patience = router.settings().response_timeout / 4;
+        let (deadline, place) = (self.turn_deadline(), self.place);
+        Some(TurnWait { deadline, place, patience })
+    }
+
+    /// WATCH and the reads, which the caller before it may send.
+    pub(crate) fn offer<'w, T>(&self, target: WatchTarget<'w>) -> Option<WatchOffer<'w, T>> {
+        target.offer(&self.run.plan, &self.route, None)
+    }
+
     /// Sets the turn of a run on hot keys. The turn comes before the connection, so that a waiting
     /// block holds no connection. The time until then does not count as a wait for one.
     pub(crate) fn set_turn(&mut self, turn: Turn<S>) {
-        self.turn = Some(turn);
+        (self.turn, self.place) = (Some(turn), QueuePlace::Last);
         self.limits.checkout.restart();
+    }
+
+    /// Records that the block commits in its turn.
+    fn begin_commit(&mut self, keys: Option<&Keys>, pending: &mut Pending) {
+        if let (Some(turn), Some(keys)) = (&mut self.turn, keys)
+            && turn.is_held()
+        {
+            turn.on_commit(&written_buckets(keys, pending));
+        }
+    }
+
+    /// Records a conflict on hot keys. Returns whether the next attempt follows without backoff.
+    fn on_conflict(&mut self, keys: Option<&Keys>, pending: &mut Pending) -> bool {
+        let (Some(turn), Some(keys)) = (&self.turn, keys) else { return false };
+        if !turn.waits() {
+            return false;
+        }
+        turn.on_conflict(&written_buckets(keys, pending));
+        let at_once = self.limits.number() <= MAX_IMMEDIATE_RETRIES;
+        if at_once && turn.is_passed_on() {
+            self.place = QueuePlace::First;
+        }
+        self.turn.take_if(|turn| !turn.is_held());
+        at_once
     }
 
     /// Takes a connection and waits for the reply to WATCH. Dropped before its end, it has applied
     /// nothing.
-    pub(crate) async fn next<P: Side>(
+    pub(crate) async fn next<P: Side<Turn = S::Key>>(
         &mut self,
         router: &Router<P>,
         target: WatchTarget<'_>,
@@ -194,9 +247,9 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
             let mut pinned = Pinned::within(self.span.clone(), router, owner, plan);
             pinned.set_route(self.route.clone());
-            match reading::arm(&mut pinned, target, attempt, deadline).await {
+            let turn = self.turn.as_ref().and_then(|turn| turn.key.as_ref());
+            match reading::arm(&mut pinned, target, attempt, deadline, turn).await {
                 Ok(declared) => {
-                    // A failed condition is no conflict with another block.
                     if let Some(turn) = &mut self.turn {
                         turn.attempted();
                     }
@@ -275,6 +328,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         router: &Router<P>,
     ) -> Result<(), Error> {
         let attempts = self.limits.attempts().number();
+        self.turn = None;
         match self.limits.retry(router, "abandoned", false).await {
             true => Ok(()),
             false => Err(Error::RetriesExhausted { attempts }),
@@ -299,6 +353,8 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             self.route = next;
             return true;
         }
+        // No other block waits for this one's backoff.
+        self.turn = None;
         if let Some(why) = why
             && self.limits.retry(router, why, false).await
         {
@@ -319,8 +375,9 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         mut reading: Reading<P>,
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
-        let (plan, attempt) = (&self.run.plan, reading.attempt);
         pending.bind(reading.binding);
+        self.begin_commit(keys, pending);
+        let (plan, attempt) = (&self.run.plan, reading.attempt);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let deadline = match pinned.is_pinned() {
@@ -336,33 +393,32 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             let next = next.map(|next| if plan.watched { next } else { without_ask(next) });
             if let Some(next) = self.limits.checkout.follow::<P::Io>(next).await {
                 self.route = next;
+                self.turn.take_if(|turn| !turn.is_held());
                 return Ok(None);
             }
         }
+        let mut at_once = false;
         if matches!(committed, Ok(Committed::Conflict)) {
             self.warn_of_own_writes(router, keys);
+            at_once = self.on_conflict(keys, pending);
         }
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
             Err(error) if is_repeatable(error, router) => Some("not sent"),
             _ => None,
         };
-        // If few blocks are admitted at a time, a backoff would only delay the next one.
-        let queued = self.turn.as_ref().is_some_and(Turn::queued)
-            && matches!(committed, Ok(Committed::Conflict))
-            && attempt <= MAX_IMMEDIATE_RETRIES;
-        if let Some(why) = why
-            && self.limits.retry(router, why, queued).await
-        {
-            return Ok(None);
+        if let Some(why) = why {
+            if !at_once {
+                self.turn = None;
+            }
+            if self.limits.retry(router, why, at_once).await {
+                return Ok(None);
+            }
         }
         pending.begun_at(self.begun);
         pending.record(pinned, &committed, attempt);
         // The turn ends with the last attempt, however long this value lives.
-        let turn = self.turn.take();
-        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, turn) {
-            turn.committed();
-        }
+        self.turn = None;
         replies(committed, attempt).map(Some)
     }
 }
@@ -440,11 +496,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         pending.bind(reading.binding);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
-        let committed = pending.attempt(pinned, self.commit_deadline()).await;
-        if let (Ok(Committed::Applied(_)), Some(turn)) = (&committed, &self.turn) {
-            turn.committed();
-        }
-        committed
+        pending.attempt(pinned, self.commit_deadline()).await
     }
 
     /// The deadline of a commit on a connection that the run has.
@@ -516,6 +568,15 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         let pinned = Pinned::within(self.span.clone(), router, owner, plan);
         pending.record(&pinned, &committed, attempt);
         replies(committed, attempt).map(Some)
+    }
+}
+
+/// The buckets of the keys that the block changes, as far as that is known.
+fn written_buckets(keys: &Keys, pending: &mut Pending) -> Vec<u16> {
+    let queue = pending.queue();
+    match queue.is_flushed() {
+        true => keys.buckets().to_vec(),
+        false => keys.written_buckets(queue.body()),
     }
 }
 

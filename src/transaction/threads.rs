@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use crate::commit::plan::CommitPlan;
 use crate::error::any::Error;
 use crate::error::checkout::CheckoutError;
+use crate::pool::checkout::ThreadKeyTurn;
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::own_writes;
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
@@ -21,7 +23,7 @@ use crate::settings::settings::Settings;
 use crate::sync::cancel;
 use crate::sync::now::{now, now_in};
 use crate::transaction::block::Block;
-use crate::transaction::hot_keys::{ContentionLimiter, OuterBlock};
+use crate::transaction::hot_keys::{HotKeys, OuterBlock};
 use crate::transaction::keys::Keys;
 use crate::transaction::merge::{Caller, Step, StepWaiter};
 use crate::transaction::merged_run::{Closed, MergeSide, Ran, run_merged};
@@ -59,21 +61,21 @@ fn commit_block(router: &Router, policy: RetryPolicy, block: &mut Block) -> Resu
     now_in(&span, pin!(retry_loop::commit_block(router, policy, pending, pinned)))
 }
 
-/// Runs a watching block until it commits, or until the policy ends it. `limiter`: the block waits
-/// for its turn on its keys.
+/// Runs a watching block until it commits, or until the policy ends it. `hot_keys`: the block
+/// waits for its turn on hot keys.
 pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     router: &Router,
     run: WatchRun,
     target: WatchTarget<'_>,
-    limiter: Option<&Arc<ContentionLimiter>>,
+    hot_keys: Option<&Arc<HotKeys>>,
     mut closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
 ) -> Result<R::Output, E> {
-    let outer = limiter.zip(target.keys).and_then(|_| OuterBlock::enter());
+    let outer = hot_keys.zip(target.keys).and_then(|_| OuterBlock::enter());
     let mut attempts = attempts(router, run);
-    if let (Some(limiter), Some(keys), Some(outer)) = (limiter, target.keys, &outer)
+    if let (Some(hot_keys), Some(keys), Some(outer)) = (hot_keys, target.keys, &outer)
         && attempts.can_be_merged(router, target)
     {
-        let enter = |until| ready(limiter.enter(keys.buckets(), Some(outer), until));
+        let enter = |wait| ready(hot_keys.enter(keys.buckets(), Some(outer), wait, None));
         let run = |reading, mut writes| {
             let mut watching = Watching::new(reading);
             let mut block = watching.block();
@@ -81,15 +83,16 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             let (reading, ran) = (watching.into_reading(), Ran { result, block });
             ready(Closed { reading, ran, writes })
         };
-        let merged = run_merged(&mut attempts, router, target, limiter, enter, run);
+        let merged = run_merged(&mut attempts, router, target, hot_keys, enter, run);
         if let Some(output) = now(pin!(merged))? {
             return Ok(output);
         }
     }
-    if let Some((limiter, keys)) = limiter.zip(target.keys) {
-        enter(&mut attempts, limiter, keys, outer.as_ref());
-    }
     loop {
+        if let Some((hot_keys, keys)) = hot_keys.zip(target.keys) {
+            let offer = attempts.offer(target);
+            enter(&mut attempts, router, (hot_keys, keys, outer.as_ref()), offer);
+        }
         let mut watching = next(&mut attempts, router, target)?;
         let mut block = watching.block();
         let begun = attempts.closure_begins(router);
@@ -195,15 +198,17 @@ fn attempts(router: &Router, run: WatchRun) -> WatchAttempts {
     WatchAttempts::new(router, run)
 }
 
-/// Waits for the turn of a run on its keys.
+/// Waits for the turn of a run on its keys, if it has none. `offer`: its WATCH, which the caller before it
+/// may send.
 fn enter(
     attempts: &mut WatchAttempts,
-    limiter: &Arc<ContentionLimiter>,
-    keys: &Keys,
-    outer: Option<&OuterBlock>,
+    router: &Router,
+    (hot_keys, keys, outer): (&Arc<HotKeys>, &Keys, Option<&OuterBlock>),
+    offer: Option<WatchOffer<'_, ThreadKeyTurn>>,
 ) {
-    let deadline = attempts.turn_deadline();
-    attempts.set_turn(limiter.enter(keys.buckets(), outer, deadline));
+    if let Some(wait) = attempts.turn_wait(router) {
+        attempts.set_turn(hot_keys.enter(keys.buckets(), outer, wait, offer));
+    }
 }
 
 fn next(

@@ -18,7 +18,7 @@ use crate::protocol::retry::RetryPolicy;
 use crate::sync::now::now_in;
 use crate::transaction::block::Block;
 use crate::transaction::condition::Condition;
-use crate::transaction::hot_keys::ContentionLimiter;
+use crate::transaction::hot_keys::HotKeys;
 use crate::transaction::keys::Keys;
 use crate::transaction::options::TransactionOptions;
 use crate::transaction::pinned::Pinned;
@@ -42,7 +42,7 @@ pub struct Watch {
     router: Router,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    limiter: Arc<ContentionLimiter>,
+    hot_keys: Arc<HotKeys>,
     /// `None`: the scope reads on one connection and watches nothing.
     keys: Option<Keys>,
     reads: Arc<WatchReads>,
@@ -53,10 +53,10 @@ impl Watch {
         router: Router,
         options: TransactionOptions,
         resolver: Arc<dyn ResolveCommit>,
-        limiter: Arc<ContentionLimiter>,
+        hot_keys: Arc<HotKeys>,
         keys: Option<Keys>,
     ) -> Self {
-        Self { router, options, resolver, limiter, keys, reads: Arc::default() }
+        Self { router, options, resolver, hot_keys, keys, reads: Arc::default() }
     }
 
     /// Sets the retry policy of `run`, in place of the handle's own.
@@ -173,9 +173,9 @@ impl Watch {
         closure: impl FnMut(&mut Watching, &mut Block) -> Result<R, E>,
     ) -> Result<R::Output, E> {
         let run = self.run_of(Location::caller(), true)?;
-        let limiter = self.options.takes_turns().then_some(&self.limiter);
+        let hot_keys = self.options.takes_turns().then_some(&self.hot_keys);
         let target = self.target(run.binding);
-        threads::run_watch(&self.router, run, target, limiter, closure)
+        threads::run_watch(&self.router, run, target, hot_keys, closure)
     }
 
     fn target(&self, binding: SlotBinding) -> WatchTarget<'_> {

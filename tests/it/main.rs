@@ -30,6 +30,8 @@ mod faults;
 mod first_programs;
 mod fixture;
 mod grouped;
+#[cfg(target_os = "linux")]
+mod hot_keys;
 #[cfg(feature = "tokio")]
 mod lanes;
 mod large;

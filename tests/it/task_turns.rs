@@ -16,8 +16,8 @@ use tokio::sync::Barrier;
 
 use crate::fixture::SOON;
 
-/// Number of blocks that the limiter of a key admits at first.
-const ADMITTED: usize = 4;
+/// Number of blocks that have the turn on a key.
+const ADMITTED: usize = 1;
 const MAX_PIN_TIME: Duration = Duration::from_millis(300);
 
 fn runtime() -> Runtime {
@@ -40,6 +40,18 @@ fn patient(accounts: &Transactional) -> rediscope::aio::Watch {
 
 async fn increment(accounts: &Transactional) -> Result<i64, Error> {
     patient(accounts).run(async |_, tx| Ok(tx.incr("hot", 1))).await
+}
+
+/// Has the blocks on the key take turns: one that writes it meets a conflict.
+async fn heat(server: &Server, accounts: &Transactional) {
+    let watch = patient(accounts);
+    let heated = watch.run(async |read, tx| {
+        if read.attempt() == 1 {
+            server.ask::<()>(&["SET", "hot", "1"]);
+        }
+        Ok(tx.del("hot"))
+    });
+    heated.await.unwrap();
 }
 
 type Run = Pin<Box<dyn Future<Output = Result<i64, Error>>>>;
@@ -78,6 +90,7 @@ fn a_run_that_is_polled_no_more_gives_its_turn_on_after_max_pin_time() {
     runtime.block_on(async {
         let sessions = builder(&server).max_pin_time(MAX_PIN_TIME).build_async().unwrap();
         let accounts = sessions.transactional();
+        heat(&server, &accounts).await;
         let kept = unpolled(&accounts).await;
         let n = soon("a run beside futures that are kept", increment(&accounts)).await;
         assert_eq!(n.unwrap(), 1);
@@ -97,13 +110,14 @@ fn a_run_that_is_polled_again_after_its_turn_has_ended_goes_on() {
     runtime.block_on(async {
         let sessions = builder(&server).max_pin_time(MAX_PIN_TIME).build_async().unwrap();
         let accounts = sessions.transactional();
+        heat(&server, &accounts).await;
         let mut tries = patient(&accounts).tries();
         drop(soon("an attempt", tries.next()).await.unwrap());
         tokio::time::sleep(MAX_PIN_TIME * 2).await;
         let mut at = soon("the next attempt", tries.next()).await.unwrap();
         at.incr("hot", 1);
         assert!(matches!(at.commit().await.unwrap(), Outcome::Committed(_)));
-        let all = (0..2 * ADMITTED).map(|_| {
+        let all = (0..8).map(|_| {
             let accounts = accounts.clone();
             tokio::spawn(async move { increment(&accounts).await })
         });
@@ -111,7 +125,7 @@ fn a_run_that_is_polled_again_after_its_turn_has_ended_goes_on() {
             soon("a run", run).await.unwrap().unwrap();
         }
     });
-    assert_eq!(server.ask::<usize>(&["GET", "hot"]), 1 + 2 * ADMITTED);
+    assert_eq!(server.ask::<usize>(&["GET", "hot"]), 9);
 }
 
 #[test]
@@ -119,6 +133,7 @@ fn a_loop_that_has_committed_keeps_no_turn() {
     let (server, runtime) = (Server::start(), runtime());
     runtime.block_on(async {
         let accounts = builder(&server).build_async().unwrap().transactional();
+        heat(&server, &accounts).await;
         let mut kept = Vec::new();
         for _ in 0..ADMITTED {
             let mut tries = patient(&accounts).tries();
@@ -136,6 +151,7 @@ fn a_block_inside_an_attempt_of_a_loop_does_not_wait_for_its_turn() {
     let (server, runtime) = (Server::start(), runtime());
     runtime.block_on(async {
         let accounts = builder(&server).build_async().unwrap().transactional();
+        heat(&server, &accounts).await;
         let barrier = Arc::new(Barrier::new(ADMITTED));
         let outer = (0..ADMITTED).map(|nth| {
             let (accounts, barrier) = (accounts.clone(), Arc::clone(&barrier));
@@ -165,7 +181,8 @@ fn a_turn_that_comes_late_leaves_time_for_the_attempt() {
         let builder = builder(&server).connect_timeout(short).response_timeout(short);
         let sessions = builder.checkout_timeout(short * 4).build_async().unwrap();
         let accounts = sessions.transactional();
-        let runs = (0..3 * ADMITTED).map(|_| {
+        heat(&server, &accounts).await;
+        let runs = (0..4 * ADMITTED).map(|_| {
             let accounts = accounts.clone();
             tokio::spawn(async move {
                 let watch = patient(&accounts);
@@ -181,7 +198,7 @@ fn a_turn_that_comes_late_leaves_time_for_the_attempt() {
             soon("a run", run).await.unwrap().unwrap();
         }
     });
-    assert_eq!(server.ask::<usize>(&["GET", "other"]), 3 * ADMITTED);
+    assert_eq!(server.ask::<usize>(&["GET", "other"]), 4 * ADMITTED);
 }
 
 /// A turn that is kept for ever costs the others a part of their policy's time, and no failure.
@@ -190,6 +207,7 @@ fn a_block_without_a_turn_attempts_within_its_policy() {
     let (server, runtime) = (Server::start(), runtime());
     runtime.block_on(async {
         let accounts = builder(&server).build_async().unwrap().transactional();
+        heat(&server, &accounts).await;
         let mut kept = unpolled(&accounts).await;
         let policy = RetryPolicy::default().deadline(Duration::from_millis(400));
         let watch = accounts.watch(["hot"]).retry(policy);

@@ -104,7 +104,7 @@ impl TaskPool {
     async fn take(
         &self,
         deadline: Instant,
-        offer: Option<WatchOffer<'_>>,
+        offer: Option<WatchOffer<'_, ()>>,
     ) -> Result<TaskLine, CheckoutError> {
         let started = Instant::now();
         let acquired = match self.permits.try_acquire() {
@@ -233,6 +233,7 @@ impl ServerPool for TaskPool {
     type Io = Tasks;
     type Line = TaskLine;
     type Pin = TaskPin;
+    type Turn = ();
     /// Lanes send all batches.
     type Group = Infallible;
     /// A forgotten scope does not keep the pool alive. (The line in the scope's entry does, until the
@@ -321,7 +322,7 @@ impl ServerPool for TaskPool {
         deadline: Instant,
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
-        offer: Option<WatchOffer<'_>>,
+        offer: Option<WatchOffer<'_, ()>>,
     ) -> Result<TaskPin, CheckoutError> {
         let line = self.take(deadline, offer).await?.with_ask(needs_asking);
         line.set_scoped();

@@ -81,11 +81,12 @@ pub(crate) fn are_among(bytes: &[u8], watch: &[u8]) -> bool {
     among
 }
 
-/// Calls `with` for each key of a command (the name included) whose key positions are known.
-pub(crate) fn for_each(args: &[&[u8]], with: impl FnMut(&[u8])) {
-    if let Some(positions) = positions(args) {
-        each(positions, args, with);
-    }
+/// Calls `with` for each key of a command (the name included). Returns whether its key positions are
+/// known.
+pub(crate) fn for_each(args: &[&[u8]], with: impl FnMut(&[u8])) -> bool {
+    let Some(positions) = positions(args) else { return false };
+    each(positions, args, with);
+    true
 }
 
 /// Calls `with` for each key. An incomplete command has fewer, and the server rejects it.

@@ -9,6 +9,7 @@ use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
 use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
+use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
 use crate::transaction::retry_loop::WatchAttempts;
 use crate::transaction::tasks::turns::{InLoop, TaskTurns};
@@ -43,6 +44,8 @@ use crate::transaction::watched_reads::WatchedRead;
 pub struct Attempt<'t> {
     pub(crate) router: &'t Router<TaskPool>,
     pub(crate) attempts: &'t mut WatchAttempts<TaskTurns>,
+    /// The keys of the watch.
+    pub(crate) keys: Option<&'t Keys>,
     /// Whether the loop has counted the end of this attempt.
     pub(crate) counted: &'t mut bool,
     pub(crate) watching: Watching,

@@ -12,10 +12,10 @@ use crate::sync::fork_check::ForkCheck;
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
 use crate::sync::timer::DeadlineTimer;
-use crate::transaction::hot_keys::{ContentionLimiter, Turn, TurnSemaphore};
+use crate::transaction::hot_keys::{HotKeys, Turn, TurnSemaphore, TurnWait};
 
 tokio::task_local! {
-    /// Set while the closure of a block that may have a permit is polled: a block inside it must not
+    /// Set while the closure of a block that may have a turn is polled: a block inside it must not
     /// wait for the outer one.
     static INSIDE_BLOCK: ();
 }
@@ -24,69 +24,60 @@ tokio::task_local! {
 /// future of this crate contains.
 static LOOPS: Mutex<Vec<LoopTask>> = Mutex::new(Vec::new());
 
-/// The permits for which tasks wait, first come first served. A permit has a term, which each attempt
-/// begins anew: a future that is polled no more holds up no other one for longer.
+/// The turn for which tasks wait, first come first served. A turn has a term, which each attempt begins
+/// anew: a future that is polled no more holds up no other one for longer.
 pub(crate) struct TaskTurns {
     places: Places,
-    lent: Mutex<LentPermits>,
+    lent: Mutex<Lent>,
 }
 
 #[derive(Default)]
-struct LentPermits {
-    permits: Vec<LentPermit>,
+struct Lent {
+    turn: Option<LentTurn>,
     last_number: usize,
 }
 
-struct LentPermit {
+struct LentTurn {
     number: usize,
     term: Duration,
     /// When it is taken back, if its term is not begun anew.
     until: Instant,
-    /// Number of permits that its holder keeps from others.
-    withheld: usize,
 }
 
 impl TurnSemaphore for TaskTurns {
-    fn new(permits: usize) -> Self {
-        Self { places: Places::new(permits), lent: Mutex::default() }
+    type Key = ();
+
+    fn new() -> Self {
+        Self { places: Places::new(1), lent: Mutex::default() }
     }
 
-    fn give(&self, _permit: usize) {
-        self.places.add();
+    fn release(&self, turn: usize) {
+        let released = lock(&self.lent).turn.take_if(|lent| lent.number == turn);
+        if released.is_some() {
+            self.places.add();
+        }
     }
 
-    fn attempts(&self, permit: usize, withheld: u32) -> bool {
+    fn attempts(&self, turn: usize) -> bool {
         let mut lent = lock(&self.lent);
-        let Some(permit) = lent.permits.iter_mut().find(|lent| lent.number == permit) else {
+        let Some(lent) = lent.turn.as_mut().filter(|lent| lent.number == turn) else {
             return false;
         };
-        permit.until = Instant::now() + permit.term;
-        permit.withheld += withheld as usize;
+        lent.until = Instant::now() + lent.term;
         true
-    }
-
-    fn end(&self, permit: usize) -> bool {
-        let mut lent = lock(&self.lent);
-        let at = lent.permits.iter().position(|lent| lent.number == permit);
-        at.map(|at| lent.permits.swap_remove(at)).is_some()
     }
 }
 
 impl TaskTurns {
-    /// Takes the permits back whose term is over. Returns when the term of the next one is.
+    /// Takes the turn back if its term is over. Returns when the term is over.
     fn take_back(&self) -> Option<Instant> {
         let now = Instant::now();
-        let mut freed = 0;
         let mut lent = lock(&self.lent);
-        lent.permits.retain(|permit| {
-            let is_over = permit.until <= now;
-            freed += if is_over { 1 + permit.withheld } else { 0 };
-            !is_over
-        });
-        let next = lent.permits.iter().map(|permit| permit.until).min();
+        let is_over = lent.turn.take_if(|turn| turn.until <= now).is_some();
+        let next = lent.turn.as_ref().map(|turn| turn.until);
         drop(lent);
-        if freed > 0 {
-            self.places.add_all(freed);
+        if is_over {
+            self.places.add();
         }
         next
     }
@@ -95,11 +86,11 @@ impl TaskTurns {
         let mut lent = lock(&self.lent);
         lent.last_number += 1;
         let (number, until) = (lent.last_number, Instant::now() + term);
-        lent.permits.push(LentPermit { number, term, until, withheld: 0 });
+        lent.turn = Some(LentTurn { number, term, until });
         number
     }
 
-    /// Waits for a permit until `deadline`. Dropped before its end, the future has taken none.
+    /// Waits for the turn until `deadline`. Dropped before its end, the future has not taken it.
     async fn take(&self, deadline: Instant, term: Duration) -> Result<usize, NoPlace> {
         self.take_back();
         if self.places.try_take()? {
@@ -126,31 +117,33 @@ impl TaskTurns {
     }
 }
 
-/// Whether the task is inside a block that may have a permit.
+/// Whether the task is inside a block that may have a turn.
 pub(crate) fn is_nested() -> bool {
     INSIDE_BLOCK.try_with(|()| ()).is_ok() || InLoop::is_here()
 }
 
-/// Waits for a permit until `deadline`; then the caller attempts without one. The permit is taken back
-/// `term` after the last attempt. Dropped before its end, the future has no permit.
+/// Waits for the turn in these buckets. It is taken back `term` after the last attempt. Dropped before
+/// its end, the future has no turn.
 pub(crate) async fn enter(
-    limiter: &Arc<ContentionLimiter<TaskTurns>>,
+    hot_keys: &Arc<HotKeys<TaskTurns>>,
     buckets: &[u16],
-    deadline: Instant,
+    wait: TurnWait,
     term: Duration,
 ) -> Turn<TaskTurns> {
-    let (mut turn, buckets) = limiter.turn(buckets, is_nested());
-    for bucket in buckets {
-        let Some(turns) = limiter.semaphore(*bucket) else { continue };
-        if let Ok(permit) = turns.take(deadline, term).await {
-            turn.entered(*bucket, permit);
-        }
+    let is_nested = is_nested();
+    let mut turn = hot_keys.turn(is_nested);
+    let hot = if is_nested { Vec::new() } else { hot_keys.hot(buckets) };
+    for bucket in &hot {
+        let Some(turns) = hot_keys.turns(*bucket) else { continue };
+        let Ok(number) = turns.take(wait.deadline, term).await else { return turn };
+        turn.entered(*bucket, number);
     }
+    turn.leave_cold();
     turn
 }
 
 /// Polls the closure of a block, and keeps what it writes past the block. `has_turn`: blocks inside it do
-/// not wait for permits.
+/// not wait for turns.
 pub(crate) async fn run_closure<F: Future>(
     has_turn: bool,
     writes: &mut Option<OwnWrites>,
@@ -179,8 +172,8 @@ impl LoopTask {
     }
 }
 
-/// Marks that the task is between the begin and the end of an attempt of a loop that may have a permit,
-/// until this is dropped: blocks inside it do not wait for permits.
+/// Marks that the task is between the begin and the end of an attempt of a loop that may have a turn,
+/// until this is dropped: blocks inside it do not wait for turns.
 #[derive(Debug)]
 pub(crate) struct InLoop(LoopTask, ForkCheck);
 

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -42,6 +43,7 @@ use crate::settings::settings::Settings;
 use crate::status::lanes::LaneStatus;
 use crate::status::node::NodeStatus;
 use crate::sync::lock;
+use crate::transaction::hot_keys::TurnSemaphore;
 
 /// The callers are tasks of this stub.
 pub(super) struct StubIo;
@@ -218,6 +220,7 @@ impl ServerPool for StubPool {
     type Io = StubIo;
     type Line = StubLine;
     type Pin = StubPin;
+    type Turn = ();
     type Group = BatchRequest;
     type Weak = Weak<StubShared>;
 
@@ -456,7 +459,7 @@ impl Line for StubLine {
     fn take_early_watch(&mut self, _armed: Option<Armed>) -> Option<Arc<EarlyWatch>> {
         let watch = b"*2\r\n$5\r\nWATCH\r\n$3\r\none\r\n";
         let read = b"*2\r\n$3\r\nGET\r\n$3\r\none\r\n";
-        let offer = WatchOffer { watch, reads: (read, 1), needs: None };
+        let offer = WatchOffer::<()> { watch, reads: (read, 1), needs: None, turn: None };
         let carries = self.pool.carries.load(Ordering::Relaxed);
         carries.then(|| offer.early_watch()).flatten().map(Arc::new)
     }
@@ -514,4 +517,17 @@ impl PinnedLine for StubPin {
     }
 
     fn touch(&self) {}
+}
+
+/// The turns of blocks that take none.
+pub(super) struct NoTurns<P>(PhantomData<fn() -> P>);
+
+impl<P: ServerPool> TurnSemaphore for NoTurns<P> {
+    type Key = P::Turn;
+
+    fn new() -> Self {
+        Self(PhantomData)
+    }
+
+    fn release(&self, _turn: usize) {}
 }

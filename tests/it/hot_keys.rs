@@ -1,0 +1,817 @@
+//! Blocks on a hot key: each one's WATCH and declared reads travel behind the EXEC of the block before it,
+//! whose turn and connection it gets, and neither changes what becomes of the other.
+//!
+//! Guarantee: turns
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Barrier, Mutex};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+use rediscope::error::Applied;
+use rediscope::redis::cmd;
+use rediscope::{
+    Builder, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional,
+    prelude::*,
+};
+
+use crate::contention::heat;
+use crate::fixture::{SLACK, SOON};
+use rediscope_testing::cluster::Cluster;
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::server::Server;
+
+/// Time of a block that is to give up its wait.
+const SHORT: Duration = Duration::from_millis(400);
+
+/// Number of commits without a write after which a key is not hot.
+const COOLING: usize = 32;
+
+struct Fixture {
+    proxy: Proxy,
+    server: Server,
+    sessions: SessionManager,
+}
+
+fn patient() -> RetryPolicy {
+    RetryPolicy::default().attempts(10_000).deadline(6 * SOON)
+}
+
+/// Connections that are always trusted, and the hot key `stock` of 10.
+fn start(connections: u32) -> Fixture {
+    start_with(connections, |builder| builder)
+}
+
+fn start_with(connections: u32, change: impl FnOnce(Builder) -> Builder) -> Fixture {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = SessionManager::builder(proxy.url()).max_size(connections).trust_window(SOON);
+    let builder = builder.checkout_timeout(3 * SOON).response_timeout(SOON);
+    let sessions = change(builder).build().unwrap();
+    server.ask::<()>(&["SET", "stock", "10"]);
+    let fixture = Fixture { proxy, server, sessions };
+    heat(&fixture.accounts(), &fixture.server, "stock");
+    fixture.proxy.take_journal();
+    fixture
+}
+
+impl Fixture {
+    fn accounts(&self) -> Transactional {
+        self.sessions.transactional().with(TransactionOptions::new().retry(patient()))
+    }
+
+    fn with(&self, options: TransactionOptions) -> Transactional {
+        self.accounts().with(options)
+    }
+
+    fn sent(&self) -> Vec<String> {
+        self.proxy.take_journal().into_iter().map(|(_, name)| name.to_uppercase()).collect()
+    }
+
+    fn stock(&self) -> i64 {
+        self.server.ask(&["GET", "stock"])
+    }
+
+    fn arm(&self, trigger: Trigger, fault: Fault) {
+        self.proxy.arm(Script::from((trigger, fault)).once());
+    }
+
+    fn conflicts(&self) -> u64 {
+        self.sessions.status().transactional.counts.conflicts
+    }
+
+    /// No connection watches or is in MULTI, no turn is lost, and the next blocks are applied.
+    #[track_caller]
+    fn is_whole(&self) {
+        let pool = self.sessions.status().transactional;
+        assert_eq!((pool.in_use, pool.waiting, pool.scopes.len()), (0, 0, 0), "{pool}");
+        // A watch that was left on a connection would make EXEC nil.
+        self.server.ask::<()>(&["INCRBY", "stock", "0"]);
+        assert!(self.accounts().run(|tx| Ok(tx.incr("other", 1))).unwrap() > 0);
+        let begun = Instant::now();
+        let before = self.stock();
+        assert_eq!(take_one(&self.accounts(), |_| {}).unwrap(), (before, 1));
+        assert!(begun.elapsed() < SOON, "a turn was lost");
+    }
+}
+
+type Taken = Result<(i64, u32), Error>;
+
+/// Takes one from the stock, by a declared read. Returns what it found, and in how many attempts.
+fn take_one(accounts: &Transactional, meanwhile: impl Fn(u32)) -> Taken {
+    let mut watch = accounts.watch(["stock"]);
+    let read = watch.declare::<i64>(cmd("GET").arg("stock").to_owned())?;
+    let mut found = (0, 0);
+    watch.run(|reads, tx| {
+        found = (reads.declared(read)?, reads.attempt());
+        meanwhile(found.1);
+        Ok(tx.set("stock", found.0 - 1))
+    })?;
+    Ok(found)
+}
+
+/// Runs it on a thread, and returns once that thread waits: it sends nothing before its turn.
+fn waits<'s, T: Send + 's>(
+    scope: &'s Scope<'s, '_>,
+    run: impl FnOnce() -> T + Send + 's,
+) -> ScopedJoinHandle<'s, T> {
+    let (sender, receiver) = channel();
+    let handle = scope.spawn(move || {
+        sender.send(fs::read_link("/proc/thread-self").unwrap()).unwrap();
+        run()
+    });
+    let place = receiver.recv().unwrap();
+    let stat = std::path::Path::new("/proc").join(place).join("stat");
+    eventually(SOON, "the thread sleeps", || {
+        let stat = fs::read_to_string(&stat).unwrap();
+        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+    });
+    handle
+}
+
+/// A closure that waits until it is let go, the first time that it runs.
+fn gate() -> (impl Fn(u32) + Send + Sync, Receiver<()>, Sender<()>) {
+    let ((inside, is_inside), (go, may_go)) = (channel(), channel());
+    let (may_go, has_run) = (Mutex::new(may_go), AtomicBool::new(false));
+    let wait = move |_| {
+        if !has_run.swap(true, Ordering::Relaxed) {
+            inside.send(()).unwrap();
+            let _: Result<(), _> = may_go.lock().unwrap().recv();
+        }
+    };
+    (wait, is_inside, go)
+}
+
+/// A block of `holder` has its turn while blocks of the `waiting` begin to wait, then `meanwhile` runs, and
+/// the block goes on.
+fn behind(
+    fixture: &Fixture,
+    holder: &Transactional,
+    waiting: &[&Transactional],
+    meanwhile: impl FnOnce(),
+) -> (Taken, Vec<Taken>) {
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let held = scope.spawn(move || take_one(holder, wait));
+        is_inside.recv().unwrap();
+        let waiting: Vec<_> =
+            waiting.iter().map(|accounts| waits(scope, || take_one(accounts, |_| {}))).collect();
+        assert_eq!(fixture.sessions.status().transactional.waiting, 0, "no connection is awaited");
+        meanwhile();
+        go.send(()).unwrap();
+        let held = held.join().unwrap();
+        (held, waiting.into_iter().map(|waits| waits.join().unwrap()).collect())
+    })
+}
+
+#[test]
+fn blocks_that_wait_for_a_key_travel_behind_each_other_in_the_order_of_arrival() {
+    let fixture = start(8);
+    let accounts = fixture.accounts();
+    let (turns, conflicts) = (fixture.proxy.turns(), fixture.conflicts());
+    let (held, waited) = behind(&fixture, &accounts, &[&accounts; 5], || {});
+    assert_eq!(held.unwrap(), (10, 1));
+    let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+    assert_eq!(waited, [(9, 1), (8, 1), (7, 1), (6, 1), (5, 1)]);
+    assert_eq!(fixture.sent(), ["WATCH", "GET", "MULTI", "SET", "EXEC"].repeat(6));
+    assert_eq!(fixture.proxy.turns() - turns, 7, "one packet a commit");
+    assert_eq!((fixture.proxy.accepted(), fixture.conflicts() - conflicts), (1, 0));
+    assert_eq!(fixture.stock(), 4);
+    fixture.is_whole();
+}
+
+#[test]
+fn blocks_of_one_process_on_a_hot_key_meet_no_conflict() {
+    let fixture = start(8);
+    let accounts = fixture.accounts();
+    let (turns, conflicts) = (fixture.proxy.turns(), fixture.conflicts());
+    thread::scope(|scope| {
+        for _ in 0..64 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    assert_eq!(take_one(&accounts, |_| {}).unwrap().1, 1);
+                }
+            });
+        }
+    });
+    assert_eq!(fixture.stock(), 10 - 64 * 20);
+    assert_eq!(fixture.conflicts() - conflicts, 0);
+    println!("{} packets for {} commits", fixture.proxy.turns() - turns, 64 * 20);
+    fixture.is_whole();
+}
+
+#[test]
+fn the_writes_of_another_process_are_seen_as_conflicts() {
+    let fixture = start(8);
+    let accounts = fixture.accounts();
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let foreign = scope.spawn(|| {
+            let mut connection = fixture.server.connection();
+            let mut taken = 0;
+            while !ends.load(Ordering::Relaxed) {
+                cmd("DECR").arg("stock").exec(&mut connection).unwrap();
+                taken += 1;
+                thread::sleep(Duration::from_micros(500));
+            }
+            taken
+        });
+        let blocks: Vec<_> = (0..16)
+            .map(|_| {
+                scope.spawn(|| {
+                    (0..30).for_each(|_| _ = take_one(&accounts, |_| {}).unwrap());
+                })
+            })
+            .collect();
+        blocks.into_iter().for_each(|block| block.join().unwrap());
+        ends.store(true, Ordering::Relaxed);
+        assert_eq!(fixture.stock(), 10 - 16 * 30 - foreign.join().unwrap());
+    });
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_undone_by_another_process_is_first_in_the_queue_again() {
+    let fixture = start(8);
+    let accounts = fixture.accounts();
+    let change = || fixture.server.ask::<()>(&["SET", "stock", "100"]);
+    let (held, waited) = behind(&fixture, &accounts, &[&accounts; 3], change);
+    // The next one has what the other process has written. A second one may be taken before it waits again.
+    let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+    assert_eq!((waited[0], waited[2]), ((100, 1), (97, 1)));
+    let (found, attempts) = held.unwrap();
+    assert!((98..=99).contains(&found) && attempts == 2, "{found}, {attempts}: {waited:?}");
+    assert_eq!((fixture.stock(), fixture.proxy.accepted()), (96, 1));
+    assert_eq!(fixture.sent(), ["WATCH", "GET", "MULTI", "SET", "EXEC"].repeat(5));
+    fixture.is_whole();
+}
+
+/// All of them are inside their closures at once.
+#[track_caller]
+fn all_at_once(accounts: &Transactional, blocks: usize) {
+    let barrier = Barrier::new(blocks);
+    thread::scope(|scope| {
+        for _ in 0..blocks {
+            scope.spawn(|| {
+                let read = accounts.watch(["stock"]).run(|_, tx| {
+                    barrier.wait();
+                    Ok(tx.incr("other", 1))
+                });
+                read.unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn blocks_that_do_not_write_the_key_they_watch_run_at_once_although_others_write_it() {
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(32).checkout_timeout(3 * SOON);
+    let sessions = sessions.build().unwrap();
+    let accounts = sessions.transactional();
+    // A conflict of a block that only reads the key is no reason for turns.
+    let seen = accounts.watch(["stock"]).run(|read, tx| {
+        if read.attempt() == 1 {
+            server.ask::<()>(&["SET", "stock", "1"]);
+        }
+        Ok(tx.incr("other", 1))
+    });
+    seen.unwrap();
+    all_at_once(&accounts, 32);
+    // And turns end.
+    heat(&accounts, &server, "stock");
+    for _ in 0..COOLING {
+        accounts.watch(["stock"]).run(|_, tx| Ok(tx.incr("other", 1))).unwrap();
+    }
+    all_at_once(&accounts, 32);
+}
+
+#[test]
+fn blocks_that_wait_go_on_at_once_when_the_key_is_not_hot_any_more() {
+    let fixture = start(16);
+    let accounts = fixture.accounts();
+    for _ in 2..COOLING {
+        accounts.watch(["stock"]).run(|_, tx| Ok(tx.incr("other", 1))).unwrap();
+    }
+    let barrier = Barrier::new(8);
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let (accounts, barrier) = (&accounts, &barrier);
+        scope.spawn(move || {
+            let watch = accounts.watch(["stock"]);
+            watch.run(|reads, tx| {
+                wait(reads.attempt());
+                Ok(tx.incr("other", 1))
+            })
+        });
+        is_inside.recv().unwrap();
+        let waiting: Vec<_> = (0..9)
+            .map(|nth| {
+                waits(scope, move || {
+                    accounts.watch(["stock"]).run(|_, tx| {
+                        // The first one ends the turns.
+                        if nth > 0 {
+                            barrier.wait();
+                        }
+                        Ok(tx.incr("other", 1))
+                    })
+                })
+            })
+            .collect();
+        go.send(()).unwrap();
+        waiting.into_iter().for_each(|waits| _ = waits.join().unwrap().unwrap());
+    });
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_attempts_without_a_turn_after_a_part_of_its_policys_time() {
+    let fixture = start(2);
+    let accounts = fixture.accounts();
+    let short = fixture.with(TransactionOptions::new().retry(patient().deadline(SHORT)));
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let accounts = &accounts;
+        let held = scope.spawn(move || take_one(accounts, wait));
+        is_inside.recv().unwrap();
+        let late = scope.spawn(|| take_one(&short, |_| {}));
+        assert_eq!(late.join().unwrap().unwrap(), (10, 1));
+        go.send(()).unwrap();
+        assert_eq!(held.join().unwrap().unwrap(), (9, 2), "a conflict with it");
+    });
+    fixture.is_whole();
+}
+
+/// The longest wait in commits of the others, which a busy machine does not make longer.
+#[test]
+fn blocks_on_a_hot_key_hand_their_connection_back_to_others() {
+    let fixture = start(1);
+    let accounts = fixture.accounts();
+    let ends = AtomicBool::new(false);
+    let (mut longest, mut waited) = (0, Duration::ZERO);
+    thread::scope(|scope| {
+        let chains: Vec<_> = (0..64)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !ends.load(Ordering::Relaxed) {
+                        take_one(&accounts, |_| {}).unwrap();
+                    }
+                })
+            })
+            .collect();
+        eventually(SOON, "the blocks run", || fixture.stock() < -100);
+        for _ in 0..50 {
+            let (before, begun) = (fixture.stock(), Instant::now());
+            let after = accounts.run(|tx| Ok(tx.get::<_, i64>("stock"))).unwrap();
+            longest = longest.max(before - after);
+            waited = waited.max(begun.elapsed());
+        }
+        ends.store(true, Ordering::Relaxed);
+        chains.into_iter().for_each(|chain| chain.join().unwrap());
+    });
+    println!("at most {longest} commits, {waited:?}");
+    // Of at most 64 commits, and of those before the question was sent.
+    assert!(longest < 400, "{longest} commits before a plain block");
+    assert!(waited < SLACK, "{waited:?}");
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_on_the_same_key_goes_before_those_that_wait_for_a_connection() {
+    eventually(3 * SOON, "the blocks met within the time that a connection is kept", || {
+        let fixture = start(1);
+        let accounts = &fixture.accounts();
+        let order = &Mutex::new(Vec::new());
+        let block = move |key: &'static str, name: &'static str| {
+            let mut watch = accounts.watch([key]);
+            let read = watch.declare::<i64>(cmd("STRLEN").arg(key).to_owned()).unwrap();
+            let run = watch.run(|reads, tx| {
+                reads.declared(read)?;
+                Ok(tx.set(key, 1))
+            });
+            run.unwrap();
+            order.lock().unwrap().push(name);
+        };
+        thread::scope(|scope| {
+            let mut tx = accounts.begin().unwrap();
+            tx.incr("other", 1);
+            let waiting = || fixture.sessions.status().transactional.waiting;
+            scope.spawn(move || block("stock", "first"));
+            eventually(SOON, "it waits for the connection", || waiting() == 1);
+            scope.spawn(move || block("another", "third"));
+            eventually(SOON, "it waits for the connection", || waiting() == 2);
+            waits(scope, move || block("stock", "second"));
+            tx.commit().unwrap();
+        });
+        fixture.is_whole();
+        *order.lock().unwrap() == ["first", "second", "third"]
+    });
+}
+
+#[test]
+fn blocks_with_other_keys_wait_for_their_turns_and_meet_no_conflict() {
+    let fixture = start(8);
+    let accounts = fixture.accounts();
+    let keys = ["stock", "b", "c"];
+    keys.iter().for_each(|key| heat(&accounts, &fixture.server, key));
+    let sets: [&[&str]; 5] =
+        [&["stock"], &["b"], &["stock", "b"], &["c", "stock"], &["b", "c", "stock"]];
+    let (counted, conflicts) = (AtomicU64::new(0), fixture.conflicts());
+    thread::scope(|scope| {
+        for worker in 0..24 {
+            let (accounts, counted) = (&accounts, &counted);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(worker);
+                for _ in 0..25 {
+                    let set = sets[random.usize(..sets.len())];
+                    let mut watch = accounts.watch(set);
+                    let reads: Vec<_> = set
+                        .iter()
+                        .map(|key| {
+                            let get = cmd("GET").arg(key).to_owned();
+                            watch.declare::<Option<i64>>(get).unwrap()
+                        })
+                        .collect();
+                    watch
+                        .run(|values, tx| {
+                            for (key, read) in set.iter().zip(&reads) {
+                                let value = values.declared(*read)?.unwrap_or_default();
+                                tx.set(*key, value + 1);
+                            }
+                            Ok(())
+                        })
+                        .unwrap();
+                    counted.fetch_add(set.len() as u64, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let sum: u64 = keys.iter().map(|key| fixture.server.ask::<u64>(&["GET", key])).sum();
+    assert_eq!(sum, 10 + counted.into_inner());
+    assert_eq!(fixture.conflicts() - conflicts, 0);
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_inside_a_block_with_a_turn_does_not_wait_for_it() {
+    let fixture = start(2);
+    let accounts = fixture.accounts();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let accounts = &accounts;
+        let held = scope.spawn(move || {
+            take_one(accounts, |attempt| {
+                wait(attempt);
+                if attempt == 1 {
+                    assert_eq!(take_one(accounts, |_| {}).unwrap(), (10, 1));
+                }
+            })
+        });
+        is_inside.recv().unwrap();
+        let next = waits(scope, || take_one(accounts, |_| {}));
+        go.send(()).unwrap();
+        assert_eq!(next.join().unwrap().unwrap(), (9, 1), "behind the block that was undone");
+        assert_eq!(held.join().unwrap().unwrap(), (8, 2));
+    });
+    fixture.is_whole();
+}
+
+/// The next block gets the turn although the one before it ends without EXEC, or with an error of EXEC.
+#[test]
+fn a_block_that_gives_up_leaves_its_turn_and_nothing_on_the_connection() {
+    for options in [TransactionOptions::new(), exactly_once()] {
+        let fixture = start(1);
+        let accounts = &fixture.with(options);
+        accounts.run(|tx| Ok(tx.incr("other", 1))).unwrap();
+        thread::scope(|scope| {
+            let (wait, is_inside, go) = gate();
+            let holder = scope.spawn(move || take_one(accounts, wait));
+            is_inside.recv().unwrap();
+            let gives_up = waits(scope, || {
+                let mut watch = accounts.watch(["stock"]);
+                let read = watch.declare::<i64>(cmd("GET").arg("stock").to_owned()).unwrap();
+                watch.run(|reads, tx| {
+                    assert_eq!(reads.declared(read)?, 9);
+                    tx.set("stock", 0);
+                    Err::<(), _>(Error::NoKeys)
+                })
+            });
+            let panics = waits(scope, || {
+                catch_unwind(AssertUnwindSafe(|| take_one(accounts, |_| panic!("its own"))))
+            });
+            let last = waits(scope, || take_one(accounts, |_| {}));
+            fixture.sent();
+            go.send(()).unwrap();
+            assert_eq!(holder.join().unwrap().unwrap(), (10, 1));
+            assert!(matches!(gives_up.join().unwrap(), Err(Error::NoKeys)));
+            panics.join().unwrap().unwrap_err();
+            assert_eq!(last.join().unwrap().unwrap(), (9, 1));
+        });
+        let sent = fixture.sent();
+        assert!(sent.contains(&"UNWATCH".to_owned()), "{sent:?}");
+        assert_eq!(fixture.stock(), 8);
+        fixture.is_whole();
+    }
+}
+
+#[test]
+fn a_block_that_asks_for_another_attempt_leaves_its_turn_during_its_backoff() {
+    let fixture = start(2);
+    let accounts = &fixture.accounts();
+    // It waits for what another block of the process does.
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let asks = scope.spawn(move || {
+            accounts.watch(["stock"]).run(|read, tx| {
+                wait(read.attempt());
+                let stock: i64 = read.get("stock")?;
+                if stock == 10 {
+                    return Err(read.run_again());
+                }
+                Ok(tx.set("stock", stock - 1))
+            })
+        });
+        is_inside.recv().unwrap();
+        let next = waits(scope, || take_one(accounts, |_| {}));
+        go.send(()).unwrap();
+        assert_eq!(next.join().unwrap().unwrap(), (10, 1));
+        asks.join().unwrap().unwrap();
+    });
+    assert_eq!(fixture.stock(), 8);
+    fixture.is_whole();
+}
+
+fn exactly_once() -> TransactionOptions {
+    TransactionOptions::new().exactly_once()
+}
+
+#[test]
+fn exactly_once_the_register_is_watched_before_the_keys_of_the_next_block() {
+    let fixture = start(1);
+    let once = fixture.with(exactly_once());
+    let accounts = fixture.accounts();
+    once.run(|tx| Ok(tx.incr("other", 1))).unwrap();
+    fixture.sent();
+    let (held, waited) = behind(&fixture, &once, &[&once; 3], || {});
+    assert_eq!(held.unwrap(), (10, 1));
+    let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+    assert_eq!(waited, [(9, 1), (8, 1), (7, 1)]);
+    let mut fenced = ["WATCH", "GET", "MULTI", "SET", "SET", "EXEC", "WATCH"].repeat(4);
+    assert_eq!(fixture.sent(), fenced);
+    fenced.truncate(7);
+    // A watch that needs no register would find it changed when it expires.
+    let (held, waited) = behind(&fixture, &once, &[&accounts], || {});
+    assert_eq!(
+        (held.unwrap(), waited.into_iter().map(Result::unwrap).collect()),
+        ((6, 1), vec![(5, 1)])
+    );
+    assert_eq!(fixture.sent()[..fenced.len()], fenced);
+    assert_eq!(fixture.proxy.accepted(), 1);
+    // A plain block leaves the register unwatched, and arming it is a write.
+    let (held, waited) = behind(&fixture, &accounts, &[&once], || {});
+    assert_eq!(held.unwrap(), (4, 1));
+    assert_eq!(waited.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [(3, 1)]);
+    fixture.is_whole();
+}
+
+#[test]
+fn exactly_once_a_block_begins_again_if_the_register_is_not_watched() {
+    let fixture = start(2);
+    let once = fixture.with(exactly_once());
+    once.run(|tx| Ok(tx.incr("other", 1))).unwrap();
+    let refuse =
+        || fixture.arm(Trigger::BeforeReplyTo("WATCH"), Fault::Answer("-NOPERM a proxy's\r\n"));
+    let (held, waited) = behind(&fixture, &once, &[&once], refuse);
+    assert_eq!(held.unwrap(), (10, 1));
+    assert_eq!(waited.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [(9, 1)]);
+    assert_eq!(fixture.proxy.accepted(), 2, "its connection was closed");
+    fixture.is_whole();
+}
+
+#[test]
+fn a_commit_that_sends_more_behind_exec_carries_no_other_block() {
+    let fixture = start(2);
+    let hour = Duration::from_secs(3600);
+    // Past the proxy, so that the lock's own connections do not count.
+    let locks = SessionManager::connect(fixture.server.url()).unwrap();
+    let lock = locks.lock("l").lease(hour).acquire(SOON).unwrap();
+    let plain = TransactionOptions::new;
+    let holders = [
+        plain().wait_replicas(0, Duration::from_millis(1)),
+        plain().exactly_once_as("key", hour),
+        plain().fenced_by(&lock),
+    ];
+    for options in holders {
+        let what = format!("{options:?}");
+        let (holder, accounts) = (fixture.with(options), fixture.accounts());
+        let stock = fixture.stock();
+        let turns = fixture.proxy.turns();
+        let (held, waited) = behind(&fixture, &holder, &[&accounts], || {});
+        assert_eq!(held.unwrap(), (stock, 1), "{what}");
+        assert_eq!(waited.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [(stock - 1, 1)]);
+        assert!(fixture.proxy.turns() - turns >= 4, "{what}: {:?}", fixture.sent());
+    }
+    fixture.is_whole();
+}
+
+/// EXEC's reply proves nothing of the connection, so the next block begins on another one.
+#[track_caller]
+fn begins_again(trigger: Trigger, fault: Fault, applied: Option<Applied>, found: i64) {
+    let fixture = start(1);
+    // Not tried again, so that its outcome is seen.
+    let once = fixture.with(TransactionOptions::new().retry(RetryPolicy::never()));
+    let fail = || fixture.arm(trigger, fault);
+    let accounts = fixture.accounts();
+    let (held, waited) = behind(&fixture, &once, &[&accounts], fail);
+    assert_eq!(held.err().map(|error| error.applied()), applied, "{trigger:?}, {fault:?}");
+    let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+    assert_eq!(waited, [(found, 1)], "{trigger:?}, {fault:?}");
+    assert_eq!(fixture.proxy.accepted(), 2, "its connection was closed");
+    assert_eq!(fixture.stock(), found - 1);
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_begins_again_if_the_exec_before_it_proves_nothing() {
+    let unknown = Some(Applied::Unknown);
+    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Cut, unknown, 9);
+    begins_again(Trigger::InsideReplyTo("EXEC", 3), Fault::Cut, unknown, 9);
+    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("-ERR a proxy's\r\n"), unknown, 9);
+    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("+OK\r\n"), unknown, 9);
+    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("*0\r\n"), unknown, 9);
+    begins_again(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut, unknown, 10);
+    // The rest of the write was lost, and the reply to EXEC was not.
+    begins_again(Trigger::AfterReplyTo("EXEC"), Fault::Cut, None, 9);
+    begins_again(Trigger::InsideReplyTo("WATCH", 2), Fault::Cut, None, 9);
+    begins_again(Trigger::BeforeReplyTo("GET"), Fault::Cut, None, 9);
+    for reply in ["-ERR a proxy's\r\n", "-NOPERM no\r\n", "+QUEUED\r\n", "$-1\r\n"] {
+        begins_again(Trigger::BeforeReplyTo("WATCH"), Fault::Answer(reply), None, 9);
+    }
+}
+
+#[test]
+fn a_block_behind_an_exec_that_the_server_refused_goes_on() {
+    let fixture = start(1);
+    let accounts = &fixture.accounts();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let refused = scope.spawn(move || {
+            accounts.watch(["stock"]).run(|reads, tx| {
+                wait(reads.attempt());
+                Ok(tx.queue::<()>(cmd("SET").arg("alone").to_owned()))
+            })
+        });
+        is_inside.recv().unwrap();
+        let next = waits(scope, || take_one(accounts, |_| {}));
+        go.send(()).unwrap();
+        let refused = refused.join().unwrap();
+        assert!(matches!(refused, Err(Error::Commit(CommitError::Rejected { .. }))), "{refused:?}");
+        assert_eq!(next.join().unwrap().unwrap(), (10, 1));
+    });
+    assert_eq!(fixture.proxy.accepted(), 1, "no connection was replaced");
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_that_gave_up_its_wait_after_it_was_sent_leaves_nothing_on_the_connection() {
+    for options in [TransactionOptions::new(), exactly_once()] {
+        let fixture = start(2);
+        let accounts = &fixture.with(options.clone());
+        let short = &accounts.with(TransactionOptions::new().retry(patient().deadline(SHORT)));
+        // Both connections are open.
+        let other = accounts.begin().unwrap();
+        drop(accounts.watch(["nothing"]).begin().unwrap());
+        other.discard().unwrap();
+        thread::scope(|scope| {
+            let (wait, is_inside, go) = gate();
+            let holder = scope.spawn(move || take_one(accounts, wait));
+            is_inside.recv().unwrap();
+            let late = waits(scope, || take_one(short, |_| {}));
+            fixture.arm(Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
+            go.send(()).unwrap();
+            // On another connection, behind the EXEC that was applied.
+            assert_eq!(late.join().unwrap().unwrap(), (9, 1));
+            fixture.proxy.release();
+            assert_eq!(holder.join().unwrap().unwrap(), (10, 1));
+        });
+        assert_eq!(fixture.stock(), 8);
+        fixture.is_whole();
+    }
+}
+
+#[test]
+fn a_manager_that_closes_ends_blocks_that_wait_for_their_turn() {
+    let fixture = start(1);
+    let accounts = &fixture.accounts();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let holder = scope.spawn(move || take_one(accounts, wait));
+        is_inside.recv().unwrap();
+        let waiting: Vec<_> = (0..3).map(|_| waits(scope, || take_one(accounts, |_| {}))).collect();
+        fixture.arm(Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
+        go.send(()).unwrap();
+        eventually(SOON, "EXEC was applied", || fixture.stock() == 9);
+        let closes = scope.spawn(|| fixture.sessions.close(SLACK));
+        _ = closes.join().unwrap();
+        fixture.proxy.release();
+        _ = holder.join().unwrap();
+        for waits in waiting {
+            let ended = waits.join().unwrap();
+            assert!(matches!(ended, Err(Error::Checkout(_) | Error::Lost { .. })), "{ended:?}");
+        }
+    });
+    assert_eq!(fixture.stock(), 9);
+}
+
+/// The counter is the number of its commits, whatever was lost between.
+#[test]
+fn a_hot_counter_is_right_whatever_is_cut() {
+    let fixture = start(3);
+    let retry = RetryPolicy::default().attempts(1000).deadline(2 * SOON);
+    let plain = fixture.with(TransactionOptions::new().retry(retry));
+    let handles = [plain.clone(), plain.with(exactly_once())];
+    let names = ["WATCH", "GET", "EXEC", "MULTI", "SET"];
+    let (certain, possible) = (AtomicU64::new(0), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for worker in 0..12 {
+            let (handles, fixture) = (&handles, &fixture);
+            let (certain, possible) = (&certain, &possible);
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(worker);
+                for _ in 0..60 {
+                    if random.u8(..20) == 0 {
+                        let (name, at) = (names[random.usize(..5)], random.u64(..6));
+                        let trigger = match random.bool() {
+                            true => Trigger::InsideReplyTo(name, at),
+                            false => Trigger::InsideCommandNamed(name, at * 4),
+                        };
+                        fixture.arm(trigger, Fault::Cut);
+                    }
+                    let gives_up = random.u8(..10) == 0;
+                    let handle = &handles[random.usize(..2)];
+                    let mut watch = handle.watch(["stock"]);
+                    let read = watch.declare::<i64>(cmd("GET").arg("stock").to_owned()).unwrap();
+                    let taken = watch.run(|reads, tx| {
+                        let stock = reads.declared(read)?;
+                        if gives_up {
+                            return Err(Error::NoKeys);
+                        }
+                        Ok(tx.set("stock", stock - 1))
+                    });
+                    match taken.map_err(|error| error.applied()) {
+                        Ok(()) | Err(Applied::Yes | Applied::Partly) => {
+                            certain.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(Applied::Unknown) => _ = possible.fetch_add(1, Ordering::Relaxed),
+                        Err(Applied::No) => {}
+                    }
+                }
+            });
+        }
+    });
+    let (certain, possible) = (certain.into_inner(), possible.into_inner());
+    let taken = (10 - fixture.stock()) as u64;
+    assert!((certain..=certain + possible).contains(&taken), "{taken}, {certain}, {possible}");
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_that_reached_a_slots_former_master_is_redirected_alone() {
+    let cluster = Cluster::start(3, 0);
+    let sessions = SessionManager::builder(cluster.url()).max_size(1).trust_window(SOON);
+    let sessions = sessions.checkout_timeout(3 * SOON).response_timeout(SOON).build().unwrap();
+    let accounts = &sessions.transactional().with(TransactionOptions::new().retry(patient()));
+    let key = cluster.key_in(cluster.slots_of(0)[0], "stock");
+    accounts.run(|tx| Ok(tx.set(&key, 10))).unwrap();
+    let block = |meanwhile: &dyn Fn(u32)| {
+        let mut watch = accounts.watch([&key]);
+        let read = watch.declare::<i64>(cmd("GET").arg(&key).to_owned()).unwrap();
+        watch.run(|reads, tx| {
+            let stock = reads.declared(read)?;
+            meanwhile(reads.attempt());
+            Ok(tx.set(&key, stock - 1))
+        })
+    };
+    block(&|attempt| {
+        if attempt == 1 {
+            cluster.ask::<()>(0, &["SET", &key, "20"]);
+        }
+    })
+    .unwrap();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let block = &block;
+        let held = scope.spawn(move || block(&wait));
+        is_inside.recv().unwrap();
+        let next = waits(scope, move || block(&|_| {}));
+        cluster.migrate(cluster.slot(&key), 1);
+        go.send(()).unwrap();
+        held.join().unwrap().unwrap();
+        next.join().unwrap().unwrap();
+    });
+    assert_eq!(cluster.read::<i64>(&["GET", &key]), 17);
+}
