@@ -6,6 +6,10 @@
 //!
 //! The connection stays with the turn although others wait for a permit, but not for long.
 
+#[cfg(all(test, rediscope_shuttle))]
+#[path = "../../tests/model/key_turns.rs"]
+mod model;
+
 use std::fmt;
 use std::time::{Duration, Instant};
 

@@ -19,7 +19,7 @@ mod group_model;
 mod left_request_model;
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/semaphore.rs"]
-mod model;
+pub(in crate::pool) mod model;
 #[cfg(all(test, not(rediscope_shuttle)))]
 #[path = "../../tests/unit/semaphore.rs"]
 mod tests;

@@ -26,8 +26,8 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::fixture::{LONG, SOON, unhurried};
 
-/// Number of blocks that the limiter of a key admits at first.
-const ADMITTED: usize = 4;
+/// Number of blocks with another inside.
+const BLOCKS: usize = 4;
 
 fn single() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -134,9 +134,9 @@ fn blocks_inside_blocks_on_a_hot_key_do_not_wait_for_each_other() {
             // A block that waits for its turn would wait for as long.
             TransactionOptions::new().retry(RetryPolicy::default().deadline(LONG)),
         );
-        let all_inside = Arc::new(Barrier::new(ADMITTED));
+        let all_inside = Arc::new(Barrier::new(BLOCKS));
         let mut outer = Vec::new();
-        for _ in 0..ADMITTED {
+        for _ in 0..BLOCKS {
             let (accounts, all_inside) = (accounts.clone(), Arc::clone(&all_inside));
             outer.push(tokio::spawn(async move {
                 accounts
@@ -158,7 +158,7 @@ fn blocks_inside_blocks_on_a_hot_key_do_not_wait_for_each_other() {
         for outer in outer {
             soon("a block with another inside", outer).await.unwrap().unwrap();
         }
-        assert_eq!(server.ask::<i64>(&["GET", "inner"]), ADMITTED as i64);
+        assert_eq!(server.ask::<i64>(&["GET", "inner"]), BLOCKS as i64);
     });
 }
 
@@ -168,9 +168,10 @@ fn a_future_that_is_dropped_while_it_waits_for_its_turn_gives_the_turn_on() {
     let sessions = connect(&server);
     several().block_on(async {
         let accounts = sessions.transactional();
-        let (inside, leave) = (Arc::new(Barrier::new(ADMITTED + 1)), Arc::new(Notify::new()));
+        heat(&server, &accounts).await;
+        let (inside, leave) = (Arc::new(Barrier::new(2)), Arc::new(Notify::new()));
         let mut holders = Vec::new();
-        for _ in 0..ADMITTED {
+        {
             let (accounts, inside, leave) =
                 (accounts.clone(), Arc::clone(&inside), Arc::clone(&leave));
             holders.push(tokio::spawn(async move {
@@ -206,6 +207,18 @@ fn a_future_that_is_dropped_while_it_waits_for_its_turn_gives_the_turn_on() {
         }
         assert_eq!(server.ask::<i64>(&["GET", "hot"]), 640);
     });
+}
+
+/// Has the blocks on the key take turns: one that writes it meets a conflict.
+async fn heat(server: &Server, accounts: &Transactional) {
+    let hot = accounts.watch(["hot"]);
+    let heated = hot.run(async |read, tx| {
+        if read.attempt() == 1 {
+            server.ask::<()>(&["SET", "hot", "1"]);
+        }
+        Ok(tx.del("hot"))
+    });
+    heated.await.unwrap();
 }
 
 async fn increment(accounts: &Transactional) -> Result<(), Error> {

@@ -85,7 +85,7 @@ impl Watched {
 }
 
 #[track_caller]
-pub(super) fn nothing_is_lost<T: Batchable, R, K>(
+pub(in crate::pool) fn nothing_is_lost<T: Batchable, R, K>(
     semaphore: &crate::pool::semaphore::FairSemaphore<T, R, K>,
     permits: usize,
 ) {
@@ -95,7 +95,7 @@ pub(super) fn nothing_is_lost<T: Batchable, R, K>(
     assert_eq!(semaphore.waiting(), 0, "a caller still waits");
 }
 
-pub(super) fn patient() -> Instant {
+pub(in crate::pool) fn patient() -> Instant {
     Instant::now() + Duration::from_secs(3600)
 }
 
@@ -103,7 +103,7 @@ fn fail_fast() -> Instant {
     Instant::now()
 }
 
-pub(super) fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
+pub(in crate::pool) fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
     let call = Plain::new(call);
     let threads: Vec<_> = (0..callers)
         .map(|caller| {
