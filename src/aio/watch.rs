@@ -266,7 +266,7 @@ impl Watch {
                 };
                 let (router, hot_keys) = (&self.router, &self.hot_keys);
                 let merged = run_merged(&mut attempts, router, target, hot_keys, enter, run);
-                if let Some(output) = merged.await? {
+                if let Some(output) = Box::pin(merged).await? {
                     return Ok(output);
                 }
             }

@@ -379,6 +379,7 @@ impl Line for Checkout {
         }
         if let Some(turn) = &self.permit.turn
             && !(turn.is_kept_long() && core.semaphore.waiting() > 0)
+            && !core.semaphore.is_closed()
             && let Some(watch) = turn.take_next(armed)
         {
             return Some(watch);

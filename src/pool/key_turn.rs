@@ -53,8 +53,9 @@ struct Kept {
 
 /// A turn on hot keys, with the queue of the callers that wait for it.
 pub(crate) struct KeyTurn<C> {
-    /// `None`: it is passed to no caller.
-    queue: Option<Arc<KeyQueue<C>>>,
+    /// Those of its buckets, in their order. The next caller waits in the first one. Empty: the turn is passed
+    /// to no caller.
+    queues: Box<[Arc<KeyQueue<C>>]>,
     /// The whole WATCH command: only a caller with the same one gets the connection.
     watch: Box<[u8]>,
     buckets: Box<[u16]>,
@@ -103,9 +104,9 @@ impl Kept {
 }
 
 impl<C> KeyTurn<C> {
-    /// The turn of a caller with this WATCH. `queue`: `None` if it is passed to no caller.
+    /// The turn of a caller with this WATCH. `queues`: those of its buckets, empty if it is passed to no caller.
     pub(crate) fn new(
-        queue: Option<Arc<KeyQueue<C>>>,
+        queues: Box<[Arc<KeyQueue<C>>]>,
         watch: &[u8],
         buckets: &[u16],
         passed: Option<Passed<C>>,
@@ -116,7 +117,7 @@ impl<C> KeyTurn<C> {
         };
         let state = State { passed, kept, next_caller: None, is_passed_on: false, is_kept: false };
         let (watch, buckets) = (watch.into(), buckets.into());
-        Self { queue, watch, buckets, state: Mutex::new(state) }
+        Self { queues, watch, buckets, state: Mutex::new(state) }
     }
 
     /// Takes the connection that came with the turn. `None`: the scope takes one from its pool.
@@ -143,7 +144,11 @@ impl<C> KeyTurn<C> {
                 && request.watch.bytes().starts_with(&self.watch)
                 && request.watch.fits(armed)
         };
-        let queue = self.queue.as_ref()?;
+        let (queue, others) = self.queues.split_first()?;
+        // A caller that waits in another bucket alone would be passed over.
+        if others.iter().any(|queue| queue.waiting() > 0) {
+            return None;
+        }
         {
             let state = lock(&self.state);
             if state.is_kept || state.is_passed_on {
@@ -196,7 +201,7 @@ impl<C> KeyTurn<C> {
     /// Has the caller whose WATCH was taken wait on, first in the queue.
     pub(in crate::pool) fn leave_next(&self) {
         let taken = lock(&self.state).next_caller.take();
-        if let Some((queue, taken)) = self.queue.as_ref().zip(taken) {
+        if let Some((queue, taken)) = self.queues.first().zip(taken) {
             queue.return_request(taken);
         }
     }

@@ -39,6 +39,7 @@ use crate::status::lanes::LaneStatus;
 use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
 use crate::sync::cancel;
+use crate::sync::this_thread;
 
 /// Time in addition to its timeout that a closing pool waits for connections that are being opened.
 const CLOSE_GRACE: Duration = Duration::from_millis(100);
@@ -64,10 +65,13 @@ impl Deref for Pool {
 type MayWait<'p> = dyn Fn(&IsWaiting<'_>) -> Result<(), WouldDeadlock> + 'p;
 
 impl Pool {
-    /// Takes the connection that came with the caller's turn. `None`: none came, or it is to another server.
+    /// Takes the connection that came with the caller's turn. `None`: none came, or it is to another server, or
+    /// the pool is being closed.
     fn take_with_turn(&self, offer: Option<WatchOffer<'_, ThreadKeyTurn>>) -> Option<Checkout> {
         let mut checkout = offer?.turn?.take_connection()?;
-        let is_usable = Arc::ptr_eq(checkout.pool(), self) && !cancel::is_cancelled();
+        let is_usable = Arc::ptr_eq(checkout.pool(), self)
+            && !self.semaphore.is_closed()
+            && !cancel::is_cancelled();
         is_usable.then(|| {
             let name = self.config.name;
             checkout.begin_turn(Instant::now());
@@ -75,6 +79,12 @@ impl Pool {
             checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
             checkout
         })
+    }
+
+    /// Whether this thread has an open scope.
+    pub(in crate::pool) fn is_held_by_this_thread(&self) -> bool {
+        let this = this_thread();
+        self.scopes.is_held_by(|holder| holder.id == this)
     }
 
     /// Takes a connection for the permit, and counts and logs the outcome.

@@ -458,6 +458,16 @@ pub(crate) enum Joined<L> {
 }
 
 /// In a forked child the threads belong to the parent.
+impl Pools<Pool> {
+    /// Whether this thread has an open scope.
+    pub(crate) fn is_held_by_this_thread(&self) -> bool {
+        match &self.servers {
+            Servers::One(pool) => pool.is_held_by_this_thread(),
+            Servers::Masters(_) => self.all().iter().any(|(_, pool)| pool.is_held_by_this_thread()),
+        }
+    }
+}
+
 impl<P: ServerPool> Drop for Pools<P> {
     fn drop(&mut self) {
         if self.settings().is_forked_child() {

@@ -138,6 +138,12 @@ impl<L: ScopeLine> OpenScopes<L> {
         self.entries.iter().filter_map(scope).collect()
     }
 
+    /// Whether one of the open scopes has such a holder.
+    pub(crate) fn is_held_by(&self, is_this: impl Fn(&L::Holder) -> bool) -> bool {
+        let is_held = |entry: &Entry<L>| entry.read(|record, _| is_this(&record.info.holder));
+        self.entries.iter().filter_map(is_held).any(|is_held| is_held)
+    }
+
     /// Fails if no thread or task is left that could return a connection, given those that wait
     /// already.
     pub(crate) fn check_wait(

@@ -513,6 +513,10 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         lock(&self.state).waiting()
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.state).closed
+    }
+
     /// Number of free permits.
     pub(crate) fn free(&self) -> usize {
         lock(&self.state).free.len()

@@ -181,6 +181,11 @@ impl<S: TurnSemaphore> HotKeys<S> {
         buckets.iter().copied().filter(|bucket| self.is_hot(*bucket)).collect()
     }
 
+    /// Whether one of these buckets is hot.
+    pub(crate) fn is_any_hot(&self, buckets: &[u16]) -> bool {
+        buckets.iter().any(|bucket| self.is_hot(*bucket))
+    }
+
     /// A turn in no bucket yet. `is_nested`: the caller is inside another block, so it waits for none.
     pub(crate) fn turn(self: &Arc<Self>, is_nested: bool) -> Turn<S> {
         Turn { hot_keys: Arc::clone(self), entered: Vec::new(), key: None, is_nested }
@@ -249,11 +254,11 @@ impl HotKeys {
             }
         }
         turn.leave_cold();
-        let first = hot.first().and_then(|first| self.turns(*first));
-        if let (Some(offer), Some(first)) = (offer, first) {
+        if let Some(offer) = offer.filter(|_| !hot.is_empty()) {
+            let of = |bucket: &u16| self.turns(*bucket).map(|turns| Arc::clone(&turns.queue));
             let has_all = turn.entered.len() == hot.len();
-            let queue = has_all.then(|| Arc::clone(&first.queue));
-            turn.key = Some(Arc::new(KeyTurn::new(queue, offer.watch, &hot, passed)));
+            let queues = if has_all { hot.iter().filter_map(of).collect() } else { Box::default() };
+            turn.key = Some(Arc::new(KeyTurn::new(queues, offer.watch, &hot, passed)));
         }
         turn
     }
@@ -297,9 +302,9 @@ impl<S: TurnSemaphore> Turn<S> {
         self.key.as_ref().is_some_and(|key| S::is_passed_on(key))
     }
 
-    /// Whether the block waits for its turn on hot keys.
-    pub(crate) fn waits(&self) -> bool {
-        !self.is_nested
+    /// Whether a block that watches these buckets waits for its turn when they are hot.
+    pub(crate) fn waits(&self, buckets: &[u16]) -> bool {
+        !self.is_nested && buckets.len() <= MAX_KEYS
     }
 
     /// Records that an attempt begins.

@@ -42,6 +42,9 @@ use crate::transaction::redirects::{CheckoutBudget, RedirectCause};
 /// this, contention comes from another process.
 const MAX_IMMEDIATE_RETRIES: u32 = 8;
 
+/// Number of attempts after which the keys are hot also for a block that does not change them.
+const ATTEMPTS_BESIDE_WRITERS: u32 = 4;
+
 /// The limits of one run: its attempts, and its time for connections.
 struct RunLimits {
     policy: RetryPolicy,
@@ -222,10 +225,14 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
     /// Records a conflict on hot keys. Returns whether the next attempt follows without backoff.
     fn on_conflict(&mut self, keys: Option<&Keys>, pending: &mut Pending) -> bool {
         let (Some(turn), Some(keys)) = (&self.turn, keys) else { return false };
-        if !turn.waits() {
+        if !turn.waits(keys.buckets()) {
             return false;
         }
-        turn.on_conflict(&written_buckets(keys, pending));
+        match self.limits.number() < ATTEMPTS_BESIDE_WRITERS {
+            true => turn.on_conflict(&written_buckets(keys, pending)),
+            // A block that does not change the keys needs its turn among those that do.
+            false => turn.on_conflict(keys.buckets()),
+        }
         let at_once = self.limits.number() <= MAX_IMMEDIATE_RETRIES;
         if at_once && turn.is_passed_on() {
             self.place = QueuePlace::First;

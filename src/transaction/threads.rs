@@ -75,7 +75,10 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     if let (Some(hot_keys), Some(keys), Some(outer)) = (hot_keys, target.keys, &outer)
         && attempts.can_be_merged(router, target)
     {
-        let enter = |wait| ready(hot_keys.enter(keys.buckets(), Some(outer), wait, None));
+        let enter = |wait| {
+            let outer = Some(outer).filter(|_| may_wait(router, hot_keys, keys));
+            ready(hot_keys.enter(keys.buckets(), outer, wait, None))
+        };
         let run = |reading, mut writes| {
             let mut watching = Watching::new(reading);
             let mut block = watching.block();
@@ -207,8 +210,15 @@ fn enter(
     offer: Option<WatchOffer<'_, ThreadKeyTurn>>,
 ) {
     if let Some(wait) = attempts.turn_wait(router) {
+        let outer = outer.filter(|_| may_wait(router, hot_keys, keys));
         attempts.set_turn(hot_keys.enter(keys.buckets(), outer, wait, offer));
     }
+}
+
+/// Whether the thread may wait for its turn: one that has a connection might wait for a caller that waits for
+/// that connection.
+fn may_wait(router: &Router, hot_keys: &HotKeys, keys: &Keys) -> bool {
+    !hot_keys.is_any_hot(keys.buckets()) || !router.is_held_by_this_thread()
 }
 
 fn next(

@@ -11,7 +11,7 @@ use std::sync::{Barrier, Mutex};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use rediscope::error::Applied;
+use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
 use rediscope::{
     Builder, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional,
@@ -78,6 +78,12 @@ impl Fixture {
 
     fn arm(&self, trigger: Trigger, fault: Fault) {
         self.proxy.arm(Script::from((trigger, fault)).once());
+    }
+
+    fn waiting(&self, callers: usize) {
+        eventually(SOON, "the callers wait", || {
+            self.sessions.status().transactional.waiting == callers
+        });
     }
 
     fn conflicts(&self) -> u64 {
@@ -814,4 +820,119 @@ fn a_block_that_reached_a_slots_former_master_is_redirected_alone() {
         next.join().unwrap().unwrap();
     });
     assert_eq!(cluster.read::<i64>(&["GET", &key]), 17);
+}
+
+#[test]
+fn no_block_begins_on_a_hot_key_after_a_close() {
+    let fixture = start(2);
+    let accounts = &fixture.accounts().with(TransactionOptions::new().retry(patient()));
+    let (closes, late) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                // The first ones may have begun before.
+                let mut after = 0;
+                while take_one(accounts, |_| {}).is_ok() {
+                    after += u64::from(closes.load(Ordering::SeqCst));
+                    if after > 20 {
+                        late.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
+                }
+            });
+        }
+        eventually(SOON, "they commit", || fixture.stock() < -50);
+        closes.store(true, Ordering::SeqCst);
+        let begun = Instant::now();
+        let closed = fixture.sessions.close(2 * SOON);
+        assert_eq!(closed.scopes, 0, "none was cut off");
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    });
+    assert_eq!(late.into_inner(), 0, "blocks committed after the close");
+}
+
+/// Two keys, of which each may be in the bucket that is entered first.
+#[test]
+fn a_block_on_one_of_two_hot_keys_is_not_passed_over_by_those_on_both() {
+    let fixture = start(8);
+    let accounts = &fixture.accounts().with(TransactionOptions::new().retry(patient()));
+    let both = ["one", "other"];
+    both.iter().for_each(|key| heat(accounts, &fixture.server, key));
+    let (commits, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let on = |keys: &[&'static str]| {
+        let mut watch = accounts.watch(keys.to_vec());
+        let reads: Vec<_> = keys
+            .iter()
+            .map(|key| watch.declare::<Option<i64>>(cmd("GET").arg(*key).to_owned()).unwrap())
+            .collect();
+        let ended = watch.run(|found, tx| {
+            for (key, read) in keys.iter().zip(&reads) {
+                tx.set(*key, found.declared(*read)?.unwrap_or_default() + 1);
+            }
+            Ok(tx.incr("commits", 1))
+        });
+        ended.unwrap();
+        commits.fetch_add(1, Ordering::SeqCst)
+    };
+    let passed_by: Vec<u64> = thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    on(&both);
+                }
+            });
+        }
+        eventually(SOON, "they commit", || commits.load(Ordering::SeqCst) > 100);
+        let passed_by = both.map(|key| {
+            let before = commits.load(Ordering::SeqCst);
+            on(&[key]) - before
+        });
+        is_over.store(true, Ordering::SeqCst);
+        passed_by.to_vec()
+    });
+    assert!(passed_by.iter().all(|passed_by| *passed_by < 500), "{passed_by:?}");
+}
+
+#[test]
+fn a_block_that_only_reads_the_key_commits_although_another_one_writes_it_often() {
+    let fixture = start(4);
+    let accounts = &fixture.accounts();
+    let patient = &fixture.with(TransactionOptions::new().retry(patient()));
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::SeqCst) {
+                take_one(patient, |_| {}).unwrap();
+            }
+        });
+        let ended = accounts.watch(["stock"]).run(|_, tx| {
+            thread::sleep(Duration::from_millis(5));
+            Ok(tx.incr("other", 1))
+        });
+        is_over.store(true, Ordering::SeqCst);
+        ended.unwrap();
+    });
+}
+
+#[test]
+fn a_thread_with_a_connection_does_not_wait_for_a_turn() {
+    let fixture = start(1);
+    let accounts = &fixture.accounts();
+    thread::scope(|scope| {
+        let ended = accounts.reading().run(|read, tx| {
+            let _: Option<i64> = read.get("stock")?;
+            // It has the turn, and waits for the connection of this thread.
+            let waits = waits(scope, || take_one(accounts, |_| {}));
+            fixture.waiting(1);
+            let inner = take_one(accounts, |_| {}).unwrap_err();
+            assert!(
+                matches!(inner, Error::Checkout(CheckoutError::WouldDeadlock { .. })),
+                "{inner:?}"
+            );
+            drop(waits);
+            Ok(tx.incr("other", 1))
+        });
+        ended.unwrap();
+    });
+    assert_eq!(fixture.stock(), 9, "the block that waited was applied");
 }

@@ -259,6 +259,7 @@ fn a_forked_child_sends_nothing_for_a_caller_that_waits_in_its_parent() {
 /// A write holds the only connection of the pooled handle, and another one waits.
 fn write_behind(fixture: &Fixture, key: &str, meanwhile: impl FnOnce()) -> Result<i64, Error> {
     let pooled = || fixture.sessions.status().pooled;
+    fixture.server.ask::<()>(&["DEL", "held"]);
     thread::scope(|scope| {
         fixture.arm(Trigger::BeforeReplyTo("SET"), Fault::HoldReplies);
         let mut db = fixture.sessions.pooled();

@@ -112,7 +112,7 @@ impl Watched {
         let passed = if passed_on { left.request.take() } else { None };
         assert_eq!(passed.is_some(), passed_on, "a turn without its connection");
         self.passed_on.fetch_add(usize::from(passed_on), Ordering::Relaxed);
-        Some(Turn::new(Some(Arc::clone(&self.queue)), WATCH, &[7], passed))
+        Some(Turn::new(Box::new([Arc::clone(&self.queue)]), WATCH, &[7], passed))
     }
 
     fn take_permit(&self) -> usize {

@@ -98,10 +98,10 @@ fn a_block_inside_a_block_does_not_wait() {
     let hot_keys = hot(&[7]);
     let outer = OuterBlock::enter();
     let turn = hot_keys.enter(&[7], outer.as_ref(), wait(soon()), None);
-    assert!(turn.is_held() && turn.waits());
+    assert!(turn.is_held() && turn.waits(&[1]));
     let late = Instant::now() + Duration::from_secs(20);
     let nested = hot_keys.enter(&[7], OuterBlock::enter().as_ref(), wait(late), None);
-    assert!(!nested.is_held() && !nested.waits());
+    assert!(!nested.is_held() && !nested.waits(&[1]));
     assert!(Instant::now() < late);
 }
 
