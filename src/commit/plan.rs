@@ -8,7 +8,7 @@ use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::CommitError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::error::token_cell::TokenCell;
-use crate::pool::early_watch::Armed;
+use crate::pool::first_packet::Armed;
 use crate::pool::first_packet::FirstPacket;
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;

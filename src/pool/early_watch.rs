@@ -9,14 +9,11 @@ use std::time::Duration;
 
 use crate::connection::connection::Connection;
 use crate::error::connection::ConnectionError;
-use crate::pool::first_packet::{FirstPacket, MAX_BYTES, Register};
+use crate::pool::first_packet::{Armed, FirstPacket, MAX_BYTES, Register};
 use crate::protocol::connection_state::Expect;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
 use crate::text::opaque_debug;
-
-/// The hash tag of a connection's register, which is armed.
-pub(crate) type Armed = Option<u32>;
 
 /// WATCH and the reads of a caller that may have to wait.
 pub(crate) struct WatchOffer<'r, T> {

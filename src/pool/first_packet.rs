@@ -5,13 +5,15 @@
 
 use crate::connection::connection::Connection;
 use crate::error::connection::ConnectionError;
-use crate::pool::early_watch::Armed;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::resp::encode::{EXEC, UNWATCH};
 use crate::settings::settings::Settings;
 
 /// Maximum number of bytes of a packet: the socket of a connection that awaits nothing accepts it at once.
 pub(in crate::pool) const MAX_BYTES: usize = 4096;
+
+/// The hash tag of a connection's register, which is armed.
+pub(crate) type Armed = Option<u32>;
 
 /// The first packet of a caller that waits.
 pub(crate) struct FirstPacket {

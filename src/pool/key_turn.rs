@@ -13,7 +13,8 @@ mod model;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::pool::early_watch::{Armed, EarlyWatch};
+use crate::pool::early_watch::EarlyWatch;
+use crate::pool::first_packet::Armed;
 use crate::pool::semaphore::FairSemaphore;
 use crate::pool::waiter::{LeftRequest, TakenRequest};
 use crate::sync::shim::{Arc, Mutex, lock};

@@ -21,7 +21,8 @@ use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::blocking::BlockingCommand;
 use crate::pool::context::PoolContext;
-use crate::pool::early_watch::{Armed, EarlyWatch};
+use crate::pool::early_watch::EarlyWatch;
+use crate::pool::first_packet::Armed;
 use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::connection_state::CloseReason;
 

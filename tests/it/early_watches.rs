@@ -444,8 +444,10 @@ fn a_block_does_not_wait_for_the_reads_that_travel_behind_it() {
         tx.incr("stock", 1);
         let waits = scope.spawn(|| take_one(&accounts));
         fixture.waiting(1);
+        let fired = fixture.proxy.fired();
         fixture.arm(Trigger::BeforeReplyTo("GET"), Fault::HoldReplies);
         tx.commit().unwrap();
+        eventually(SOON, "the reads are held", || fixture.proxy.fired() > fired);
         fixture.proxy.release();
         assert_eq!(waits.join().unwrap().unwrap(), (11, 1));
     });
