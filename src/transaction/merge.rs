@@ -40,7 +40,11 @@ const SHARDS: u64 = 64;
 const MAX_BYTES: usize = 64 * 1024;
 
 /// Time in which a closure ends, and a leader shows that it is polled. Then others go on without it.
+#[cfg(not(rediscope_shuttle))]
 pub(crate) const TERM: Duration = Duration::from_millis(100);
+/// A model takes turns back itself, however long the machine stands still.
+#[cfg(rediscope_shuttle)]
+pub(crate) const TERM: Duration = Duration::from_secs(3600);
 
 /// The watches on which blocks are under way.
 pub(crate) struct MergeTable {
