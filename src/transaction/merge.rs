@@ -62,6 +62,8 @@ pub(crate) struct HotWatch {
 struct State {
     /// Number of the next caller to arrive.
     next: u64,
+    /// Number of callers that have a place, also between two runs.
+    places: usize,
     /// The callers whose closures have not run, by their arrival.
     waiting: BTreeMap<u64, Arc<Caller>>,
     /// The caller whose closure runs.
@@ -292,6 +294,7 @@ impl HotWatch {
     fn new(watch: Box<[u8]>, reads: Box<[u8]>, most: usize) -> Self {
         let state = State {
             next: 0,
+            places: 0,
             waiting: BTreeMap::new(),
             turn: None,
             epoch: 0,
@@ -315,6 +318,7 @@ impl HotWatch {
         let number = state.next;
         state.next += 1;
         let caller = Arc::new(Caller::new(number));
+        state.places += 1;
         state.waiting.insert(number, Arc::clone(&caller));
         let mut woken = Vec::new();
         state.admit(&mut woken);
@@ -428,11 +432,9 @@ impl State {
         }
     }
 
+    /// Whether no caller is under way, and none arrives again.
     fn is_idle(&self) -> bool {
-        self.waiting.is_empty()
-            && self.line.is_empty()
-            && self.turn.is_none()
-            && self.lead.is_none()
+        self.places == 0 && self.lead.is_none()
     }
 }
 
@@ -730,6 +732,7 @@ impl Drop for MergeEntry {
             Role::Leads => self.leave_lead(),
             Role::Waits | Role::Ended => {}
         }
+        lock(&self.hot.state).places -= 1;
         self.table.forget(&self.hot);
     }
 }

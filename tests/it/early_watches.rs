@@ -260,14 +260,35 @@ fn what_travelled_counts_behind_an_exec_that_the_server_refused_or_answered_with
     fixture.is_whole();
 }
 
-/// EXEC's reply proves nothing of the connection, so the watch begins on another one.
+/// What happens to a block's EXEC and what travels behind it, so that nothing is proven of the connection; whether
+/// the block is told a doubt, and whether it was applied.
+pub(crate) const UNPROVEN: [(Trigger, Fault, bool, bool); 9] = [
+    (Trigger::BeforeReplyTo("EXEC"), Fault::Cut, true, true),
+    (Trigger::InsideReplyTo("EXEC", 3), Fault::Cut, true, true),
+    (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("-ERR a proxy's\r\n"), true, true),
+    (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("+OK\r\n"), true, true),
+    (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("*0\r\n"), true, true),
+    (Trigger::BeforeCommandNamed("EXEC"), Fault::Cut, true, false),
+    // The rest of the write was lost, and the reply to EXEC was not.
+    (Trigger::AfterReplyTo("EXEC"), Fault::Cut, false, true),
+    (Trigger::InsideReplyTo("WATCH", 2), Fault::Cut, false, true),
+    (Trigger::BeforeReplyTo("GET"), Fault::Cut, false, true),
+];
+
+/// Replies to WATCH after which nothing is known to be watched.
+pub(crate) const NOT_OK: [&str; 4] =
+    ["-ERR a proxy's\r\n", "-NOPERM no\r\n", "+QUEUED\r\n", "$-1\r\n"];
+
+/// The watch begins on another connection.
 #[track_caller]
-fn begins_again(trigger: Trigger, fault: Fault, applied: Option<Applied>, stock: i64) {
+fn begins_again(trigger: Trigger, fault: Fault, is_doubt: bool, was_applied: bool) {
     let fixture = start();
     let accounts = fixture.accounts();
     let fail = || fixture.arm(trigger, fault);
     let (committed, taken) = behind(&fixture, &accounts, &accounts, fail, |tx| tx.commit());
-    assert_eq!(committed.err().map(|error| error.applied()), applied, "{trigger:?}, {fault:?}");
+    let applied = committed.err().map(|error| error.applied());
+    assert_eq!(applied, is_doubt.then_some(Applied::Unknown), "{trigger:?}, {fault:?}");
+    let stock = 10 + i64::from(was_applied);
     assert_eq!(taken.unwrap(), (stock, 1), "{trigger:?}, {fault:?}");
     assert_eq!(fixture.proxy.accepted(), 2, "its connection was closed");
     assert_eq!(fixture.stock(), stock - 1);
@@ -276,23 +297,15 @@ fn begins_again(trigger: Trigger, fault: Fault, applied: Option<Applied>, stock:
 
 #[test]
 fn a_watch_begins_again_if_the_exec_before_it_proves_nothing() {
-    let unknown = Some(Applied::Unknown);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Cut, unknown, 11);
-    begins_again(Trigger::InsideReplyTo("EXEC", 3), Fault::Cut, unknown, 11);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("-ERR a proxy's\r\n"), unknown, 11);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("+OK\r\n"), unknown, 11);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("*0\r\n"), unknown, 11);
-    begins_again(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut, unknown, 10);
-    // The rest of the write was lost, and the reply to EXEC was not.
-    begins_again(Trigger::AfterReplyTo("EXEC"), Fault::Cut, None, 11);
-    begins_again(Trigger::InsideReplyTo("WATCH", 2), Fault::Cut, None, 11);
-    begins_again(Trigger::BeforeReplyTo("GET"), Fault::Cut, None, 11);
+    for (trigger, fault, is_doubt, was_applied) in UNPROVEN {
+        begins_again(trigger, fault, is_doubt, was_applied);
+    }
 }
 
 #[test]
 fn a_watch_begins_again_if_its_own_reply_is_not_ok() {
-    for reply in ["-ERR a proxy's\r\n", "-NOPERM no\r\n", "+QUEUED\r\n", "$-1\r\n"] {
-        begins_again(Trigger::BeforeReplyTo("WATCH"), Fault::Answer(reply), None, 11);
+    for reply in NOT_OK {
+        begins_again(Trigger::BeforeReplyTo("WATCH"), Fault::Answer(reply), false, true);
     }
 }
 

@@ -19,6 +19,7 @@ use rediscope::{
 };
 
 use crate::contention::heat;
+use crate::early_watches::{NOT_OK, UNPROVEN};
 use crate::fixture::{SLACK, SOON};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
@@ -627,15 +628,17 @@ fn a_commit_that_sends_more_behind_exec_carries_no_other_block() {
 
 /// EXEC's reply proves nothing of the connection, so the next block begins on another one.
 #[track_caller]
-fn begins_again(trigger: Trigger, fault: Fault, applied: Option<Applied>, found: i64) {
+fn begins_again(trigger: Trigger, fault: Fault, is_doubt: bool, was_applied: bool) {
     let fixture = start(1);
     // Not tried again, so that its outcome is seen.
     let once = fixture.with(TransactionOptions::new().retry(RetryPolicy::never()));
     let fail = || fixture.arm(trigger, fault);
     let accounts = fixture.accounts();
     let (held, waited) = behind(&fixture, &once, &[&accounts], fail);
-    assert_eq!(held.err().map(|error| error.applied()), applied, "{trigger:?}, {fault:?}");
+    let applied = held.err().map(|error| error.applied());
+    assert_eq!(applied, is_doubt.then_some(Applied::Unknown), "{trigger:?}, {fault:?}");
     let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+    let found = 10 - i64::from(was_applied);
     assert_eq!(waited, [(found, 1)], "{trigger:?}, {fault:?}");
     assert_eq!(fixture.proxy.accepted(), 2, "its connection was closed");
     assert_eq!(fixture.stock(), found - 1);
@@ -644,19 +647,11 @@ fn begins_again(trigger: Trigger, fault: Fault, applied: Option<Applied>, found:
 
 #[test]
 fn a_block_begins_again_if_the_exec_before_it_proves_nothing() {
-    let unknown = Some(Applied::Unknown);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Cut, unknown, 9);
-    begins_again(Trigger::InsideReplyTo("EXEC", 3), Fault::Cut, unknown, 9);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("-ERR a proxy's\r\n"), unknown, 9);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("+OK\r\n"), unknown, 9);
-    begins_again(Trigger::BeforeReplyTo("EXEC"), Fault::Answer("*0\r\n"), unknown, 9);
-    begins_again(Trigger::BeforeCommandNamed("EXEC"), Fault::Cut, unknown, 10);
-    // The rest of the write was lost, and the reply to EXEC was not.
-    begins_again(Trigger::AfterReplyTo("EXEC"), Fault::Cut, None, 9);
-    begins_again(Trigger::InsideReplyTo("WATCH", 2), Fault::Cut, None, 9);
-    begins_again(Trigger::BeforeReplyTo("GET"), Fault::Cut, None, 9);
-    for reply in ["-ERR a proxy's\r\n", "-NOPERM no\r\n", "+QUEUED\r\n", "$-1\r\n"] {
-        begins_again(Trigger::BeforeReplyTo("WATCH"), Fault::Answer(reply), None, 9);
+    for (trigger, fault, is_doubt, was_applied) in UNPROVEN {
+        begins_again(trigger, fault, is_doubt, was_applied);
+    }
+    for reply in NOT_OK {
+        begins_again(Trigger::BeforeReplyTo("WATCH"), Fault::Answer(reply), false, true);
     }
 }
 

@@ -259,20 +259,30 @@ async fn group(world: &World) -> (Spawned, Vec<Spawned>) {
     (leader, members)
 }
 
+/// Drops the leader while the reply to its command is held, and awaits the others, which are applied.
+async fn abort_behind(
+    command: &'static str,
+    world: &World,
+    leader: Spawned,
+    members: Vec<Spawned>,
+) {
+    world.release_until(command);
+    eventually(|| world.calls(command) == 2).await;
+    leader.abort();
+    assert!(leader.await.unwrap_err().is_cancelled());
+    world.proxy.disarm();
+    world.proxy.release();
+    for member in members {
+        assert_eq!(soon("a member", member).await.unwrap().unwrap(), 1);
+    }
+}
+
 #[test]
 fn a_leader_that_is_dropped_after_its_exec_leaves_the_others_their_outcomes() {
     runtime().block_on(async {
         let world = World::new();
         let (leader, members) = group(&world).await;
-        world.release_until("exec");
-        eventually(|| world.calls("exec") == 2).await;
-        leader.abort();
-        assert!(leader.await.unwrap_err().is_cancelled());
-        world.proxy.disarm();
-        world.proxy.release();
-        for member in members {
-            assert_eq!(soon("a member", member).await.unwrap().unwrap(), 1);
-        }
+        abort_behind("exec", &world, leader, members).await;
         assert_eq!((world.number("leader"), world.number("hot"), world.calls("exec")), (1, 6, 2));
     });
 }
@@ -282,15 +292,7 @@ fn a_leader_that_is_dropped_before_its_exec_leaves_the_lead_to_the_next() {
     runtime().block_on(async {
         let world = World::new();
         let (leader, members) = group(&world).await;
-        world.release_until("watch");
-        eventually(|| world.calls("watch") == 2).await;
-        leader.abort();
-        assert!(leader.await.unwrap_err().is_cancelled());
-        world.proxy.disarm();
-        world.proxy.release();
-        for member in members {
-            assert_eq!(soon("a member", member).await.unwrap().unwrap(), 1);
-        }
+        abort_behind("watch", &world, leader, members).await;
         assert_eq!((world.number("leader"), world.number("hot")), (0, 5));
     });
 }

@@ -28,6 +28,26 @@ fn step(place: &mut MergeEntry) -> Step {
 }
 
 #[test]
+fn a_caller_that_runs_again_meets_those_that_come_meanwhile() {
+    let (table, reads) =
+        (Arc::new(MergeTable::new()), redis::cmd("GET").arg("k").get_packed_command());
+    let found = ReadValues::of(&reads, &[Value::Nil]).unwrap();
+    let arrive = || table.arrive(b"k", &reads, 8).unwrap();
+    let mut again = arrive();
+    assert!(matches!(step(&mut again), Step::Lead));
+    assert_eq!(again.compare(Some(&found)), Found::Runs);
+    // Its own EXEC was a conflict. Another one comes and goes before it arrives again.
+    again.end_lead(false, true);
+    drop(arrive());
+    let mut other = arrive();
+    assert!(matches!(step(&mut other), Step::Lead));
+    again.rejoin();
+    assert!(matches!(step(&mut again), Step::Alone), "two lead at once");
+    drop((again, other));
+    assert!(table.shards.iter().all(|shard| lock(shard).is_empty()), "a watch is left");
+}
+
+#[test]
 fn what_a_leader_gives_too_late_does_not_reach_the_next_run_of_a_block_that_gave_up() {
     let (table, reads) =
         (Arc::new(MergeTable::new()), redis::cmd("GET").arg("k").get_packed_command());

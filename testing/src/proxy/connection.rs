@@ -91,7 +91,8 @@ impl Connection {
             Direction::Replies => server,
         };
         let mut splitter = Splitter::new(direction);
-        let mut chunk = vec![0; CHUNK];
+        // Not on the heap: of the soaks that count memory some open hundreds of connections at once.
+        let mut chunk = [0; CHUNK];
         let mut out = Vec::new();
         let ended_with = loop {
             match source.read(&mut chunk) {

@@ -21,8 +21,6 @@ const RECOVERY: Duration = Duration::from_secs(2);
 const CALL_SLACK: Duration = Duration::from_secs(1);
 /// By how much resident memory may grow between the first tenth and the last.
 const GROWTH: i64 = 10_000_000;
-/// The same for a run of less than a minute, whose first tenth ends before the allocator's arenas are full.
-const GROWTH_OF_SHORT_RUN: i64 = 20_000_000;
 
 /// The longest call of a kind.
 #[derive(Debug)]
@@ -99,11 +97,7 @@ impl Report {
             must(*longest <= limit, format!("{}: {longest:?} by {culprit}", call.text()));
         }
         if let Some(growth) = self.growth() {
-            let most = match self.plan.lasts < Duration::from_secs(60) {
-                true => GROWTH_OF_SHORT_RUN,
-                false => GROWTH,
-            };
-            must(growth < most, format!("memory grew by {growth} bytes"));
+            must(growth < GROWTH, format!("memory grew by {growth} bytes"));
         }
         for (whose, (before, after)) in
             [("library", self.library_threads), ("other", self.other_threads)]
