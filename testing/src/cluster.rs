@@ -2,11 +2,15 @@
 //! added and removed.
 //!
 //! Each node is a [`Server`] on a free port. `redis-cli` is not needed.
+//!
+//! A replica takes over only from a master for which [`Cluster::let_replica_take_over`] or [`Cluster::fail_over`] was
+//! called. On a busy machine a master that is only slow would be replaced, while its slots move.
 
 mod node;
 mod view;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread;
@@ -15,7 +19,7 @@ use std::time::{Duration, Instant};
 use redis::Value;
 
 use super::server::Server;
-use super::{eventually, try_for};
+use super::try_for;
 use node::{launch, meet};
 use view::Entry;
 
@@ -27,6 +31,23 @@ const AGREEMENT: Duration = Duration::from_secs(30);
 const HANDSHAKE: Duration = Duration::from_secs(4);
 /// Number of hash slots.
 pub const SLOTS: u16 = 16384;
+
+/// What the nodes of a cluster have not reached in time.
+#[derive(Debug)]
+pub struct NoAgreement {
+    /// What was waited for.
+    pub on: &'static str,
+    /// CLUSTER NODES of each node that runs.
+    pub views: Vec<String>,
+}
+
+impl std::error::Error for NoAgreement {}
+
+impl fmt::Display for NoAgreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "not within {AGREEMENT:?}: {}\n{}", self.on, self.views.join("\n"))
+    }
+}
 
 /// A running cluster. Its nodes end with it.
 pub struct Cluster {
@@ -179,12 +200,14 @@ impl Cluster {
         keys.len()
     }
 
-    /// Moves what is left; then the slot is the target's, and every node is informed.
+    /// Moves what is left; then the slot is the target's, and every node and replica has been informed.
+    #[track_caller]
     pub fn end_migration(&self, slot: u16, from: usize, to: usize) {
         // Before the target serves the slot, because it would create a key that has not arrived yet.
         while self.move_keys(slot, from, to, 10) > 0 {}
         let _one = self.stepping();
-        eventually(AGREEMENT, "every node knows all epochs", || self.epochs_are_known());
+        self.agree("every node knows all epochs", || self.epochs_are_known());
+        self.replicas_have_all(to);
         let text = slot.to_string();
         let id = self.nodes()[to].id.clone();
         let command = ["CLUSTER", "SETSLOT", &text, "NODE", &id];
@@ -196,13 +219,42 @@ impl Cluster {
                 self.ask::<()>(other, &command);
             }
         }
+        // Replicas take no SETSLOT. One that took over before it knew of the slot would not serve it.
+        self.agree("every node knows the slot's master", || self.is_known_owner(slot, to));
     }
 
-    /// Kills a master and waits until one of its replicas serves its slots; returns which.
+    /// The keys that MIGRATE has deleted at their former master must not be lost with the new one.
+    #[track_caller]
+    fn replicas_have_all(&self, master: usize) {
+        let offset = |node: usize, field| -> Option<u64> {
+            self.nodes()[node].server.info(field)?.parse().ok()
+        };
+        let sent = offset(master, "master_repl_offset");
+        for replica in self.replicas_of(master) {
+            self.agree("the replica has what its master had", || {
+                offset(replica, "slave_repl_offset") >= sent
+            });
+        }
+    }
+
+    /// From here on a replica takes over if this master fails.
+    pub fn let_replica_take_over(&self, master: usize) {
+        for replica in self.replicas_of(master) {
+            self.nodes()[replica].server.config_set("cluster-replica-no-failover", "no");
+        }
+    }
+
+    /// Kills a master and waits until one of its replicas serves its slots, and all nodes agree; returns which.
+    #[track_caller]
     pub fn fail_over(&self, master: usize) -> usize {
-        let slot = self.slot_of(master).expect("a master that serves slots");
+        let slots = self.slots_of(master);
+        self.let_replica_take_over(master);
         self.nodes()[master].server.sigkill();
-        self.await_owner(slot)
+        let successor = self.await_owner(*slots.first().expect("a master that serves slots"));
+        self.is_in_order();
+        assert_eq!(self.slots_of(successor), slots, "it serves all of them");
+        self.nodes()[successor].server.config_set("cluster-replica-no-failover", "yes");
+        successor
     }
 
     /// Any slot that this node serves.
@@ -251,16 +303,7 @@ impl Cluster {
 
     /// The same as [`remove`](Self::remove), with the replicas of it.
     pub fn remove_with_replicas(&self, node: usize) {
-        let id = self.nodes()[node].id.clone();
-        let replicas: Vec<usize> = {
-            let nodes = self.nodes();
-            let is_replica = |line: &str| line.contains(&format!("slave {id} "));
-            let view: String = nodes[node].server.ask(&["CLUSTER", "NODES"]);
-            let ids: Vec<_> = view.lines().filter(|line| is_replica(line)).collect();
-            let here = |index: &usize| ids.iter().any(|line| line.starts_with(&nodes[*index].id));
-            (0..nodes.len()).filter(here).collect()
-        };
-        replicas.into_iter().for_each(|replica| self.remove(replica));
+        self.replicas_of(node).into_iter().for_each(|replica| self.remove(replica));
         self.remove(node);
     }
 
@@ -275,9 +318,10 @@ impl Cluster {
     }
 
     /// Starts a killed node again, and waits until it follows the node that took its place.
+    #[track_caller]
     pub fn revive(&self, node: usize) {
         self.nodes()[node].server.restart_on_same_port();
-        eventually(AGREEMENT, "it follows its successor", || {
+        self.agree("it follows its successor", || {
             let server = &self.nodes()[node].server;
             server.info("role").as_deref() == Some("slave")
                 && server.info("master_link_status").as_deref() == Some("up")
@@ -293,6 +337,15 @@ impl Cluster {
 
     fn stepping(&self) -> MutexGuard<'_, ()> {
         self.stepping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The running replicas of a master.
+    fn replicas_of(&self, master: usize) -> Vec<usize> {
+        let (running, view, nodes) = (self.running(), self.view(master), self.nodes());
+        let of = Some(&nodes[master].id);
+        let ids: Vec<_> = view.iter().filter(|it| it.master_id.as_ref() == of).collect();
+        let follows = |node: &usize| ids.iter().any(|it| it.id == nodes[*node].id);
+        running.into_iter().filter(follows).collect()
     }
 
     fn make_replica(&self, replica: usize, master: usize) {
@@ -322,6 +375,7 @@ impl Cluster {
     }
 
     /// All nodes agree, every slot is served, every replica is in sync.
+    #[track_caller]
     fn is_in_order(&self) {
         let running = self.running();
         let in_order = || {
@@ -337,38 +391,36 @@ impl Cluster {
                         || server.info("master_link_status").as_deref() == Some("up")
                 })
         };
-        let comes = |within| try_for(within, || in_order().then_some(())).is_some();
-        if !comes(AGREEMENT / 3) {
-            self.mend();
-        }
-        if !comes(AGREEMENT) {
-            let views = running.iter().map(|index| {
-                let nodes: String = self.ask(*index, &["CLUSTER", "NODES"]);
-                format!("node {index}:\n{nodes}")
-            });
-            let views: Vec<_> = views.collect();
-            panic!("not within {AGREEMENT:?}: the cluster is in order\n{}", views.join("\n"));
-        }
+        self.agree("the cluster is in order", in_order);
     }
 
-    /// What `redis-cli --cluster fix` does. A master that was killed before its replica had heard of a
-    /// new slot leaves it unserved: all nodes but the replica count the slot as the replica's.
-    fn mend(&self) {
-        for index in self.running() {
-            let mut others = self.running().into_iter().filter(|other| *other != index);
-            let Some(others) = others.next().map(|other| self.view(other)) else { continue };
-            let own = self.view(index);
-            let Some(me) = own.iter().find(|entry| entry.mine).map(|entry| &entry.id) else {
-                continue;
+    #[track_caller]
+    fn agree(&self, on: &'static str, reached: impl FnMut() -> bool) {
+        self.try_agree(on, reached).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn try_agree(
+        &self,
+        on: &'static str,
+        mut reached: impl FnMut() -> bool,
+    ) -> Result<(), NoAgreement> {
+        try_for(AGREEMENT, || reached().then_some(())).ok_or_else(|| {
+            let view = |node| {
+                let nodes: String = self.ask(node, &["CLUSTER", "NODES"]);
+                format!("node {node}:\n{nodes}")
             };
-            let given =
-                |slot: &u16| others.iter().any(|it| it.id == *me && it.slots.contains(slot));
-            for slot in (0..SLOTS).filter(given) {
-                if !own.iter().any(|entry| entry.slots.contains(&slot)) {
-                    self.ask::<()>(index, &["CLUSTER", "ADDSLOTS", &slot.to_string()]);
-                }
-            }
-        }
+            NoAgreement { on, views: self.running().into_iter().map(view).collect() }
+        })
+    }
+
+    /// All nodes count the slot as this master's, under the epoch that it has itself.
+    fn is_known_owner(&self, slot: u16, master: usize) -> bool {
+        let own = self.view(master);
+        let Some(own) = own.iter().find(|entry| entry.mine) else { return false };
+        self.running().into_iter().all(|node| {
+            let is_it = |entry: &Entry| (&entry.id, entry.epoch) == (&own.id, own.epoch);
+            self.view(node).iter().any(|entry| is_it(entry) && entry.slots.contains(&slot))
+        })
     }
 
     /// Every master has an epoch of its own, which all nodes know. Else the new owner of a slot may

@@ -41,6 +41,7 @@ fn attempt(extra: &[String]) -> Option<Node> {
     arguments.extend(["--cluster-node-timeout", NODE_TIMEOUT]);
     arguments.extend(["--cluster-replica-validity-factor", "0"]);
     arguments.extend(["--cluster-allow-replica-migration", "no"]);
+    arguments.extend(["--cluster-replica-no-failover", "yes"]);
     arguments.extend(["--repl-diskless-sync-delay", "0"]);
     arguments.extend(extra.iter().map(String::as_str));
     arguments.extend(tls_port.iter().flat_map(|port| ["--tls-port", port]));

@@ -7,6 +7,8 @@ pub(super) struct Entry {
     pub(super) id: String,
     pub(super) mine: bool,
     pub(super) master: bool,
+    /// Of a replica.
+    pub(super) master_id: Option<String>,
     pub(super) in_handshake: bool,
     pub(super) epoch: u64,
     pub(super) slots: Slots,
@@ -36,6 +38,7 @@ impl Entry {
             id: words[0].to_owned(),
             mine: flags.contains(&"myself"),
             master: flags.contains(&"master"),
+            master_id: (words[3] != "-").then(|| words[3].to_owned()),
             in_handshake: flags.contains(&"handshake") || flags.contains(&"noaddr"),
             epoch: words[6].parse().unwrap(),
             slots: Slots(words[8..].iter().filter_map(range).collect()),

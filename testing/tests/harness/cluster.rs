@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 use rediscope_testing::cluster::Cluster;
+use rediscope_testing::eventually;
 use rediscope_testing::server::{PORT_TRIES, Server, redis_server};
+
+use super::SOON;
 
 #[test]
 fn a_cluster_of_three_masters_and_three_replicas_starts_moves_slots_fails_over_and_grows() {
@@ -27,9 +30,6 @@ fn a_cluster_of_three_masters_and_three_replicas_starts_moves_slots_fails_over_a
     assert_eq!(cluster.owner(slot), Some(to));
     assert_eq!(cluster.read::<i64>(&["GET", "a"]), 1);
 
-    // As after a master's death: all but the owner know whose the slot is.
-    cluster.ask::<()>(to, &["CLUSTER", "DELSLOTS", &slot.to_string()]);
-    assert_eq!(cluster.owner(slot), None);
     let fourth = cluster.add_master();
     cluster.migrate(slot, fourth);
     assert_eq!(cluster.read::<i64>(&["GET", "a"]), 1);
@@ -44,6 +44,55 @@ fn a_cluster_of_three_masters_and_three_replicas_starts_moves_slots_fails_over_a
     assert_eq!(cluster.read::<i64>(&["GET", "a"]), 2);
     cluster.revive(from);
     assert_eq!(cluster.owner(slot), Some(promoted));
+}
+
+/// The ids of the nodes that count this slot as theirs or another one's, as each node sees it.
+fn owners(cluster: &Cluster, slot: u16) -> Vec<String> {
+    let nodes = cluster.nodes();
+    let serves = |word: &str| {
+        let (first, last) = word.split_once('-').unwrap_or((word, word));
+        matches!((first.parse(), last.parse()), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+    };
+    let owner = |view: String| {
+        let lines = view.lines().filter(|line| line.split(' ').skip(8).any(serves));
+        lines.map(|line| line[..40].to_owned()).collect::<Vec<_>>().join(" and ")
+    };
+    nodes.iter().map(|node| owner(node.server.ask(&["CLUSTER", "NODES"]))).collect()
+}
+
+/// A replica that takes over before it knows of a slot does not serve it.
+#[test]
+fn every_node_knows_the_new_master_of_a_slot_when_its_migration_ends() {
+    let cluster = Cluster::start(3, 1);
+    for (nth, slot) in (0..40).enumerate() {
+        let to = 1 + nth % 2;
+        cluster.migrate(slot, to);
+        let id = cluster.nodes()[to].id.clone();
+        assert_eq!(owners(&cluster, slot), [(); 6].map(|()| id.clone()), "slot {slot}");
+    }
+    let key = cluster.key_in(cluster.slots_of(0)[0], "k");
+    cluster.ask::<()>(0, &["SET", &key, "1"]);
+    cluster.migrate(cluster.slot(&key), 1);
+    let promoted = cluster.fail_over(1);
+    assert_eq!(cluster.owner(cluster.slot(&key)), Some(promoted));
+    assert_eq!(cluster.read::<i64>(&["GET", &key]), 1);
+}
+
+/// A busy machine makes a master look dead.
+#[test]
+fn a_master_that_is_only_slow_keeps_its_slots() {
+    let cluster = Cluster::start(3, 1);
+    let slow = cluster.nodes()[0].id.clone();
+    let has_failed = |node| {
+        let view: String = cluster.ask(node, &["CLUSTER", "NODES"]);
+        let line = view.lines().find(|line| line.starts_with(&slow)).unwrap();
+        line.split([' ', ',']).any(|flag| flag == "fail")
+    };
+    cluster.nodes()[0].server.sigstop();
+    eventually(SOON, "its replica counts it as failed", || has_failed(3));
+    cluster.nodes()[0].server.sigcont();
+    eventually(SOON, "it is back", || (1..6).all(|node| !has_failed(node)));
+    assert_eq!(cluster.slots_of(0).len(), 5461);
 }
 
 /// Else a node whose second port was taken would be tried with that port again and again.

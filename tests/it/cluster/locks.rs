@@ -248,6 +248,7 @@ fn a_lock_is_held_and_waited_for_wherever_its_slot_goes_and_its_tokens_grow() {
 /// A master with a lock dies, and its replica, which had heard nothing since it stopped, takes over.
 fn dies(fixture: &ClusterFixture, replica_stops: impl FnOnce(&dyn Fn()) -> LockGuard) -> LockGuard {
     let master = fixture.cluster.owner(fixture.cluster.slot("{l}")).unwrap();
+    fixture.cluster.let_replica_take_over(master);
     let held = replica_stops(&|| {
         fixture.cluster.nodes()[master + 3].server.sigstop();
         // Or what the master still sends would be read before the promotion.

@@ -260,6 +260,7 @@ fn a_master_dies_and_its_replica_takes_over() {
     let mut single = fixture.sessions.pooled();
     assert_eq!(single.get::<_, i64>(&key).unwrap(), 1);
     fixture.cluster.ask::<i64>(from, &["WAIT", "1", "5000"]);
+    fixture.cluster.let_replica_take_over(from);
     fixture.cluster.nodes()[from].server.sigkill();
     // Each waits until a master serves the slot again.
     assert_eq!(single.get::<_, i64>(&key).unwrap(), 1);

@@ -73,6 +73,7 @@ fn without_cluster_shards_the_map_is_read_by_cluster_slots() {
         assert!(asked("cluster|slots") > 0);
         let master = cluster.owner(cluster.slot("{app:1}:k")).unwrap();
         cluster.ask::<i64>(master, &["WAIT", "1", "5000"]);
+        cluster.let_replica_take_over(master);
         cluster.nodes()[master].server.sigkill();
         assert_eq!(sessions.transactional().run(|tx| Ok(tx.incr("{app:1}:k", 1))).unwrap(), 3);
     }

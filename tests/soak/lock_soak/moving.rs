@@ -102,6 +102,7 @@ pub(crate) fn fail_over(seed: u64, rounds: u64, asks: Asks, replicas: bool) -> F
         let others = people(&orders);
         eventually(SCENARIO, "the lock goes round", || acquired(&recorder) >= AROUND);
         let master = cluster.owner(slot).expect("a node serves the slot");
+        cluster.let_replica_take_over(master);
         let nodes = cluster.nodes();
         nodes[replica].server.sigstop();
         // Or what the master still sends would be read before the promotion.
