@@ -41,10 +41,6 @@ impl Drop for Sentinel {
 }
 
 impl Sentinel {
-    fn start(master: &Server, password: Option<&str>) -> Self {
-        Self::watching(master, master.port(), password, "")
-    }
-
     /// One that reaches the master at `at`, with further lines in its configuration; they may
     /// name its own port as `{port}`.
     pub fn watching(master: &Server, at: u16, password: Option<&str>, lines: &str) -> Self {
@@ -137,8 +133,18 @@ impl Group {
         Self::with(&[], None)
     }
 
+    /// One whose master is not replaced by itself, however slow the machine is.
+    pub fn without_failovers() -> Self {
+        let patient = format!("sentinel down-after-milliseconds {NAME} 3600000\n");
+        Self::watched(&[], None, &patient)
+    }
+
     /// With further arguments for the servers, and a password for the sentinels.
     pub fn with(extra: &[&str], password: Option<&str>) -> Self {
+        Self::watched(extra, password, "")
+    }
+
+    fn watched(extra: &[&str], password: Option<&str>, lines: &str) -> Self {
         let fast = ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"];
         let arguments = [&fast[..], extra].concat();
         let master = Server::with(&arguments);
@@ -149,7 +155,8 @@ impl Group {
         eventually(ELECTION, "the replicas are in sync", || {
             servers[1..].iter().all(|one| one.info("master_link_status").as_deref() == Some("up"))
         });
-        let sentinels: Vec<_> = (0..3).map(|_| Sentinel::start(&servers[0], password)).collect();
+        let watch = || Sentinel::watching(&servers[0], servers[0].port(), password, lines);
+        let sentinels: Vec<_> = (0..3).map(|_| watch()).collect();
         let group = Self { servers, sentinels };
         group.settled();
         group

@@ -2,9 +2,10 @@
 //!
 //! Guarantee: committed, conflict, rejected, partly-applied, not-sent, in-doubt, not-isolated, reply-errors, pin-expired, checkout-errors
 
-use crate::fixture::{LONG, OF_ONE, SOON, add_on_each, add_on_each_pooled};
+use crate::fixture::{LONG, OF_ONE, SOON, add_on_each, add_on_each_pooled, unhurried};
 use crate::side::{BuildSide as _, ResolveDoubt as _, open_lanes, open_pooled_lanes};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use crate::side::SessionManager;
@@ -17,8 +18,6 @@ use rediscope::{
 
 use super::topologies::{Standalone, Topology};
 use rediscope_testing::eventually;
-
-const RESPONSE: Duration = Duration::from_millis(400);
 
 macro_rules! on_every_topology {
     ($($row:ident)+) => {
@@ -67,15 +66,8 @@ fn get(topology: &dyn Topology, key: &str) -> Option<String> {
 }
 
 fn one(topology: &dyn Topology) -> SessionManager {
-    let sessions = topology
-        .builder()
-        .max_size(1)
-        .connect_timeout(Duration::from_secs(1))
-        .response_timeout(RESPONSE)
-        .checkout_timeout(Duration::from_secs(4))
-        .trust_window(LONG)
-        .build_side()
-        .unwrap();
+    let builder = unhurried(topology.builder()).max_size(1).trust_window(LONG);
+    let sessions = builder.build_side().unwrap();
     warm(&sessions, topology);
     sessions
 }
@@ -203,11 +195,22 @@ fn in_doubt(topology: &dyn Topology) {
         tx.commit().unwrap();
         let mut tx = handle.begin_at(&key).unwrap();
         tx.incr(&key, 1);
-        topology.with(&mut |server| server.pause_clients(2 * RESPONSE.as_millis() as u64));
-        let error = tx.commit().unwrap_err();
+        topology.with(&mut |server| server.pause_writes(LONG.as_millis() as u64));
+        let lose = || {
+            topology.with(&mut |server| {
+                let waits = || server.client_list().iter().any(|it| it["flags"].contains('b'));
+                eventually(SOON, "EXEC waits on the server", waits);
+                server.kill_all_clients_except_me();
+                server.unpause();
+            });
+        };
+        let error = thread::scope(|scope| {
+            scope.spawn(lose);
+            tx.commit().unwrap_err()
+        });
         assert_outcome(&error, Applied::Unknown, false);
         let Error::Commit(CommitError::InDoubt(doubt)) = error else { panic!("{error}") };
-        // It is applied later, or never: `resolve` decides it.
+        // It was applied in the end, or never: `resolve` decides it.
         match doubt.resolved() {
             Resolution::Committed if resolvable => {
                 assert_eq!(get(topology, &key).as_deref(), Some("1"));
@@ -218,7 +221,6 @@ fn in_doubt(topology: &dyn Topology) {
             Resolution::StillUnknown { .. } if !resolvable => {}
             other => panic!("{other:?}"),
         }
-        eventually(SOON, "the server replies again", || get(topology, &key).is_some());
     }
     next(&sessions, topology);
 }

@@ -86,7 +86,7 @@ pub(crate) struct BehindSentinels(Group);
 
 impl BehindSentinels {
     pub(crate) fn start() -> Self {
-        Self(Group::start())
+        Self(Group::without_failovers())
     }
 }
 
