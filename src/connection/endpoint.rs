@@ -118,9 +118,9 @@ impl Endpoint {
         self.credentials.as_ref()?.silent_for()
     }
 
-    /// Returns the version of the credentials, if they may change.
+    /// Returns the version of the credentials, if they may change and the provider does not panic.
     pub(crate) fn login_version(&self) -> Option<u64> {
-        self.credentials.as_ref().map(Provider::version)
+        self.credentials.as_ref()?.version_unless_it_panics()
     }
 
     /// Opens a connection, on which nothing is sent yet. A connection to a master ends when another

@@ -373,8 +373,10 @@ impl Line for Checkout {
     fn take_early_watch(&mut self, armed: Option<Armed>) -> Option<Arc<EarlyWatch>> {
         let connection = self.connection.as_ref()?;
         let core = &self.permit.core;
-        // Credentials are renewed by a checkout.
-        if core.endpoint.login_version().is_some_and(|version| connection.needs_reauth(version)) {
+        // Credentials are renewed by a checkout. The user's own provider may wait, and this is a commit.
+        if let Some(provider) = core.endpoint.provider()
+            && connection.needs_reauth(provider.version_at_once()?)
+        {
             return None;
         }
         if let Some(turn) = &self.permit.turn

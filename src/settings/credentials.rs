@@ -56,7 +56,9 @@ opaque_debug!(Credentials);
 /// next attempt follows a second later.
 ///
 /// Both methods are called by the threads that check out or open connections, several at once.
-/// Every checkout calls `version`, and waits for it: it should not block. `credentials` cannot be
+/// Every checkout of an open connection calls `version`, and waits for it: it should not block. If it
+/// panics, the connection keeps its identity. No commit or drop calls it to serve a waiting caller, so with a
+/// provider of the program's own no caller is sent ahead. `credentials` cannot be
 /// interrupted, so it should return a value that another thread has fetched. A checkout that
 /// re-authenticates waits for it beyond its deadline. A checkout whose connection is being opened waits
 /// for at most its `checkout_timeout`. The time in `credentials` does not count against

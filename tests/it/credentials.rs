@@ -263,6 +263,7 @@ struct Moody {
     /// Delay of a result, in milliseconds.
     slow: AtomicU64,
     version: AtomicU64,
+    has_no_version: AtomicBool,
 }
 
 impl CredentialsProvider for Moody {
@@ -276,6 +277,7 @@ impl CredentialsProvider for Moody {
     }
 
     fn version(&self) -> u64 {
+        assert!(!self.has_no_version.load(Ordering::SeqCst), "a version that panics");
         self.version.load(Ordering::SeqCst)
     }
 }
@@ -342,6 +344,17 @@ fn a_provider_that_is_slow_is_not_taken_for_a_server_that_is_silent() {
     let counts = sessions.status().transactional.counts;
     assert_eq!((counts.connects, counts.reauthentications), (opened, 2));
     assert_eq!((counts.connect_failures, counts.all_replaced()), (0, 0));
+}
+
+#[test]
+fn a_connection_keeps_its_identity_if_the_provider_panics_instead_of_a_version() {
+    let server = Server::start();
+    let (provider, sessions) = moody(&server);
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    assert_eq!(once.watch(["n"]).run(|_, tx| Ok(tx.incr("n", 1))).unwrap(), 1);
+    provider.has_no_version.store(true, Ordering::SeqCst);
+    assert_eq!(once.watch(["n"]).run(|_, tx| Ok(tx.incr("n", 1))).unwrap(), 2);
+    assert_eq!(sessions.status().transactional.in_use, 0);
 }
 
 #[test]

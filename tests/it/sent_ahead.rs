@@ -10,7 +10,7 @@ use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
 use rediscope::{
     Cancel, CommitError, Credentials, CredentialsProvider, Error, RotatingCredentials,
-    SessionManager, TransactionOptions, Transactional, prelude::*,
+    SessionManager, Transaction, TransactionOptions, Transactional, prelude::*,
 };
 
 use crate::early_watches::{Fixture, SHORT, exactly_once, start, start_with};
@@ -309,8 +309,12 @@ impl CredentialsProvider for Asked {
     }
 }
 
-#[test]
-fn a_drop_does_not_call_the_users_own_provider() {
+/// A block holds the only connection while another one waits, and ends by `end`, on this thread.
+#[track_caller]
+fn the_provider_is_not_asked_by(
+    waits: impl Fn(&Transactional) -> Result<(), Error> + Sync,
+    end: impl FnOnce(Transaction),
+) {
     let server = Server::start();
     server.acl(&["SETUSER", "first", "on", ">first", "~*", "&*", "+@all"]);
     let provider = Arc::new(Asked(Mutex::default()));
@@ -324,14 +328,26 @@ fn a_drop_does_not_call_the_users_own_provider() {
     let accounts = sessions.transactional();
     accounts.run(|tx| Ok(tx.incr("stock", 1))).unwrap();
     thread::scope(|scope| {
-        let tx = accounts.begin().unwrap();
-        let waits = scope.spawn(|| push(&accounts, "v"));
+        let mut tx = accounts.begin().unwrap();
+        tx.incr("stock", 1);
+        let waits = scope.spawn(|| waits(&accounts));
         let waiting = || sessions.status().transactional.waiting == 1;
         eventually(SOON, "the block waits", waiting);
         provider.0.lock().unwrap().clear();
-        drop(tx);
-        assert_eq!(waits.join().unwrap().unwrap(), 1);
+        end(tx);
+        waits.join().unwrap().unwrap();
         let asked = provider.0.lock().unwrap();
-        assert!(!asked.contains(&thread::current().id()), "it may wait, and so would the drop");
+        assert!(!asked.contains(&thread::current().id()), "it may wait, and so would this call");
     });
+}
+
+#[test]
+fn a_drop_and_a_commit_do_not_call_the_users_own_provider() {
+    let pushes = |accounts: &Transactional| push(accounts, "v").map(drop);
+    let watches = |accounts: &Transactional| {
+        accounts.watch(["stock"]).run(|_, tx| Ok(tx.incr("other", 1))).map(drop)
+    };
+    the_provider_is_not_asked_by(pushes, drop);
+    the_provider_is_not_asked_by(pushes, |tx| _ = tx.commit().unwrap());
+    the_provider_is_not_asked_by(watches, |tx| _ = tx.commit().unwrap());
 }
