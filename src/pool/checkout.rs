@@ -97,10 +97,11 @@ impl Drop for Permit {
         if self.core.config.settings.is_forked_child() {
             return;
         }
-        self.core.config.counters.metrics.returned(&mut self.in_use);
+        // Before code of the user's runs, which metrics and events are.
         if !self.is_passed_on && !self.pass_on() {
             self.core.semaphore.release(self.number as usize);
         }
+        self.core.config.counters.metrics.returned(&mut self.in_use);
         self.events.collect();
         let name = self.core.config.name;
         self.events.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
@@ -216,7 +217,7 @@ impl Checkout {
     /// this caller would look into first is not used.
     #[inline(never)]
     fn send_ahead(&mut self) {
-        let Permit { core, number, in_use, .. } = &mut self.permit;
+        let Permit { core, number, .. } = &mut self.permit;
         let Some(connection) = &mut self.connection else { return };
         // The user's own provider may wait, and this is a drop.
         let has_its_login = |provider: &Provider| {
@@ -232,7 +233,6 @@ impl Checkout {
         }
         let settings = core.settings();
         let register = Register::of(connection, settings);
-        core.config.counters.metrics.returned(in_use);
         let (current, mut lost) = (&mut self.connection, None);
         let send = |request: &ThreadEarlyRequest| {
             let Some(mut connection) = current.take() else { return false };

@@ -6,6 +6,7 @@
 pub(crate) mod recorder;
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use crate::fixture::short_timeouts::short_timeouts;
 use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};
-use recorder::Seen;
+use recorder::{Panics, Seen};
 use rediscope::error::CheckoutError;
 use rediscope::{Builder, CommitError, Condition, Error, TransactionOptions, prelude::*};
 
@@ -227,6 +228,34 @@ fn locks_that_are_held_waited_for_and_lost_are_reported() {
     eventually(SOON, "none is held", || level("rediscope.lock.held") == 0);
     eventually(SOON, "none waits", || level("rediscope.lock.waiting") == 0);
     assert_eq!(seen.values("rediscope.lock.acquire_time", "orders/locks").len(), 2);
+}
+
+#[test]
+fn a_recorder_that_panics_changes_no_outcome_and_costs_no_connection() {
+    let panics = Panics { _state: 0 };
+    let limit = Duration::from_millis(200);
+    let build = || Fixture::new(|builder| orders(builder).max_pin_time(limit));
+    let fixture = ::metrics::with_local_recorder(&panics, build);
+    let handle = fixture.sessions.transactional();
+    for n in 1..=3 {
+        assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), n);
+    }
+    handle.watch(["n"]).run(|_, tx| Ok(tx.incr("n", 1))).unwrap();
+    // A second panic would end the process.
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let _guard = handle.begin().unwrap();
+        panic!("the caller's own");
+    }));
+    panicked.unwrap_err();
+    // The thread that reports levels reclaims scopes as before.
+    std::mem::forget(handle.begin().unwrap());
+    let timeout = handle.with(TransactionOptions::new().within(Duration::from_millis(1)));
+    let refused = timeout.begin().unwrap_err();
+    assert!(matches!(refused, Error::Checkout(CheckoutError::Timeout(_))), "{refused}");
+    eventually(SOON, "it is reclaimed", || fixture.sessions.status().transactional.in_use == 0);
+    assert_eq!(handle.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 5);
+    fixture.sessions.lock("l").acquire(SOON).unwrap().release().unwrap();
+    crate::side::settled(&fixture.sessions);
 }
 
 #[test]

@@ -69,7 +69,6 @@ impl Drop for TaskLine {
             std::mem::forget((self.connection.take(), right, Arc::clone(&self.core), next_caller));
             return;
         }
-        self.core.config.counters.metrics.returned(&mut self.in_use);
         if let Some(next_caller) = self.next_caller.take()
             && self.pass_on(next_caller, &right)
         {
@@ -85,7 +84,8 @@ impl Drop for TaskLine {
             && let Some(reason) = self.close_reason(connection)
         {
             if reason == CloseReason::LeftDirty && self.can_be_cleaned(connection) {
-                return self.clean(kept, right);
+                self.clean(kept, right);
+                return self.core.config.counters.metrics.returned(&mut self.in_use);
             }
             self.core.on_replaced(reason);
             drop(kept.take());
@@ -209,7 +209,9 @@ impl TaskLine {
         }
     }
 
+    /// Runs code of the user's, so the connection was returned before.
     fn log(&mut self) {
+        self.core.config.counters.metrics.returned(&mut self.in_use);
         let name = self.core.config.name;
         self.events.add(Level::TRACE, move || tracing::trace!(pool = name, "check in"));
         match self.logs_elsewhere {

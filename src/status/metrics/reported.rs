@@ -7,7 +7,7 @@
 //! with a recorder that comes late. The cost: a level that is shorter than a second shows in the histograms
 //! only, and a recorder type of size zero is not found.
 
-use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,12 @@ struct Registered<H> {
     handles: OnceLock<H>,
 }
 
+/// Calls the program's recorder, which may panic. No outcome, permit or thread depends on it, and a second
+/// panic would end the process. The program's panic hook has the panic.
+fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(call)).ok()
+}
+
 /// A recorder that panics leaves nothing of these types half done.
 impl<H> UnwindSafe for Registered<H> {}
 impl<H> RefUnwindSafe for Registered<H> {}
@@ -91,7 +97,8 @@ impl<H> Registered<H> {
             if metrics::with_recorder(|recorder| size_of_val(recorder) == 0) {
                 return None;
             }
-            return Some(self.handles.get_or_init(|| new(name)));
+            let handles = guarded(|| new(name))?;
+            return Some(self.handles.get_or_init(|| handles));
         }
         self.handles.get()
     }
@@ -206,9 +213,7 @@ impl PoolMetrics {
 
     /// A connection was opened.
     pub(crate) fn created(&self, begun: Started) {
-        if let Some(handles) = self.registered.get() {
-            handles.create_time.record(begun.0.elapsed());
-        }
+        self.report(|handles| handles.create_time.record(begun.0.elapsed()));
     }
 
     /// A caller that began to wait at `started` got a connection.
@@ -216,38 +221,44 @@ impl PoolMetrics {
     pub(crate) fn checked_out(&self, started: Instant) -> InUse {
         let Some(handles) = self.registered.get() else { return InUse(None) };
         let now = Instant::now();
-        handles.wait_time.record(now.saturating_duration_since(started));
+        guarded(|| handles.wait_time.record(now.saturating_duration_since(started)));
         InUse(Some(now))
     }
 
     /// A caller returned its connection.
     #[inline]
     pub(crate) fn returned(&self, in_use: &mut InUse) {
-        if let (Some(since), Some(handles)) = (in_use.0.take(), self.registered.get()) {
-            handles.use_time.record(since.elapsed());
+        if let Some(since) = in_use.0.take() {
+            self.report(|handles| handles.use_time.record(since.elapsed()));
         }
     }
 
     /// A call got no connection.
     pub(crate) fn refused(&self, error: &CheckoutError) {
-        if let (CheckoutError::Timeout(_), Some(handles)) = (error, self.registered.get()) {
-            handles.timeouts.increment(1);
+        if let CheckoutError::Timeout(_) = error {
+            self.report(|handles| handles.timeouts.increment(1));
         }
     }
 
     /// A transaction ended.
     #[inline]
     pub(crate) fn ended(&self, outcome: &'static str, attempts: u32, begun: Started) {
-        let Some(handles) = self.registered.get() else { return };
-        handles.outcome(outcome);
-        handles.attempts.record(attempts);
-        handles.duration.record(begun.0.elapsed());
+        self.report(|handles| {
+            handles.outcome(outcome);
+            handles.attempts.record(attempts);
+            handles.duration.record(begun.0.elapsed());
+        });
     }
 
     /// A transaction ended without a commit.
     pub(crate) fn ended_early(&self, outcome: &'static str) {
+        self.report(|handles| handles.outcome(outcome));
+    }
+
+    #[inline]
+    fn report(&self, report: impl FnOnce(&PoolHandles)) {
         if let Some(handles) = self.registered.get() {
-            handles.outcome(outcome);
+            guarded(|| report(handles));
         }
     }
 }
@@ -258,11 +269,12 @@ struct Level(i64);
 
 impl Level {
     fn report(&mut self, to: &Gauge, now: i64) {
-        match now - std::mem::replace(&mut self.0, now) {
+        let more = now - std::mem::replace(&mut self.0, now);
+        guarded(|| match more {
             0 => {}
             less if less < 0 => to.decrement(less.unsigned_abs() as f64),
             more => to.increment(more as f64),
-        }
+        });
     }
 }
 
@@ -352,14 +364,14 @@ impl LockMetrics {
     /// A call that began at `started` got its lock.
     pub(crate) fn acquired(&self, started: Instant) {
         if let Some(handles) = self.registered.get() {
-            handles.acquire_time.record(started.elapsed());
+            guarded(|| handles.acquire_time.record(started.elapsed()));
         }
     }
 
     /// A lock was lost.
     pub(crate) fn lost(&self) {
         if let Some(handles) = self.registered.get() {
-            handles.lost.increment(1);
+            guarded(|| handles.lost.increment(1));
         }
     }
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ::metrics::{
-    Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+    SharedString, Unit,
 };
 
 /// A metric's name and labels.
@@ -17,6 +18,59 @@ struct Values(Mutex<Vec<f64>>);
 impl HistogramFn for Values {
     fn record(&self, value: f64) {
         self.0.lock().unwrap().push(value);
+    }
+}
+
+/// A recorder that panics at each report.
+#[derive(Clone, Copy)]
+pub(crate) struct Panics {
+    /// A recorder without any state counts as none.
+    pub(crate) _state: u8,
+}
+
+impl HistogramFn for Panics {
+    fn record(&self, _: f64) {
+        panic!("the recorder's own");
+    }
+}
+
+impl CounterFn for Panics {
+    fn increment(&self, _: u64) {
+        panic!("the recorder's own");
+    }
+
+    fn absolute(&self, _: u64) {}
+}
+
+impl GaugeFn for Panics {
+    fn increment(&self, _: f64) {
+        panic!("the recorder's own");
+    }
+
+    fn decrement(&self, _: f64) {
+        panic!("the recorder's own");
+    }
+
+    fn set(&self, _: f64) {}
+}
+
+impl Recorder for Panics {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(Arc::new(*self))
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::new(*self))
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(*self))
     }
 }
 
