@@ -182,7 +182,9 @@ impl<W: Wire> Connection<W> {
         if let Some(reason) = self.state.tainted() {
             Some(reason)
         } else if !self.state.is_clean() {
-            Some(CloseReason::LeftDirty)
+            // Without its age it would have been passed on.
+            let of_age = self.age_reason(now, generation).filter(|_| self.early_watch_is_due);
+            of_age.or(Some(CloseReason::LeftDirty))
         } else if self.wire.check_unexpected(self.resp3).is_err() {
             Some(CloseReason::Protocol)
         } else {

@@ -165,19 +165,21 @@ impl Checkout {
         self.permit.turn = Some(Arc::clone(turn));
     }
 
-    /// Whether a caller gets this connection next, and its WATCH was sent on it.
-    fn can_be_passed_on(&self) -> bool {
+    /// Whether a caller gets this connection next, and its WATCH was sent on it. None begins after the pool was
+    /// closed.
+    fn can_be_passed_on(&mut self) -> bool {
         let core = &self.permit.core;
-        self.connection.as_ref().is_some_and(|connection| {
-            !core.shared.is_closed()
-                && connection.can_be_passed_on(Instant::now(), core.generation())
-        })
+        let Some(connection) = &mut self.connection else { return false };
+        if connection.early_watch_is_due() && core.semaphore.is_closed() {
+            connection.taint(CloseReason::Outdated);
+        }
+        connection.can_be_passed_on(Instant::now(), core.generation())
     }
 
     /// Passes the turn to the caller whose WATCH was sent on the connection, with the connection and the
     /// permit, or has it wait on.
     #[inline(never)]
-    fn end_turn(&mut self) {
+    fn pass_turn_on(&mut self) {
         let can_be_passed_on = self.can_be_passed_on();
         let Some(turn) = self.permit.turn.take() else { return };
         let connection = self.connection.take_if(|_| can_be_passed_on);

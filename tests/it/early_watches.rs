@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
+use rediscope::status::CloseReason;
 use rediscope::{
     Builder, CommitError, Error, Outcome, RetryPolicy, TransactionOptions, prelude::*,
 };
@@ -573,6 +574,34 @@ fn a_manager_that_closes_ends_a_watch_that_waits() {
         _ = closes.join().unwrap();
     });
     assert_eq!(fixture.stock(), 11);
+}
+
+#[test]
+fn a_watch_that_travels_while_its_manager_closes_does_not_begin() {
+    let fixture = start();
+    let accounts = fixture.accounts();
+    let probe = fixture.with(TransactionOptions::new().within(Duration::from_millis(1)));
+    thread::scope(|scope| {
+        let mut tx = accounts.begin().unwrap();
+        tx.incr("stock", 1);
+        let waits = scope.spawn(|| take_one(&accounts));
+        fixture.waiting(1);
+        fixture.arm(Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
+        let holder = scope.spawn(move || tx.commit());
+        eventually(SOON, "EXEC was applied", || fixture.stock() == 11);
+        let closes = scope.spawn(|| fixture.sessions.close(SOON));
+        eventually(SOON, "the manager is closed", || {
+            matches!(probe.begin(), Err(Error::Checkout(CheckoutError::Closed)))
+        });
+        fixture.proxy.release();
+        holder.join().unwrap().unwrap();
+        let ended = waits.join().unwrap();
+        assert!(matches!(ended, Err(Error::Checkout(CheckoutError::Closed))), "{ended:?}");
+        assert_eq!(closes.join().unwrap().scopes, 0);
+    });
+    assert_eq!(fixture.stock(), 11);
+    let replaced = fixture.sessions.status().transactional.counts.replaced;
+    assert!(replaced.iter().all(|(reason, _)| *reason != CloseReason::LeftDirty), "{replaced:?}");
 }
 
 /// Each counter is the number of its commits, whatever was lost between.

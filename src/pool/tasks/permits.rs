@@ -188,7 +188,7 @@ impl<C: Send> Permits<C> {
     ) -> Result<(), C> {
         let mut state = self.state.lock();
         let mut waiter = taken.0.lock();
-        if !waiter.grant.is_taken() {
+        if state.closed || !waiter.grant.is_taken() {
             return Err(connection);
         }
         let Some(Ended { task }) = from.end() else { return Err(connection) };
