@@ -362,6 +362,7 @@ impl SessionManager {
         if is_here {
             pooled.close();
             transactional.close();
+            self.hot_keys.close();
             if let Some(replicas) = replicas.get() {
                 replicas.close();
             }

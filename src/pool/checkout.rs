@@ -130,7 +130,7 @@ impl Drop for Checkout {
         } else if self.permit.next_caller.is_some() {
             self.end_early_watch();
         } else if self.permit.turn.as_ref().is_some_and(|turn| turn.has_taken()) {
-            self.end_turn();
+            self.pass_turn_on();
         } else if self.permit.core.semaphore.has_request() {
             self.send_ahead();
         }
@@ -444,6 +444,12 @@ impl ScopeLine for Checkout {
 
     fn mark_reclaimed(&mut self) {
         self.permit.by_reaper = true;
+    }
+
+    fn end_turn(&mut self) {
+        if let Some(turn) = self.permit.turn.take() {
+            turn.give_back();
+        }
     }
 
     fn end_call(socket: &Weak<OwnSocket>) {

@@ -18,6 +18,8 @@ use crate::text::opaque_debug;
 /// WATCH and the reads of a caller that may have to wait.
 pub(crate) struct WatchOffer<'r, T> {
     pub(crate) watch: &'r [u8],
+    /// Whether another caller can send them.
+    pub(crate) travels: bool,
     /// The bytes of the reads, and their number.
     pub(crate) reads: (&'r [u8], usize),
     /// The caller's transaction needs a register with this tag.
@@ -35,8 +37,11 @@ impl<T> Clone for WatchOffer<'_, T> {
 impl<T> Copy for WatchOffer<'_, T> {}
 
 impl<T> WatchOffer<'_, T> {
-    /// `None`: they are too long.
+    /// `None`: they are too long, or another caller cannot send them.
     pub(crate) fn early_watch(&self) -> Option<EarlyWatch> {
+        if !self.travels {
+            return None;
+        }
         let (watch, (reads, count)) = (self.watch, self.reads);
         let (bytes, reads) = ([watch, reads].concat(), u32::try_from(count).ok()?);
         (bytes.len() <= MAX_BYTES).then_some(EarlyWatch { bytes, reads, needs: self.needs })

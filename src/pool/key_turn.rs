@@ -54,8 +54,7 @@ struct Kept {
 
 /// A turn on hot keys, with the queue of the callers that wait for it.
 pub(crate) struct KeyTurn<C> {
-    /// Those of its buckets, in their order. The next caller waits in the first one. Empty: the turn is passed
-    /// to no caller.
+    /// Those of its buckets, in their order. The next caller waits in the first one.
     queues: Box<[Arc<KeyQueue<C>>]>,
     /// The whole WATCH command: only a caller with the same one gets the connection.
     watch: Box<[u8]>,
@@ -69,8 +68,8 @@ struct State<C> {
     kept: Kept,
     /// The caller whose WATCH was taken.
     next_caller: Option<TakenRequest<KeyRequest<C>>>,
-    /// Another caller has the turn now.
-    is_passed_on: bool,
+    /// The turn is over, and another caller may have it now.
+    is_over: bool,
     /// No other caller gets it with the connection.
     is_kept: bool,
 }
@@ -105,7 +104,7 @@ impl Kept {
 }
 
 impl<C> KeyTurn<C> {
-    /// The turn of a caller with this WATCH. `queues`: those of its buckets, empty if it is passed to no caller.
+    /// The turn of a caller with this WATCH, in the buckets of these queues.
     pub(crate) fn new(
         queues: Box<[Arc<KeyQueue<C>>]>,
         watch: &[u8],
@@ -116,7 +115,7 @@ impl<C> KeyTurn<C> {
             Some(Passed { connection, kept }) => (Some(connection), kept),
             None => (None, Kept::now()),
         };
-        let state = State { passed, kept, next_caller: None, is_passed_on: false, is_kept: false };
+        let state = State { passed, kept, next_caller: None, is_over: false, is_kept: false };
         let (watch, buckets) = (watch.into(), buckets.into());
         Self { queues, watch, buckets, state: Mutex::new(state) }
     }
@@ -152,7 +151,7 @@ impl<C> KeyTurn<C> {
         }
         {
             let state = lock(&self.state);
-            if state.is_kept || state.is_passed_on {
+            if state.is_kept || state.is_over {
                 return None;
             }
         }
@@ -173,18 +172,21 @@ impl<C> KeyTurn<C> {
     }
 
     /// Passes the turn to the caller whose WATCH was taken, with the connection. Returns the connection
-    /// if that caller has given up.
+    /// if that caller has given up, or the turn was over before.
     pub(in crate::pool) fn pass_on(&self, connection: C) -> Option<C> {
+        // Before the turn is granted: from then on it is another caller's.
+        if !self.end() {
+            self.leave_next();
+            return Some(connection);
+        }
         let (next_caller, kept) = {
             let mut state = lock(&self.state);
-            // Before the turn is granted: from then on it is another caller's.
-            state.is_passed_on = true;
             (state.next_caller.take(), state.kept)
         };
         let connection = match &next_caller {
             Some(taken) => match taken.request() {
                 Some(request) => {
-                    let kept = Kept { commits: kept.commits + 1, ..kept };
+                    let kept = Kept { commits: kept.commits.saturating_add(1), ..kept };
                     *lock(&request.passed) = Some(Passed { connection, kept });
                     if taken.grant(TURN) {
                         return None;
@@ -195,7 +197,7 @@ impl<C> KeyTurn<C> {
             },
             None => Some(connection),
         };
-        lock(&self.state).is_passed_on = false;
+        self.release();
         connection
     }
 
@@ -212,9 +214,26 @@ impl<C> KeyTurn<C> {
         lock(&self.state).is_kept = true;
     }
 
-    /// Whether another caller has the turn now.
-    pub(crate) fn is_passed_on(&self) -> bool {
-        lock(&self.state).is_passed_on
+    /// Ends the turn. Returns false if it was over: then it is not the caller's to release.
+    pub(crate) fn end(&self) -> bool {
+        !std::mem::replace(&mut lock(&self.state).is_over, true)
+    }
+
+    /// Ends the turn of a scope that was reclaimed: its holder may never do so.
+    pub(in crate::pool) fn give_back(&self) {
+        self.leave_next();
+        if self.end() {
+            self.release();
+        }
+    }
+
+    fn release(&self) {
+        self.queues.iter().for_each(|queue| queue.release(TURN));
+    }
+
+    /// Whether the turn is over, and another caller may have it now.
+    pub(crate) fn is_over(&self) -> bool {
+        lock(&self.state).is_over
     }
 }
 

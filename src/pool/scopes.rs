@@ -42,6 +42,9 @@ pub(crate) trait ScopeLine: Line + Kept<Ender: Send> + 'static {
     /// Marks the connection as returned by the reaper, whose thread must not wait for a log.
     fn mark_reclaimed(&mut self);
 
+    /// Ends the turn on hot keys that the scope has with the line.
+    fn end_turn(&mut self) {}
+
     /// Makes the call that has the line fail.
     fn end_call(ender: &Self::Ender);
 
@@ -249,7 +252,7 @@ struct LastSeen {
     warned: bool,
 }
 
-/// Has the connection replaced, and passes the permit to the caller that has waited longest.
+/// Has the connection replaced, and passes the permit to the caller that has waited longest, as the turn.
 fn reclaim<L: ScopeLine>(
     mut checkout: L,
     record: ScopeRecord<L>,
@@ -257,6 +260,7 @@ fn reclaim<L: ScopeLine>(
     log_thread: Option<&Arc<LogThread>>,
 ) {
     checkout.taint(CloseReason::Reclaimed);
+    checkout.end_turn();
     if log_thread.is_some() {
         checkout.mark_reclaimed();
     }

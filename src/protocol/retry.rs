@@ -13,7 +13,7 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// | setting | what it bounds | default |
 /// |---|---|---|
 /// | [`attempts`](Self::attempts) | how often the block runs, the first time included | 32 |
-/// | [`deadline`](Self::deadline) | from the first attempt to the beginning of the last | 10 s |
+/// | [`deadline`](Self::deadline) | from the first attempt, or the wait for its turn, to the beginning of the last | 10 s |
 /// | [`first_backoff`](Self::first_backoff) | the first step | 1 ms |
 /// | [`max_backoff`](Self::max_backoff) | the longest step; each is twice the one before | 100 ms |
 ///
@@ -58,7 +58,7 @@ impl RetryPolicy {
         self
     }
 
-    /// Latest start of an attempt, after the first one began. With `Duration::MAX` only `attempts`
+    /// Latest start of an attempt, after the first one or the wait for its turn began. With `Duration::MAX` only `attempts`
     /// is a limit.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;

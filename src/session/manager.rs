@@ -273,6 +273,7 @@ impl SessionManager {
         let deadline = deadline::after(timeout);
         self.pooled.close();
         self.transactional.close();
+        self.hot_keys.close();
         self.resolver.close();
         self.locks.close();
         if let Some(replicas) = self.replicas.get() {

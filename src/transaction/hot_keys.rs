@@ -12,7 +12,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -49,9 +49,17 @@ pub(crate) trait TurnSemaphore: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether another caller has the turn now.
-    fn is_passed_on(_key: &Self::Key) -> bool {
+    /// No caller gets the turn from now on.
+    fn close(&self);
+
+    /// Returns whether the turn is over, and another caller may have it now.
+    fn is_over(_key: &Self::Key) -> bool {
         false
+    }
+
+    /// Ends the turn. Returns false if it was over: then it is not the caller's to release.
+    fn end(_key: &Self::Key) -> bool {
+        true
     }
 
     /// Has the turn passed to no other caller.
@@ -74,8 +82,16 @@ impl TurnSemaphore for ThreadTurns {
         self.queue.release(turn);
     }
 
-    fn is_passed_on(key: &ThreadKeyTurn) -> bool {
-        key.is_passed_on()
+    fn close(&self) {
+        self.queue.close();
+    }
+
+    fn is_over(key: &ThreadKeyTurn) -> bool {
+        key.is_over()
+    }
+
+    fn end(key: &ThreadKeyTurn) -> bool {
+        key.end()
     }
 
     fn keep(key: &ThreadKeyTurn) {
@@ -87,6 +103,7 @@ impl TurnSemaphore for ThreadTurns {
 pub(crate) struct HotKeys<S = ThreadTurns> {
     buckets: Box<[OnceLock<Box<Bucket<S>>>]>,
     process: Process,
+    closed: AtomicBool,
     pub(crate) merges: Arc<MergeTable>,
 }
 
@@ -156,7 +173,14 @@ pub(crate) struct TurnWait {
 impl<S: TurnSemaphore> HotKeys<S> {
     pub(crate) fn new() -> Self {
         let buckets = (0..BUCKETS).map(|_| OnceLock::new()).collect();
-        Self { buckets, process: Process::here(), merges: Arc::new(MergeTable::new()) }
+        let (process, closed) = (Process::here(), AtomicBool::new(false));
+        Self { buckets, process, closed, merges: Arc::new(MergeTable::new()) }
+    }
+
+    /// Ends all waits for turns. The callers find their pool closed.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.buckets.iter().filter_map(OnceLock::get).for_each(|bucket| bucket.turns.close());
     }
 
     /// Returns the turns of a bucket.
@@ -196,6 +220,9 @@ impl<S: TurnSemaphore> HotKeys<S> {
         for bucket in written {
             if let Some(bucket) = self.buckets.get(usize::from(*bucket)) {
                 let bucket = bucket.get_or_init(|| Box::new(Bucket::new()));
+                if self.closed.load(Ordering::SeqCst) {
+                    bucket.turns.close();
+                }
                 bucket.cooling.store(COOLING, Ordering::Relaxed);
             }
         }
@@ -255,10 +282,13 @@ impl HotKeys {
         }
         turn.leave_cold();
         if let Some(offer) = offer.filter(|_| !hot.is_empty()) {
-            let of = |bucket: &u16| self.turns(*bucket).map(|turns| Arc::clone(&turns.queue));
-            let has_all = turn.entered.len() == hot.len();
-            let queues = if has_all { hot.iter().filter_map(of).collect() } else { Box::default() };
-            turn.key = Some(Arc::new(KeyTurn::new(queues, offer.watch, &hot, passed)));
+            let queue = |(bucket, _): &(u16, usize)| self.turns(*bucket).map(|turns| &turns.queue);
+            let queues = turn.entered.iter().filter_map(queue).map(Arc::clone).collect();
+            let key = KeyTurn::new(queues, offer.watch, &hot, passed);
+            if turn.entered.len() < hot.len() {
+                key.keep();
+            }
+            turn.key = Some(Arc::new(key));
         }
         turn
     }
@@ -294,12 +324,18 @@ impl<S: TurnSemaphore> Turn<S> {
 
     /// Whether other blocks wait meanwhile.
     pub(crate) fn is_held(&self) -> bool {
-        !self.entered.is_empty() && !self.is_passed_on()
+        !self.entered.is_empty() && !self.is_over()
     }
 
-    /// Whether another caller has the turn now.
-    pub(crate) fn is_passed_on(&self) -> bool {
-        self.key.as_ref().is_some_and(|key| S::is_passed_on(key))
+    /// Whether it is over, and another caller may have it now.
+    pub(crate) fn is_over(&self) -> bool {
+        self.key.as_ref().is_some_and(|key| S::is_over(key))
+    }
+
+    /// Whether it is held in each of these buckets that is hot.
+    pub(crate) fn is_held_in(&self, buckets: &[u16]) -> bool {
+        let has = |bucket: &u16| self.entered.iter().any(|(entered, _)| entered == bucket);
+        self.is_held() && self.hot_keys.hot(buckets).iter().all(has)
     }
 
     /// Whether a block that watches these buckets waits for its turn when they are hot.
@@ -335,7 +371,11 @@ impl<S: TurnSemaphore> Turn<S> {
 
 impl<S: TurnSemaphore> Drop for Turn<S> {
     fn drop(&mut self) {
-        if self.hot_keys.process.is_forked_child() || self.is_passed_on() {
+        if self.hot_keys.process.is_forked_child() {
+            return;
+        }
+        // A scope that outlives its run passes no turn on.
+        if self.key.as_ref().is_some_and(|key| !S::end(key)) {
             return;
         }
         for (bucket, turn) in self.entered.drain(..) {

@@ -235,10 +235,17 @@ impl TransactionOptions {
     /// Whether blocks of `watch(..).run` take turns. Default: `true`.
     ///
     /// Once blocks of one session manager that change a watched key have met a conflict, those that watch
-    /// it attempt one after another, first come first served. They wait without a connection, at most
-    /// until the policy's deadline. Turns end when a run of commits has not changed the key. With `false`
-    /// none of them is [merged](crate::Builder::max_merged), and all attempt at once: on a key that many
-    /// blocks change, nearly all attempts then end in a conflict. WATCH protects them either way.
+    /// it attempt one after another, in the order of arrival; one that another process has undone goes first
+    /// again, eight times. They wait without a connection, for seven eighths of their policy's time or
+    /// [`within`](Self::within), and then attempt without a turn. The turn of a closure that does nothing for
+    /// `max_pin_time` ends. Turns end when a run of commits has not changed the key.
+    ///
+    /// A closure with its turn must not wait for a thread or task whose block waits for that turn. No turn is
+    /// taken by a block of more than 8 keys, by `begin`, inside another block, or by a thread that has an open
+    /// scope: beside many that take turns they may meet a conflict each time.
+    ///
+    /// With `false` no block is [merged](crate::Builder::max_merged), and all attempt at once: on a key that
+    /// many blocks change, nearly all attempts then end in a conflict. WATCH protects them either way.
     pub fn take_turns(mut self, take_turns: bool) -> Self {
         self.take_turns = Some(take_turns);
         self
@@ -251,7 +258,8 @@ impl TransactionOptions {
 
     /// Time that a call of these transactions waits for a connection, in place of
     /// [`checkout_timeout`](crate::Builder::checkout_timeout): longer or shorter. The check of a connection
-    /// that was idle counts too, so a call with less time than a round trip may fail.
+    /// that was idle counts too, so a call with less time than a round trip may fail. A wait for a turn lasts no
+    /// longer either.
     ///
     /// ```no_run
     /// # use std::time::Duration;

@@ -207,8 +207,8 @@ pub(crate) struct WatchTarget<'w> {
 }
 
 impl<'w> WatchTarget<'w> {
-    /// WATCH and the reads as another caller can send them; `None`: they need more than its connection, or may
-    /// take long, for which that caller would wait.
+    /// WATCH and the reads. They do not travel if they need more than another caller's connection, or may take
+    /// long, for which that caller would wait. `None`: nothing is watched.
     pub(crate) fn offer<T>(
         &self,
         plan: &CommitPlan,
@@ -216,12 +216,16 @@ impl<'w> WatchTarget<'w> {
         turn: Option<&'w Arc<T>>,
     ) -> Option<WatchOffer<'w, T>> {
         let is_plain = plan.idempotency_key.is_none() && plan.lock_check.is_none();
-        let watch = self
-            .keys
-            .map(Keys::watch)
-            .filter(|_| is_plain && !route.ask && self.reads.are_small())?;
+        let travels = is_plain && !route.ask && self.reads.are_small();
+        let watch = self.keys.map(Keys::watch)?;
         let needs = plan.resolver.is_some().then(|| self.binding.slot().and_then(slot::tag_of));
-        Some(WatchOffer { watch, reads: (self.reads.bytes(), self.reads.len()), needs, turn })
+        Some(WatchOffer {
+            watch,
+            travels,
+            reads: (self.reads.bytes(), self.reads.len()),
+            needs,
+            turn,
+        })
     }
 }
 

@@ -184,11 +184,13 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         self.run.binding
     }
 
-    /// Returns the instant until which the run may wait for its turn: it leaves time for an attempt.
+    /// Returns the instant until which the run may wait for its turn: it leaves some time for attempts without
+    /// one. A run without a turn loses its place, so it waits for most of the time.
     pub(crate) fn turn_deadline(&mut self) -> Instant {
-        let deadline = self.limits.attempts().deadline();
-        let left = deadline.saturating_duration_since(Instant::now());
-        deadline - self.limits.checkout.limit.min(left / 2)
+        let (now, deadline) = (Instant::now(), self.limits.attempts().deadline());
+        let left = deadline.saturating_duration_since(now);
+        let wait = left - self.limits.checkout.limit.min(left / 8);
+        now + self.limits.wait.within.map_or(wait, |within| within.min(wait))
     }
 
     /// Returns how the run waits for its turn. `None`: it has its turn.
@@ -234,10 +236,14 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             false => turn.on_conflict(keys.buckets()),
         }
         let at_once = self.limits.number() <= MAX_IMMEDIATE_RETRIES;
-        if at_once && turn.is_passed_on() {
-            self.place = QueuePlace::First;
+        let had_turn = turn.is_over() || turn.is_held();
+        if !turn.is_held_in(keys.buckets()) {
+            // It waits for all its turns, and not with some of them.
+            self.turn = None;
+            if at_once && had_turn {
+                self.place = QueuePlace::First;
+            }
         }
-        self.turn.take_if(|turn| !turn.is_held());
         at_once
     }
 
@@ -393,6 +399,8 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         };
         let mut committed = pending.attempt(pinned, deadline).await;
         if committed.is_err() {
+            // No other block waits for this one's query.
+            self.turn.take_if(|_| matches!(committed, Err(CommitError::InDoubt(_))));
             boxed(resolve_in_doubt::<P>(&mut committed, pending, plan)).await;
         }
         if let Err(error) = &committed {

@@ -132,7 +132,7 @@ impl Watch {
     /// Runs `closure` and commits the commands that it queued.
     ///
     /// If a watched key changes, or the connection is lost before EXEC was sent, the closure runs
-    /// again. This happens after a backoff, within the [`RetryPolicy`]. Each attempt runs the
+    /// again, within the [`RetryPolicy`]: after a backoff, or in its turn. Each attempt runs the
     /// closure with the reads of that attempt. If the closure returns `Err` or panics, nothing is
     /// applied and it does not run again.
     ///

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
+use rediscope::status::CloseReason;
 use rediscope::{
     Builder, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional,
     prelude::*,
@@ -727,6 +728,216 @@ fn a_manager_that_closes_ends_blocks_that_wait_for_their_turn() {
         }
     });
     assert_eq!(fixture.stock(), 9);
+}
+
+/// Calls of a closed manager.
+fn is_closed<T>(ended: &Result<T, Error>) -> bool {
+    matches!(ended, Err(Error::Checkout(CheckoutError::Closed)))
+}
+
+#[test]
+fn a_manager_that_closes_ends_the_waits_for_a_turn_while_its_holder_goes_on() {
+    let fixture = start(4);
+    let accounts = &fixture.accounts();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let holder = scope.spawn(move || take_one(accounts, wait));
+        is_inside.recv().unwrap();
+        let waiting: Vec<_> = (0..3).map(|_| waits(scope, || take_one(accounts, |_| {}))).collect();
+        let closes = scope.spawn(|| fixture.sessions.close(6 * SOON));
+        let begun = Instant::now();
+        for waits in waiting {
+            let ended = waits.join().unwrap();
+            assert!(is_closed(&ended), "{ended:?}");
+        }
+        let late = take_one(accounts, |_| {});
+        assert!(is_closed(&late), "{late:?}");
+        assert!(begun.elapsed() < SOON, "they waited for the holder");
+        go.send(()).unwrap();
+        assert_eq!(holder.join().unwrap().unwrap(), (10, 1), "it had begun before");
+        assert_eq!(closes.join().unwrap().scopes, 0);
+    });
+    assert_eq!(fixture.stock(), 9);
+}
+
+#[test]
+fn a_block_that_got_the_turn_while_its_manager_closes_does_not_begin() {
+    let fixture = start(1);
+    let accounts = &fixture.accounts();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let holder = scope.spawn(move || take_one(accounts, wait));
+        is_inside.recv().unwrap();
+        let next = waits(scope, || take_one(accounts, |_| {}));
+        fixture.arm(Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
+        go.send(()).unwrap();
+        eventually(SOON, "EXEC was applied", || fixture.stock() == 9);
+        let closes = scope.spawn(|| fixture.sessions.close(SOON));
+        let probe = accounts.with(TransactionOptions::new().within(Duration::from_millis(1)));
+        eventually(SOON, "the manager is closed", || is_closed(&probe.begin()));
+        fixture.proxy.release();
+        assert_eq!(holder.join().unwrap().unwrap(), (10, 1));
+        let ended = next.join().unwrap();
+        assert!(is_closed(&ended), "{ended:?}");
+        _ = closes.join().unwrap();
+    });
+    assert_eq!(fixture.stock(), 9);
+}
+
+/// Has a block with the turn do nothing for longer than `max_pin_time`, while others wait.
+#[track_caller]
+fn a_stuck_block_loses_its_turn(options: TransactionOptions) {
+    let fixture = start_with(4, |builder| builder.max_pin_time(SHORT));
+    let (accounts, stuck) = (&fixture.accounts(), &fixture.with(options));
+    let before = fixture.stock();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let holder = scope.spawn(move || take_one(stuck, wait));
+        is_inside.recv().unwrap();
+        let begun = Instant::now();
+        let waiting: Vec<_> = (0..4).map(|_| waits(scope, || take_one(accounts, |_| {}))).collect();
+        let mut found: Vec<_> =
+            waiting.into_iter().map(|waits| waits.join().unwrap().unwrap()).collect();
+        assert!(begun.elapsed() < SOON, "they waited for it");
+        found.sort();
+        let in_turns = [before - 3, before - 2, before - 1, before].map(|found| (found, 1));
+        assert_eq!(found, in_turns, "one at a time");
+        go.send(()).unwrap();
+        let ended = holder.join().unwrap();
+        assert!(matches!(ended, Err(Error::PinExpired(_))), "{ended:?}");
+    });
+    assert_eq!(fixture.stock(), before - 4);
+    let conflicts = fixture.conflicts();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..20).for_each(|_| _ = take_one(accounts, |_| {}).unwrap()));
+        }
+    });
+    assert_eq!(fixture.conflicts(), conflicts, "two blocks had the turn");
+    fixture.is_whole();
+}
+
+#[test]
+fn the_turn_of_a_scope_that_was_reclaimed_is_given_to_the_next_block() {
+    a_stuck_block_loses_its_turn(TransactionOptions::new());
+    // Its WATCH cannot travel, nor can another one behind its EXEC.
+    a_stuck_block_loses_its_turn(TransactionOptions::new().exactly_once_as("key", 6 * SOON));
+}
+
+#[test]
+fn a_scope_that_was_swapped_out_of_its_run_has_no_turn_after_it() {
+    let fixture = start(4);
+    let accounts = &fixture.accounts();
+    let mut other = accounts.watch(["another"]).begin().unwrap();
+    let swapped = accounts.watch(["stock"]).run(|read, tx| {
+        std::mem::swap(read, &mut other);
+        Ok(tx.incr("other", 1))
+    });
+    swapped.unwrap();
+    let conflicts = fixture.conflicts();
+    let late = || {
+        let mut tx = other.multi();
+        tx.incr("other", 1);
+        _ = tx.commit().unwrap();
+    };
+    let (held, waited) = behind(&fixture, accounts, &[accounts; 3], late);
+    assert_eq!(held.unwrap(), (10, 1));
+    let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+    assert_eq!(waited, [(9, 1), (8, 1), (7, 1)]);
+    assert_eq!(fixture.conflicts() - conflicts, 0);
+    fixture.is_whole();
+}
+
+#[test]
+fn a_connection_that_is_replaced_between_blocks_is_counted_with_its_true_reason() {
+    let fixture = start_with(2, |builder| builder.max_lifetime(Some(Duration::from_millis(50))));
+    let accounts = fixture.accounts();
+    let replaced = || fixture.sessions.status().transactional.counts.replaced;
+    let ends = AtomicBool::new(false);
+    let is_of_age = |(reason, _): &(CloseReason, u64)| *reason == CloseReason::Lifetime;
+    thread::scope(|scope| {
+        for key in ["stock", "stock", "stock", "stock", "b", "c", "d", "e"] {
+            let (accounts, ends) = (&accounts, &ends);
+            scope.spawn(move || {
+                while !ends.load(Ordering::Relaxed) {
+                    let watch = accounts.watch([key]);
+                    watch.run(|_, tx| Ok(tx.incr(key, 1))).unwrap();
+                }
+            });
+        }
+        eventually(SOON, "many were replaced", || {
+            replaced().iter().filter(|each| is_of_age(each)).any(|(_, count)| *count >= 20)
+        });
+        ends.store(true, Ordering::Relaxed);
+    });
+    let replaced = replaced();
+    assert!(replaced.iter().all(is_of_age), "{replaced:?}");
+}
+
+#[test]
+fn a_block_keeps_its_place_for_as_long_as_its_policy_leaves_time_for_an_attempt() {
+    let fixture = start(4);
+    let accounts = &fixture.accounts();
+    let deadline = Duration::from_secs(4);
+    let limited = &fixture.with(TransactionOptions::new().retry(patient().deadline(deadline)));
+    let conflicts = fixture.conflicts();
+    let most_of_it = || thread::sleep(deadline * 2 / 3);
+    let (held, waited) = behind(&fixture, accounts, &[limited, accounts], most_of_it);
+    assert_eq!(held.unwrap(), (10, 1));
+    let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+    assert_eq!(waited, [(9, 1), (8, 1)]);
+    assert_eq!(fixture.conflicts() - conflicts, 0);
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_waits_for_its_turn_within_the_time_for_its_connection() {
+    let fixture = start(4);
+    let accounts = fixture.accounts();
+    let hasty = fixture.with(TransactionOptions::new().within(SHORT));
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let accounts = &accounts;
+        let held = scope.spawn(move || take_one(accounts, wait));
+        is_inside.recv().unwrap();
+        let begun = Instant::now();
+        assert_eq!(take_one(&hasty, |_| {}).unwrap(), (10, 1));
+        assert!(begun.elapsed() < SOON, "it waited for {:?}", begun.elapsed());
+        go.send(()).unwrap();
+        assert_eq!(held.join().unwrap().unwrap(), (9, 2));
+    });
+    fixture.is_whole();
+}
+
+#[test]
+fn a_block_that_lacks_the_turn_on_one_of_its_keys_waits_for_all_of_them() {
+    let fixture = start(4);
+    let accounts = &fixture.accounts();
+    thread::scope(|scope| {
+        let ((inside, is_inside), (go, may_go)) = (channel(), channel::<()>());
+        let (fixture, may_go) = (&fixture, Mutex::new(may_go));
+        let both = scope.spawn(move || {
+            let mut attempts = 0;
+            let run = accounts.watch(["stock", "b"]).run(|read, tx| {
+                attempts = read.attempt();
+                if attempts == 1 {
+                    fixture.server.ask::<()>(&["SET", "b", "1"]);
+                } else {
+                    inside.send(()).unwrap();
+                    may_go.lock().unwrap().recv().unwrap();
+                }
+                tx.incr("stock", 1);
+                Ok(tx.incr("b", 1))
+            });
+            run.map(|_| attempts)
+        });
+        is_inside.recv().unwrap();
+        let one = waits(scope, || accounts.watch(["b"]).run(|_, tx| Ok(tx.incr("b", 1))));
+        go.send(()).unwrap();
+        assert_eq!(both.join().unwrap().unwrap(), 2);
+        assert_eq!(one.join().unwrap().unwrap(), 3);
+    });
+    fixture.is_whole();
 }
 
 /// The counter is the number of its commits, whatever was lost between.

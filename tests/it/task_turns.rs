@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use rediscope::aio::{SessionManager, Transactional};
+use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
 use rediscope::{Error, Outcome, RetryPolicy};
 use rediscope_testing::server::Server;
@@ -101,6 +102,27 @@ fn a_run_that_is_polled_no_more_gives_its_turn_on_after_max_pin_time() {
         drop(kept);
         let again = unpolled(&accounts).await;
         assert_eq!(again.len(), ADMITTED);
+    });
+}
+
+#[test]
+fn a_manager_that_closes_ends_the_waits_for_a_turn() {
+    let (server, runtime) = (Server::start(), runtime());
+    runtime.block_on(async {
+        let sessions = builder(&server).build_async().unwrap();
+        let accounts = sessions.transactional();
+        heat(&server, &accounts).await;
+        let kept = unpolled(&accounts).await;
+        let mut waiting = Box::pin(increment(&accounts));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        // From this call on, polled or not.
+        let closing = sessions.close(SOON * 6);
+        for run in [waiting, Box::pin(increment(&accounts))] {
+            let ended = soon("a run of a closed manager", run).await;
+            assert!(matches!(ended, Err(Error::Checkout(CheckoutError::Closed))), "{ended:?}");
+        }
+        drop((closing, kept));
     });
 }
 

@@ -55,7 +55,7 @@ struct Steps {
 }
 
 const RIGHT: Steps = Steps {
-    returns: |turn| !turn.is_passed_on(),
+    returns: |turn| turn.end(),
     pass_on: |turn, connection| turn.pass_on(connection),
     leave_next: |turn| turn.leave_next(),
     place: QueuePlace::First,
@@ -90,7 +90,13 @@ impl Watched {
 
     /// Waits for the turn. `None`: the caller attempts without one.
     fn enter(&self, caller: usize, place: QueuePlace, deadline: Instant) -> Option<Turn> {
-        let offer = WatchOffer::<()> { watch: WATCH, reads: (b"", 0), needs: None, turn: None };
+        let offer = WatchOffer::<()> {
+            watch: WATCH,
+            travels: true,
+            reads: (b"", 0),
+            needs: None,
+            turn: None,
+        };
         let left = KeyRequest::new(offer.early_watch().unwrap(), &[7]).left(Duration::MAX);
         let may_wait = |_: &IsWaiting<'_>| {
             self.joined.lock().unwrap().push(caller);
@@ -146,7 +152,7 @@ impl Watched {
             (None, _) => Some(connection),
         };
         left.into_iter().for_each(|connection| self.release(connection));
-        let is_passed_on = turn.is_passed_on();
+        let is_passed_on = turn.is_over();
         if (self.steps.returns)(&turn) {
             self.queue.release(TURN);
         }

@@ -82,8 +82,13 @@ impl Watched {
         if let Some(acquired) = self.permits.try_acquire() {
             return self.took(acquired);
         }
-        let offer =
-            WatchOffer::<()> { watch: b"WATCH k", reads: (b"", 0), needs: None, turn: None };
+        let offer = WatchOffer::<()> {
+            watch: b"WATCH k",
+            travels: true,
+            reads: (b"", 0),
+            needs: None,
+            turn: None,
+        };
         let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::ZERO);
         let waiter = match self.permits.queue(Some(left)) {
             Ok(waiter) => waiter,
@@ -267,8 +272,13 @@ fn model_of_permits_that_close_or_are_taken_back_while_watches_are_taken() {
 
 impl Watched {
     fn permits_only(&self) -> Option<Arc<Right>> {
-        let offer =
-            WatchOffer::<()> { watch: b"WATCH k", reads: (b"", 0), needs: None, turn: None };
+        let offer = WatchOffer::<()> {
+            watch: b"WATCH k",
+            travels: true,
+            reads: (b"", 0),
+            needs: None,
+            turn: None,
+        };
         let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::MAX);
         let acquired = match self.permits.queue(Some(left)) {
             Err(acquired) => acquired,

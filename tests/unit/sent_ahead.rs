@@ -353,7 +353,8 @@ fn watch_and_its_reads_are_sent_on_a_free_connection() {
         let (_server, pool) = start();
         let held = checkout(&pool);
         let (watch, read) = (calls(&["WATCH", "n"]), calls(&["GET", "n"]));
-        let offer = WatchOffer { watch: &watch, reads: (&read, 1), needs: None, turn: None };
+        let offer =
+            WatchOffer { watch: &watch, travels: true, reads: (&read, 1), needs: None, turn: None };
         let origin =
             ScopeOrigin { name: None, place: std::panic::Location::caller(), is_closure: false };
         let pin = thread::scope(|scope| {

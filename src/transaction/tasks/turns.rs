@@ -58,6 +58,10 @@ impl TurnSemaphore for TaskTurns {
         }
     }
 
+    fn close(&self) {
+        self.places.close();
+    }
+
     fn attempts(&self, turn: usize) -> bool {
         let mut lent = lock(&self.lent);
         let Some(lent) = lent.turn.as_mut().filter(|lent| lent.number == turn) else {

@@ -460,7 +460,8 @@ impl Line for StubLine {
     fn take_early_watch(&mut self, _armed: Option<Armed>) -> Option<Arc<EarlyWatch>> {
         let watch = b"*2\r\n$5\r\nWATCH\r\n$3\r\none\r\n";
         let read = b"*2\r\n$3\r\nGET\r\n$3\r\none\r\n";
-        let offer = WatchOffer::<()> { watch, reads: (read, 1), needs: None, turn: None };
+        let offer =
+            WatchOffer::<()> { watch, travels: true, reads: (read, 1), needs: None, turn: None };
         let carries = self.pool.carries.load(Ordering::Relaxed);
         carries.then(|| offer.early_watch()).flatten().map(Arc::new)
     }
@@ -531,4 +532,6 @@ impl<P: ServerPool> TurnSemaphore for NoTurns<P> {
     }
 
     fn release(&self, _turn: usize) {}
+
+    fn close(&self) {}
 }
