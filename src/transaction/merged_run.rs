@@ -1,6 +1,7 @@
 //! Runs a watching block merged with others on the same keys, see [merges](crate::transaction::merge).
 //! Written once for both sides.
 
+use std::future::ready;
 use std::iter;
 use std::pin::pin;
 use std::sync::Arc;
@@ -124,6 +125,8 @@ where
             }
             Step::Lead => {
                 if let Some(wait) = run.attempts.turn_wait(router) {
+                    // A thread waits in the call itself.
+                    run.leading(&place, ready(())).await;
                     let entered = pin!(enter(wait));
                     let turn = run.leading(&place, entered).await;
                     run.attempts.set_turn(turn);

@@ -74,6 +74,8 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     let mut attempts = attempts(router, run);
     if let (Some(hot_keys), Some(keys), Some(outer)) = (hot_keys, target.keys, &outer)
         && attempts.can_be_merged(router, target)
+        // Its leader might wait for the connection of this thread.
+        && !router.is_held_by_this_thread()
     {
         let enter = |wait| {
             let outer = Some(outer).filter(|_| may_wait(router, hot_keys, keys));

@@ -1121,25 +1121,63 @@ fn a_block_that_only_reads_the_key_commits_although_another_one_writes_it_often(
     });
 }
 
+/// With merges it waits for no other block's EXEC either.
 #[test]
 fn a_thread_with_a_connection_does_not_wait_for_a_turn() {
-    let fixture = start(1);
-    let accounts = &fixture.accounts();
-    thread::scope(|scope| {
-        let ended = accounts.reading().run(|read, tx| {
-            let _: Option<i64> = read.get("stock")?;
-            // It has the turn, and waits for the connection of this thread.
-            let waits = waits(scope, || take_one(accounts, |_| {}));
-            fixture.waiting(1);
-            let inner = take_one(accounts, |_| {}).unwrap_err();
-            assert!(
-                matches!(inner, Error::Checkout(CheckoutError::WouldDeadlock { .. })),
-                "{inner:?}"
-            );
-            drop(waits);
-            Ok(tx.incr("other", 1))
+    for most in [1, 16] {
+        let fixture = start_with(1, |builder| builder.max_merged(most));
+        let accounts = &fixture.accounts();
+        thread::scope(|scope| {
+            let ended = accounts.reading().run(|read, tx| {
+                let _: Option<i64> = read.get("stock")?;
+                // It has the turn, and waits for the connection of this thread.
+                let waits = waits(scope, || take_one(accounts, |_| {}));
+                fixture.waiting(1);
+                let inner = take_one(accounts, |_| {}).unwrap_err();
+                assert!(
+                    matches!(inner, Error::Checkout(CheckoutError::WouldDeadlock { .. })),
+                    "{inner:?}"
+                );
+                drop(waits);
+                Ok(tx.incr("other", 1))
+            });
+            ended.unwrap();
         });
-        ended.unwrap();
+        assert_eq!(fixture.stock(), 9, "the block that waited was applied");
+    }
+}
+
+#[test]
+fn a_merged_leader_that_waits_for_its_turn_keeps_the_lead() {
+    let fixture = start_with(8, |builder| builder.max_merged(16));
+    // Only blocks that go alone heat a key.
+    let alone = fixture.with(TransactionOptions::new().exactly_once().retry(patient()));
+    heat(&alone, &fixture.server, "stock");
+    let accounts = &fixture.accounts();
+    let (inside, is_inside) = channel();
+    let (end, ends) = channel::<()>();
+    thread::scope(|scope| {
+        let alone = &alone;
+        scope.spawn(move || {
+            let held = alone.watch(["stock"]).run(|_, tx| {
+                inside.send(()).unwrap();
+                ends.recv_timeout(SOON).unwrap();
+                Ok(tx.set("stock", 8))
+            });
+            held.unwrap();
+        });
+        is_inside.recv_timeout(SOON).unwrap();
+        fixture.server.ask::<()>(&["CONFIG", "RESETSTAT"]);
+        let merged: Vec<_> =
+            (0..8).map(|_| waits(scope, || take_one(accounts, |_| {}).unwrap())).collect();
+        // Longer than the terms of all leads. No count has it.
+        thread::sleep(Duration::from_secs(1));
+        end.send(()).unwrap();
+        drop(merged);
     });
-    assert_eq!(fixture.stock(), 9, "the block that waited was applied");
+    assert_eq!(fixture.stock(), 0);
+    let stats: String = fixture.server.ask(&["INFO", "commandstats"]);
+    let execs = stats.lines().find_map(|line| line.strip_prefix("cmdstat_exec:calls=")).unwrap();
+    let execs: u64 = execs.split(',').next().unwrap().parse().unwrap();
+    assert!(execs <= 5, "{execs} EXECs for 1 block and 8 merged ones");
 }
