@@ -81,6 +81,7 @@ impl RetryPolicy {
         Attempts {
             policy: *self,
             number: 1,
+            uncounted: 0,
             begun: now,
             // No deadline if `Instant + timeout` would overflow.
             deadline: now.checked_add(self.deadline),
@@ -123,6 +124,8 @@ impl Backoff {
 pub(crate) struct Attempts {
     policy: RetryPolicy,
     number: u32,
+    /// Number of those that the policy does not count.
+    uncounted: u32,
     begun: Instant,
     deadline: Option<Instant>,
     backoff: Backoff,
@@ -140,6 +143,11 @@ impl Attempts {
         self.number
     }
 
+    /// The same without those that the policy does not count.
+    pub(crate) fn counted(&self) -> u32 {
+        self.number - self.uncounted
+    }
+
     /// Latest start of an attempt. If the deadline would overflow: a day after the
     /// first attempt.
     pub(crate) fn deadline(&self) -> Instant {
@@ -148,12 +156,13 @@ impl Attempts {
 
     /// Whether the policy allows no further attempt, whatever the time.
     pub(crate) fn is_last(&self) -> bool {
-        self.number >= self.policy.attempts
+        self.counted() >= self.policy.attempts
     }
 
-    /// Counts another attempt, without a wait before it.
-    pub(crate) fn next_at_once(&mut self) {
+    /// Begins another attempt, without a wait before it. `counts`: the policy counts the one before it.
+    pub(crate) fn next_at_once(&mut self, counts: bool) {
         self.number += 1;
+        self.uncounted += u32::from(!counts);
     }
 
     /// Counts another attempt and returns the wait before it. `None`: the policy allows no further

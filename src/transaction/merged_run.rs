@@ -175,7 +175,7 @@ where
             return Ok(None);
         };
         let Some(committed) = committed else {
-            run.attempts.ran_in_vain(router);
+            run.attempts.ran_in_vain(router, true);
             return Ok(None);
         };
         let Some(replies) = run.end_block(&mut block.pending, committed, result.is_err()).await?
@@ -216,9 +216,10 @@ impl<P: MergeSide<Turn = S::Key>, S: TurnSemaphore> MergedRun<'_, P, S> {
         self.waiter.leading(&keep, in_span(&span, next)).await
     }
 
+    /// The closure has run on values that are void, and nothing was sent.
     fn ran_in_vain<R, E>(&mut self, ran: Option<Ran<R, E>>) {
         if ran.is_some() {
-            self.attempts.ran_in_vain(self.router);
+            self.attempts.ran_in_vain(self.router, false);
         }
     }
 

@@ -70,6 +70,11 @@ impl RunLimits {
         self.attempts.as_ref().map_or(1, Attempts::number)
     }
 
+    /// The same without those that the policy does not count.
+    fn counted(&self) -> u32 {
+        self.attempts.as_ref().map_or(1, Attempts::counted)
+    }
+
     /// Waits until the next attempt. Returns false if the policy allows none.
     async fn retry<P: Side>(&mut self, router: &Router<P>, why: &str, immediately: bool) -> bool {
         let attempts = self.attempts();
@@ -230,12 +235,12 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         if !turn.waits(keys.buckets()) {
             return false;
         }
-        match self.limits.number() < ATTEMPTS_BESIDE_WRITERS {
+        match self.limits.counted() < ATTEMPTS_BESIDE_WRITERS {
             true => turn.on_conflict(&written_buckets(keys, pending)),
             // A block that does not change the keys needs its turn among those that do.
             false => turn.on_conflict(keys.buckets()),
         }
-        let at_once = self.limits.number() <= MAX_IMMEDIATE_RETRIES;
+        let at_once = self.limits.counted() <= MAX_IMMEDIATE_RETRIES;
         let had_turn = turn.is_over() || turn.is_held();
         if !turn.is_held_in(keys.buckets()) {
             // It waits for all its turns, and not with some of them.
@@ -468,9 +473,10 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         self.limits.attempts().is_last()
     }
 
-    /// Counts a run of the closure whose result is void, because the values that it ran on are.
-    pub(crate) fn ran_in_vain<P: Side>(&mut self, router: &Router<P>) {
-        self.limits.attempts().next_at_once();
+    /// Counts a run of the closure whose result is void, because the values that it ran on are. It is no
+    /// attempt of the policy's if nothing `was_sent`.
+    pub(crate) fn ran_in_vain<P: Side>(&mut self, router: &Router<P>, was_sent: bool) {
+        self.limits.attempts().next_at_once(was_sent);
         router.counters().retries.add();
         tracing::debug!(attempt = self.limits.number(), why = "other values", "retry");
     }
@@ -567,8 +573,8 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
             }
             committed => (why, committed),
         };
-        let immediately =
-            matches!(committed, Ok(Committed::Conflict)) && attempt <= MAX_IMMEDIATE_RETRIES;
+        let immediately = matches!(committed, Ok(Committed::Conflict))
+            && self.limits.counted() <= MAX_IMMEDIATE_RETRIES;
         if let Some(why) = why
             && self.limits.retry(router, why, immediately).await
         {
