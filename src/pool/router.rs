@@ -439,6 +439,10 @@ impl<P: ServerPool> Pools<P> {
         sum
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.all().iter().for_each(|(_, pool)| pool.close());

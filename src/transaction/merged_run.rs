@@ -79,7 +79,7 @@ where
     Entering: Future<Output = Turn<S>> + Send,
     Running: Future<Output = Closed<P, R, E>>,
 {
-    let Some(keys) = target.keys else { return Ok(None) };
+    let Some(keys) = target.keys.filter(|_| !router.is_closed()) else { return Ok(None) };
     let (reads, most) = (target.reads.bytes(), router.settings().max_merged as usize);
     let Some(mut place) = hot_keys.merges.arrive(keys.watch(), reads, most) else {
         return Ok(None);
@@ -97,7 +97,8 @@ where
                 place.rejoin();
                 continue;
             }
-            Step::Run(..) if run.attempts.is_last() => return Ok(None),
+            // A block that begins after a close needs a connection, and gets none.
+            Step::Run(..) if run.attempts.is_last() || router.is_closed() => return Ok(None),
             Step::Run(values, _) => {
                 let reading = run.attempts.predicted(router, target, &values)?;
                 let closed = closure(reading, run.attempts.own_writes().take()).await;

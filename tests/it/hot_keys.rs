@@ -1058,6 +1058,52 @@ fn no_block_begins_on_a_hot_key_after_a_close() {
     assert_eq!(late.into_inner(), 0, "blocks committed after the close");
 }
 
+#[test]
+fn no_block_that_begins_after_a_close_is_merged_with_one_before_it() {
+    let fixture = start_with(8, |builder| builder.max_merged(16));
+    let accounts = &fixture.accounts();
+    let hold = |name| fixture.arm(Trigger::BeforeReplyTo(name), Fault::HoldReplies);
+    let (inside, is_inside) = channel();
+    let (end, ends) = channel::<()>();
+    let ran = &AtomicU64::new(0);
+    thread::scope(|scope| {
+        let first = scope.spawn(move || {
+            take_one(accounts, |attempt| {
+                if attempt == 1 {
+                    inside.send(()).unwrap();
+                    ends.recv_timeout(SOON).unwrap();
+                }
+            })
+        });
+        is_inside.recv_timeout(SOON).unwrap();
+        let counted = || take_one(accounts, |_| _ = ran.fetch_add(1, Ordering::SeqCst));
+        let leader = waits(scope, counted);
+        hold("EXEC");
+        end.send(()).unwrap();
+        let ran = || ran.load(Ordering::SeqCst);
+        eventually(SOON, "it runs on what the first leaves", || ran() == 1);
+        hold("WATCH");
+        fixture.sent();
+        fixture.proxy.release();
+        // On a machine that stands still it has led before.
+        let leads = || fixture.sent().contains(&"WATCH".to_owned()) || leader.is_finished();
+        eventually(SOON, "it leads", leads);
+        let closed = scope.spawn(|| fixture.sessions.close(2 * SOON));
+        let is_refused = || accounts.run(|tx| Ok(tx.incr("other", 1))).is_err();
+        eventually(SOON, "the close begins", is_refused);
+        let late = scope.spawn(counted);
+        eventually(SOON, "it runs or fails", || ran() == 2 || late.is_finished());
+        fixture.proxy.disarm();
+        fixture.proxy.release();
+        let late = late.join().unwrap();
+        assert!(matches!(late, Err(Error::Checkout(CheckoutError::Closed))), "{late:?}");
+        first.join().unwrap().unwrap();
+        leader.join().unwrap().unwrap();
+        assert_eq!(closed.join().unwrap().scopes, 0);
+    });
+    assert_eq!(fixture.stock(), 8);
+}
+
 /// Two keys, of which each may be in the bucket that is entered first.
 #[test]
 fn a_block_on_one_of_two_hot_keys_is_not_passed_over_by_those_on_both() {
