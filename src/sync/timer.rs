@@ -69,6 +69,11 @@ impl DeadlineTimer {
     }
 }
 
+/// Whether the caller is polled by a runtime, which a new timer needs.
+pub(crate) fn has_timers() -> bool {
+    Handle::try_current().is_ok()
+}
+
 /// Waits for `future` until the deadline; `None`: the deadline came first.
 pub(crate) async fn until<T>(deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
     let (mut future, mut timer) = (pin!(future), DeadlineTimer::default());

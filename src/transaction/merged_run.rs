@@ -31,12 +31,12 @@ use crate::transaction::retry_loop::{WatchAttempts, is_repeatable};
 pub(crate) trait MergeSide: Side {
     type Waiter: StepWaiter + Default + 'static;
 
-    /// Runs `future` to its end, also if the caller is dropped or polled no more. `None`: its end is not
-    /// known by `deadline`.
+    /// Runs `future` to its end, also if the caller is dropped or polled no more, and then what it
+    /// returns, which may panic. `None`: its end is not known by `deadline`.
     fn to_its_end<T: Send + 'static>(
         settings: &Settings,
         deadline: Instant,
-        future: impl Future<Output = T> + Send + 'static,
+        future: impl Future<Output = (T, impl FnOnce() + Send + 'static)> + Send + 'static,
     ) -> impl Future<Output = Option<T>> + Send;
 }
 
@@ -308,14 +308,14 @@ fn append<P: Side>(
 }
 
 /// Commits the blocks of a group, and gives its followers their outcomes. Returns what became of the leader's
-/// block. Dropped before its end, it may have sent EXEC.
+/// block, and what logs it. Dropped before its end, it may have sent EXEC.
 async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     router: Router<P>,
     mut reading: Reading<P>,
     deadline: Instant,
     turn: Option<Turn<S>>,
     group: Group,
-) -> Piece {
+) -> (Piece, impl FnOnce() + Send) {
     let Group { own, mut followers, lead } = group;
     let mut merged = Pending::new(router.settings(), reading.binding);
     for commands in iter::once(&own).chain(followers.commands()) {
@@ -335,9 +335,8 @@ async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     // The next block is led before the others wake.
     lead.end(piece.is_applied(), matches!(piece, Piece::Conflict));
     followers.end(pieces);
-    // A subscriber is the user's code, which may panic or wait.
-    pending::log(outcome, error.as_ref());
-    piece
+    // A subscriber is the user's code, which may panic or wait: last.
+    (piece, move || pending::log(outcome, error.as_ref()))
 }
 
 /// What became of each block of a group. The first one is counted already.

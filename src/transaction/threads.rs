@@ -193,9 +193,11 @@ impl MergeSide for Pool {
     async fn to_its_end<T: Send + 'static>(
         _: &Settings,
         _: Instant,
-        future: impl Future<Output = T> + Send + 'static,
+        future: impl Future<Output = (T, impl FnOnce() + Send + 'static)> + Send + 'static,
     ) -> Option<T> {
-        Some(future.await)
+        let (output, then) = future.await;
+        then();
+        Some(output)
     }
 }
 

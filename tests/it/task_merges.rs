@@ -3,14 +3,16 @@
 //!
 //! Guarantee: turns, tasks
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use redis::cmd;
 use rediscope::aio::{SessionManager, Transactional};
-use rediscope::error::Applied;
+use rediscope::error::{Applied, CheckoutError};
 use rediscope::prelude::*;
 use rediscope::redis;
 use rediscope::{Error, RetryPolicy, TransactionOptions};
@@ -20,6 +22,9 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tracing::instrument::WithSubscriber as _;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{self, Layer, SubscriberExt as _};
 
 use crate::fixture::SOON;
 
@@ -457,5 +462,93 @@ fn blocks_that_are_dropped_at_any_time_are_applied_whole_or_not_at_all() {
         }
         assert_eq!(world.number("hot"), applied);
         assert!(dropped > TASKS && applied > TASKS as i64, "{dropped} dropped, {applied} applied");
+    });
+}
+
+/// Runs the future on this thread, which has no runtime.
+fn outside<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(thread::current())).into();
+    let (mut future, begun) = (pin!(future), Instant::now());
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        assert!(begun.elapsed() < SOON, "not in time");
+        thread::park_timeout(SOON);
+    }
+}
+
+#[test]
+fn a_block_that_is_polled_outside_of_a_runtime_fails_and_holds_up_no_other_one() {
+    let (runtime, world) = (runtime(), World::new());
+    let (run, door) = runtime.block_on(world.until_inside("inside"));
+    let error = outside(world.count("outside")).unwrap_err();
+    assert!(matches!(error, Error::Checkout(CheckoutError::Connect { .. })), "{error:?}");
+    runtime.block_on(others_go_on(&world, (run, door), 3));
+    assert_eq!(world.number("outside"), 0);
+}
+
+#[test]
+fn a_block_that_is_sent_by_another_one_ends_also_outside_of_a_runtime() {
+    let (runtime, world) = (runtime(), World::new());
+    let (mut run, held, leader) = runtime.block_on(async {
+        let (held, leader) = world.held(&Handle::current()).await;
+        let mut run = world.count("outside");
+        tokio::select! {
+            _ = run.as_mut() => panic!("it ended"),
+            () = world.have_run(3) => {}
+        }
+        world.release_until("exec");
+        eventually(|| world.calls("exec") == 2).await;
+        (run, held, leader)
+    });
+    let is_polled = run.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+    assert!(is_polled, "its EXEC is under way");
+    world.proxy.disarm();
+    world.proxy.release();
+    outside(run).unwrap();
+    for block in [held, leader] {
+        runtime.block_on(block).unwrap().unwrap();
+    }
+    assert_eq!((world.number("outside"), world.number("hot")), (1, 3));
+}
+
+/// A subscriber that panics at each end of a commit.
+struct Panics;
+
+impl<S: Subscriber> Layer<S> for Panics {
+    fn on_event(&self, event: &Event<'_>, _: layer::Context<'_, S>) {
+        let is_commit = event.metadata().target().ends_with("transaction::pending");
+        assert!(!is_commit, "of the subscriber");
+    }
+}
+
+#[test]
+fn a_subscriber_that_panics_takes_no_leader_its_outcome() {
+    runtime().block_on(async {
+        let world = World::new();
+        let (held, next) = world.held(&Handle::current()).await;
+        world.release_until("exec");
+        eventually(|| world.calls("exec") == 2).await;
+        let subscriber = tracing_subscriber::registry().with(Panics);
+        let leader = tokio::spawn(world.count("leader").with_subscriber(subscriber));
+        world.have_run(3).await;
+        let mut members = vec![held, next, leader];
+        for nth in 0..3 {
+            members.push(world.spawn("member"));
+            world.have_run(4 + nth).await;
+        }
+        world.proxy.disarm();
+        world.proxy.release();
+        for member in members {
+            soon("a member", member).await.unwrap().unwrap();
+        }
+        assert_eq!((world.number("hot"), world.calls("exec")), (6, 3));
     });
 }

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::connection::tasks::io::{QueryCaller, spawn_query};
 use crate::pool::tasks::pool::TaskPool;
 use crate::settings::settings::Settings;
-use crate::sync::timer::{DeadlineTimer, until};
+use crate::sync::timer::{DeadlineTimer, has_timers, until};
 use crate::transaction::merge::{Caller, Step, StepWaiter, TERM};
 use crate::transaction::merged_run::MergeSide;
 
@@ -22,12 +22,20 @@ pub(crate) struct TaskWaiter {
 }
 
 impl StepWaiter for TaskWaiter {
-    async fn wait(&mut self, caller: &Caller, until: Instant, _is_taken: bool) -> Option<Step> {
+    async fn wait(&mut self, caller: &Caller, until: Instant, is_taken: bool) -> Option<Step> {
         poll_fn(|context| match caller.poll(context) {
             Poll::Ready(step) => Poll::Ready(Some(step)),
+            // The leader ends its block in any case.
+            Poll::Pending if !has_timers() && is_taken && Instant::now() < until => Poll::Pending,
+            Poll::Pending if !has_timers() => Poll::Ready(None),
             Poll::Pending => self.timer.poll(context, until).map(|()| None),
         })
         .await
+    }
+
+    /// Outside of a runtime a block waits for no other one: alone it fails.
+    fn is_cancelled(&self) -> bool {
+        !has_timers()
     }
 
     /// Each poll keeps the lead, and there is one in each half of the term.
@@ -43,6 +51,9 @@ impl StepWaiter for TaskWaiter {
                     return Poll::Ready(output);
                 }
                 keep(TERM);
+                if !has_timers() {
+                    return Poll::Pending;
+                }
                 if self.timer.poll(context, Instant::now() + TERM / 2).is_pending() {
                     return Poll::Pending;
                 }
@@ -59,13 +70,19 @@ impl MergeSide for TaskPool {
     async fn to_its_end<T: Send + 'static>(
         settings: &Settings,
         deadline: Instant,
-        future: impl Future<Output = T> + Send + 'static,
+        future: impl Future<Output = (T, impl FnOnce() + Send + 'static)> + Send + 'static,
     ) -> Option<T> {
-        let Ok(runtime) = Handle::try_current() else { return Some(future.await) };
+        let Ok(runtime) = Handle::try_current() else {
+            let (output, then) = future.await;
+            then();
+            return Some(output);
+        };
         let (sender, output) = oneshot::channel();
         let mut output = QueryCaller::new(settings, output);
         let task = async move {
-            let _: Result<(), T> = sender.send(future.await);
+            let (output, then) = future.await;
+            let _: Result<(), T> = sender.send(output);
+            then();
         };
         spawn_query(settings, &runtime, task);
         until(deadline, output.receiver()?).await?.ok()

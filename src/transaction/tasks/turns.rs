@@ -11,7 +11,7 @@ use crate::pool::own_writes::{self, OwnWrites};
 use crate::sync::fork_check::ForkCheck;
 use crate::sync::lock;
 use crate::sync::places::{NoPlace, Places};
-use crate::sync::timer::DeadlineTimer;
+use crate::sync::timer::{DeadlineTimer, has_timers};
 use crate::transaction::hot_keys::{HotKeys, Turn, TurnSemaphore, TurnWait};
 
 tokio::task_local! {
@@ -99,6 +99,10 @@ impl TaskTurns {
         self.take_back();
         if self.places.try_take()? {
             return Ok(self.lend(term));
+        }
+        if !has_timers() {
+            // Without a runtime the attempt fails.
+            return Err(NoPlace::TimedOut);
         }
         let (mut taking, mut timer) = (pin!(self.places.take(deadline)), DeadlineTimer::default());
         poll_fn(|context| {
