@@ -104,6 +104,8 @@ pub(crate) struct Commands {
     pub(crate) count: u32,
     /// Indices of those that change the values.
     pub(crate) changing: Vec<u32>,
+    /// The closure has not failed.
+    pub(crate) has_outcome: bool,
 }
 
 /// One caller, and what it is to do next.
@@ -753,7 +755,8 @@ impl Commands {
         let mut after = before.cloned();
         let changing = after.as_mut().and_then(|values| values.apply(&bytes));
         let after = if changing.is_some() { after } else { None };
-        (Self { bytes, count, changing: changing.unwrap_or_default() }, after)
+        let changing = changing.unwrap_or_default();
+        (Self { bytes, count, changing, has_outcome: true }, after)
     }
 }
 

@@ -168,7 +168,7 @@ where
                 committed
             }
             Step::Ended(piece) => match &mut ran {
-                Some(own) => run.attempts.outcome_of(&mut own.block.pending, piece),
+                Some(own) => run.follower_outcome(own, piece),
                 None => None,
             },
         };
@@ -222,6 +222,20 @@ impl<P: MergeSide<Turn = S::Key>, S: TurnSemaphore> MergedRun<'_, P, S> {
         if ran.is_some() {
             self.attempts.ran_in_vain(self.router, false);
         }
+    }
+
+    /// The outcome of a block that another caller has sent.
+    fn follower_outcome<R, E>(
+        &self,
+        own: &mut Ran<R, E>,
+        piece: Piece,
+    ) -> Option<Result<Committed, CommitError>> {
+        let committed = self.attempts.outcome_of(&mut own.block.pending, piece);
+        if let Some(committed) = committed.as_ref().filter(|_| own.result.is_ok()) {
+            let _in = self.attempts.span().enter();
+            pending::log(pending::outcome(committed), committed.as_ref().err());
+        }
+        committed
     }
 
     async fn failed(&mut self, reading: Reading<P>) -> bool {
@@ -346,8 +360,8 @@ fn pieces_of<P: Side>(
     blocks: Vec<&Commands>,
 ) -> Vec<Piece> {
     let all = |piece: Piece| vec![piece; blocks.len()];
-    // A block that has queued nothing has no outcome of its own.
-    let others = blocks.iter().skip(1).filter(|block| block.count > 0).count();
+    // A block whose closure has failed has no outcome of its own.
+    let others = blocks.iter().skip(1).filter(|block| block.has_outcome).count();
     let counters = router.counters();
     let applied = |replies: Replies| {
         counters.commits.add_all(others);

@@ -580,13 +580,14 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         {
             return Ok(None);
         }
+        let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
+        let pinned = Pinned::within(self.span.clone(), router, owner, plan);
         if has_failed && committed.is_ok() {
             // Its own error is returned.
+            pinned.record_discard();
             return replies(committed, attempt).map(Some);
         }
         pending.begun_at(self.begun);
-        let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
-        let pinned = Pinned::within(self.span.clone(), router, owner, plan);
         pending.record(&pinned, &committed, attempt);
         replies(committed, attempt).map(Some)
     }

@@ -298,7 +298,8 @@ impl World {
 }
 
 fn commands(caller: u64, ran_on: u64) -> Commands {
-    Commands { bytes: vec![caller as u8, ran_on as u8], count: 1, changing: vec![0] }
+    let bytes = vec![caller as u8, ran_on as u8];
+    Commands { bytes, count: 1, changing: vec![0], has_outcome: true }
 }
 
 /// A caller for each act, with other processes that write, and callers that take turns back.

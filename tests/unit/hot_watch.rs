@@ -53,7 +53,7 @@ fn what_a_leader_gives_too_late_does_not_reach_the_next_run_of_a_block_that_gave
         (Arc::new(MergeTable::new()), redis::cmd("GET").arg("k").get_packed_command());
     let found = ReadValues::of(&reads, &[Value::Nil]).unwrap();
     let bytes = redis::cmd("SET").arg("k").arg("1").get_packed_command();
-    let set = || Commands { bytes: bytes.clone(), count: 1, changing: vec![0] };
+    let set = || Commands { bytes: bytes.clone(), count: 1, changing: vec![0], has_outcome: true };
     let arrive = || table.arrive(b"k", &reads, 8).unwrap();
     let (mut leader, mut follower) = (arrive(), arrive());
     assert!(matches!(step(&mut leader), Step::Lead));
