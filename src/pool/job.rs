@@ -16,6 +16,7 @@ use std::task::Waker;
 use std::task::{Context, Poll};
 
 use crate::error::in_doubt::SharedToken;
+use crate::sync::caught::wake;
 use crate::sync::shim::{Arc, Mutex, lock};
 
 /// The token of an exactly-once block, shared by the blocks of its group.
@@ -186,9 +187,7 @@ impl<T, R> Job<T, R> {
         state.stage = Stage::Done(response);
         let waker = state.submitter.take();
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        waker.into_iter().for_each(wake);
         submitter
     }
 
@@ -217,9 +216,7 @@ impl<T, R> Job<T, R> {
     #[cfg(feature = "tokio")]
     pub(crate) fn wake(&self) {
         let submitter = lock(&self.state).submitter.take();
-        if let Some(submitter) = submitter {
-            submitter.wake();
-        }
+        submitter.into_iter().for_each(wake);
     }
 
     /// Records that the submitter waits no more.

@@ -1,9 +1,9 @@
-//! The panics of a future, caught: a log belongs to the user and may panic.
+//! The panics of the user's code, caught: of a log in a future, and of an executor's waker.
 
 use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 /// Runs `future` to its end. `None`: it panicked.
 pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
@@ -14,4 +14,9 @@ pub(crate) async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
         Err(_) => Poll::Ready(None),
     })
     .await
+}
+
+/// Wakes a task, of which others know nothing: a panic of its executor is not theirs.
+pub(crate) fn wake(waker: Waker) {
+    let _: Result<(), _> = catch_unwind(AssertUnwindSafe(|| waker.wake()));
 }

@@ -7,7 +7,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -839,4 +839,50 @@ fn a_block_whose_lane_is_being_prepared_ends_at_its_deadline() {
     assert!(took < checkout + response / 3, "{took:?}");
     assert_eq!(runtime.block_on(first).unwrap().unwrap(), 2);
     assert_eq!(server.ask::<Option<i64>>(&["GET", "late"]), None);
+}
+
+/// A waker of an executor that panics.
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("of the executor");
+    }
+}
+
+#[test]
+fn a_waker_that_panics_takes_no_other_caller_of_the_group_its_outcome() {
+    let (runtime, server) = (runtime(), Server::start());
+    let proxy = Proxy::to(&server);
+    let builder = rediscope::SessionManager::builder(proxy.url()).lanes(1).trust_window(SOON);
+    let builder = builder.connect_timeout(SOON).response_timeout(SOON);
+    let sessions = builder.checkout_timeout(4 * SOON).build_async().unwrap();
+    let accounts = &sessions.transactional();
+    let add = |key: &'static str| Box::pin(accounts.run(move |tx| Ok(tx.incr(key, 1))));
+    let read = |key| server.ask::<Option<i64>>(&["GET", key]);
+    runtime.block_on(add("before")).unwrap();
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies)).once());
+    let first = {
+        let accounts = accounts.clone();
+        runtime.spawn(async move { accounts.run(|tx| Ok(tx.incr("first", 1))).await })
+    };
+    eventually(SOON, "its EXEC has run", || read("first") == Some(1));
+    let mut members = [add("one"), add("two"), add("three")];
+    {
+        let _runtime = runtime.enter();
+        let panics = Waker::from(Arc::new(Panics));
+        for (member, waker) in members.iter_mut().zip([Waker::noop(), &panics, Waker::noop()]) {
+            assert!(member.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+        }
+    }
+    proxy.disarm();
+    proxy.release();
+    eventually(SOON, "they were applied", || read("three") == Some(1));
+    runtime.block_on(first).unwrap().unwrap();
+    for member in members {
+        let ended = runtime.block_on(async { tokio::time::timeout(SOON, member).await });
+        assert_eq!(ended.expect("it ends").unwrap(), 1);
+    }
+    runtime.block_on(add("behind")).unwrap();
+    assert_eq!(sessions.status().transactional.counts.connects, 1, "the lane goes on");
 }
