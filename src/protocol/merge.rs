@@ -411,15 +411,17 @@ fn cut_rejected(rejected: &[(u32, ServerError)], blocks: &[u32], pieces: &mut Ve
     // While a slot migrates, the server rejects the keys that it does not have any more.
     let alone = rejected.iter().any(|(_, error)| matches!(error.code(), "ASK" | "TRYAGAIN"));
     let mut begin = 0;
-    for commands in blocks {
-        let end = begin + commands;
+    for of_block in blocks {
+        let end = begin + of_block;
         let own = rejected.iter().find(|(index, _)| (begin..end).contains(index));
-        let found = own.or(of_all);
-        pieces.push(match found {
+        pieces.push(match own.or(of_all) {
             Some((index, error)) => {
-                let index = Some((*index).clamp(begin, end) - begin);
+                // A command of this crate's own follows those of each block. One of another block is none of
+                // this block's.
+                let is_own = own.is_some() || *index >= commands;
+                let index = is_own.then(|| (*index).min(end) - begin);
                 let error = error.clone();
-                Piece::Block(Verdict::Rejected(RejectedCommand { index, word: "", error }))
+                Piece::Block(Verdict::Rejected(RejectedCommand { index, word: "EXEC", error }))
             }
             None => Piece::Again { alone },
         });

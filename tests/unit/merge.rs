@@ -435,6 +435,28 @@ fn a_refused_register_is_a_refusal_for_every_block() {
 }
 
 #[test]
+fn a_slot_that_has_moved_names_a_command_of_its_own_block_only() {
+    let mut write = MergedWrite::default();
+    let set = |key: &str| ["SET", key, "1"].map(str::to_owned).to_vec();
+    let block = |keys: [&str; 2]| [MULTI, &encoded(&keys.map(set)), EXEC].concat();
+    let blocks = [block(["a", "b"]), block(["c", "d"]), block(["e", "f"])];
+    write.push_group(blocks.iter().map(|block| (block.as_slice(), 2)), None);
+    let queued = "+QUEUED\r\n";
+    let replies = format!(
+        "+OK\r\n{}-MOVED 1 127.0.0.1:1\r\n{}-EXECABORT x\r\n",
+        queued.repeat(3),
+        queued.repeat(2)
+    );
+    let pieces = outcome(&write, replies.as_bytes(), 1 << 20, None).pieces;
+    let of = |piece| match piece {
+        Piece::Block(Verdict::Rejected(rejected)) => (rejected.index, rejected.word),
+        other => panic!("{other:?}"),
+    };
+    let found: Vec<_> = pieces.into_iter().map(of).collect();
+    assert_eq!(found, [(None, "EXEC"), (Some(1), "EXEC"), (None, "EXEC")]);
+}
+
+#[test]
 fn a_refused_exec_concerns_a_group_of_writes_and_no_group_of_reads() {
     let refused = |write: &MergedWrite, code: &str| {
         let replies = format!(
