@@ -198,7 +198,7 @@ pub enum Error {
 /// | `PartlyApplied` | ran it; at least one command failed, **the others were applied** |
 /// | `NotSent` | nothing: the failure came before EXEC's last byte left |
 /// | `InDoubt` | unknown: EXEC was sent, and no reply that proves anything came |
-/// | `NotIsolated` | ran the commands one by one, without MULTI |
+/// | `NotIsolated` | ran the commands one by one, without MULTI, or on a merged block's failed change |
 /// | `NotReplicated` | ran it, **it was applied here**; too few others have it |
 /// | `KeyNotKept` | ran it, **it was applied**; its key or register may not hold |
 /// | `AlreadyCommitted` | nothing: an earlier transaction with this key was applied |
@@ -248,6 +248,9 @@ pub enum CommitError {
     InDoubt(InDoubt),
     /// MULTI was refused and the commands ran one by one, with others in between. An operator must
     /// act: the user lost the right to MULTI while connections were open.
+    ///
+    /// With [`max_merged`](crate::Builder::max_merged) also: EXEC ran, and a change of a watched key by a block
+    /// before this one failed in it. So the closure ran on a value that never was.
     ///
     /// If each command was refused too, with texts that the server uses only before any effect, the
     /// error is [`Rejected`](Self::Rejected) instead. An error of a script, a function or a

@@ -30,7 +30,8 @@ impl CommitError {
             Self::NotSent { .. } => f.write_str("nothing was applied: the transaction was not sent"),
             Self::InDoubt(doubt) => doubt.text(f),
             Self::NotIsolated { .. } => f.write_str(
-                "MULTI was refused and the commands ran one by one: look at the user's ACL rules",
+                "the commands ran, but not isolated: MULTI was refused, or a merged block before them \
+                 failed: look at the user's ACL rules",
             ),
             Self::NotReplicated { wanted, got, .. } => {
                 write!(f, "applied here, but on {got} instead of {wanted}, as far as is known")

@@ -105,10 +105,14 @@ macro_rules! settings {
             /// it will leave, before its WATCH is sent. So a closure may depend on nothing else on the
             /// server: what it reads through another handle may miss the blocks before it, whose
             /// changes are then lost. Merging needs commands whose effect is known: SET, SETEX, DEL,
-            /// INCRBY and kin; another one ends its group. A conflict with another process runs all
-            /// closures again, and one dead connection puts that many blocks in doubt at once. A
-            /// closure that runs for more than 100 ms lets the others go on, and its block goes alone. 32
-            /// serves counters and stocks. Default 1, which merges none.
+            /// INCRBY and kin; another one ends its group. `max_commands` and `max_bytes` bound each
+            /// block of it. A conflict with another process runs all closures again, which is an attempt
+            /// for those whose blocks were sent, and one dead connection puts that many blocks in doubt
+            /// at once. If a command that was to change these keys fails, the blocks behind it are
+            /// [`NotIsolated`](crate::CommitError::NotIsolated). A result is returned once its block is
+            /// applied; a panic goes on at once, also on values that turn out to be wrong. A closure that
+            /// runs for more than 100 ms lets the others go on, and its block goes alone. 32 serves
+            /// counters and stocks. Default 1, which merges none.
             max_merged: u32 = 1;
             /// Number of lanes of each pool, on tokio. A lane is a connection that carries the small
             /// blocks and commands of many tasks, each as isolated as alone. Lanes are opened when
