@@ -522,7 +522,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 
     /// The deadline of a commit on a connection that the run has.
     pub(crate) fn commit_deadline(&self) -> Instant {
-        deadline::after(self.limits.checkout.limit)
+        self.run.plan.wait.cap(deadline::after(self.limits.checkout.limit))
     }
 
     /// Takes the turn on hot keys out, which ends with it.
