@@ -198,9 +198,9 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         now + self.limits.wait.within.map_or(wait, |within| within.min(wait))
     }
 
-    /// Returns how the run waits for its turn. `None`: it has its turn.
+    /// Returns how the run waits for its turn. `None`: it has its turn, or gets no connection.
     pub(crate) fn turn_wait<P: Side>(&mut self, router: &Router<P>) -> Option<TurnWait> {
-        if self.turn.is_some() {
+        if self.turn.is_some() || router.is_closed() {
             return None;
         }
         let patience = router.settings().response_timeout / 4;
