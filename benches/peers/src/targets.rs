@@ -234,8 +234,10 @@ impl Target {
             peers::TASKS_RUN => peers::RAW_MERGED,
             peers::TASKS_ONCE => peers::RAW_MERGED_ONCE,
             peers::TASKS_WATCH | peers::TASKS_WATCH_MERGED | peers::TASKS_POOLED => return None,
+            peers::WATCH if self.row.scenario == Scenario::Watch(1) => peers::RAW_CHAINED,
             // No raw bytes let others go first, so there is no limit to compare with.
             peers::WATCH | peers::WATCH_MERGED => return None,
+            peers::POOLED if self.row.workers > POOL => peers::RAW_GROUPED,
             _ => peers::RAW,
         };
         let Spread { median, lower, upper, .. } = match self.against {

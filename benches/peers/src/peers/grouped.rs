@@ -58,7 +58,7 @@ pub fn sent_ahead(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
 }
 
 fn sharing(server: &Server, row: &Row, group: usize, ahead: bool) -> Option<Crew> {
-    if !matches!(row.scenario, Scenario::Two | Scenario::Ten) {
+    if !matches!(row.scenario, Scenario::Two | Scenario::Ten | Scenario::Get) {
         return None;
     }
     let sockets = (0..POOL).map(|_| Socket::open(server, row.via)).collect();

@@ -2,6 +2,7 @@
 
 pub mod asynchronous;
 pub mod blocking;
+pub mod chained;
 pub mod fred;
 pub mod grouped;
 pub mod merged;
@@ -30,6 +31,7 @@ pub const RAW: &str = "raw bytes, a socket each";
 pub const RAW_GROUPED: &str = "raw bytes, grouped";
 pub const RAW_HANDED: &str = "raw bytes, handed on";
 pub const RAW_AHEAD: &str = "raw bytes, sent ahead";
+pub const RAW_CHAINED: &str = "raw bytes, one hot key";
 pub const RAW_MERGED: &str = "raw bytes, merged";
 pub const RAW_MERGED_ONCE: &str = "raw bytes, merged, exactly once";
 pub const DEDICATED: &str = "redis-rs dedicated";
@@ -106,6 +108,12 @@ fn blocking_peers() -> Vec<Peer> {
             "the same; who hands a socket on first writes the transaction of the next worker: the limit \
              of a fair pool that sends ahead",
             grouped::sent_ahead,
+        ),
+        peer(
+            RAW_CHAINED,
+            "one socket, handed to the longest waiting worker, whose WATCH and GET travel behind the EXEC \
+             before it: the limit of a fair line on one key without merges",
+            chained::open,
         ),
         peer(
             DEDICATED,

@@ -154,19 +154,34 @@ pub fn open(server: &Server, _: &Runtime, row: &Row) -> Option<Crew> {
 /// WATCH and GET in one write, the transaction in another, until EXEC is not nil.
 fn watch(socket: &mut Socket, job: &Job) -> u32 {
     let key = job.any();
-    let mut ask = redis::cmd("WATCH").arg(key).get_packed_command();
-    ask.extend(redis::cmd("GET").arg(key).get_packed_command());
+    let ask = ask(key);
     for tries in 1.. {
         socket.send(&ask);
-        let value = socket.skip(2);
-        let digits = value.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
-        let value: i64 = std::str::from_utf8(digits).unwrap().trim_end().parse().unwrap();
-        let mut pipe = redis::pipe();
-        pipe.atomic().set(key, value + 1).incr(&job.first, 1);
-        socket.send(&pipe.get_packed_pipeline());
+        let value = integer(socket.skip(2));
+        socket.send(&change(key, value + 1, &job.first));
         if !socket.skip(4).starts_with(b"*-1") {
             return tries;
         }
     }
     unreachable!("the tries do not end")
+}
+
+/// WATCH and GET of a key.
+pub fn ask(key: &str) -> Vec<u8> {
+    let mut ask = redis::cmd("WATCH").arg(key).get_packed_command();
+    ask.extend(redis::cmd("GET").arg(key).get_packed_command());
+    ask
+}
+
+/// The block that sets the key, and counts.
+pub fn change(key: &str, value: i64, counter: &str) -> Vec<u8> {
+    let mut pipe = redis::pipe();
+    pipe.atomic().set(key, value).incr(counter, 1);
+    pipe.get_packed_pipeline()
+}
+
+/// The number in a bulk string's bytes.
+pub fn integer(value: &[u8]) -> i64 {
+    let digits = value.split(|byte| *byte == b'\n').nth(1).unwrap_or_default();
+    std::str::from_utf8(digits).unwrap().trim_end().parse().unwrap()
 }
