@@ -36,6 +36,9 @@ pub mod server;
 pub mod soak;
 #[cfg(feature = "harness")]
 #[doc(hidden)]
+pub mod tasks;
+#[cfg(feature = "harness")]
+#[doc(hidden)]
 pub mod tls;
 #[cfg(feature = "harness")]
 #[doc(hidden)]

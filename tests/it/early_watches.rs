@@ -14,7 +14,7 @@ use rediscope::{
     Builder, CommitError, Error, Outcome, RetryPolicy, TransactionOptions, prelude::*,
 };
 
-use crate::fixture::{SLACK, SOON};
+use crate::fixture::{Fixture, SLACK, SOON};
 use crate::side::{
     BuildSide, ResolveDoubt, SessionManager, Transaction, Transactional, settled, threads_only,
 };
@@ -26,47 +26,28 @@ use rediscope_testing::server::Server;
 /// Time of a call that is to give up.
 pub(crate) const SHORT: Duration = Duration::from_millis(300);
 
-pub(crate) struct Fixture {
-    pub(crate) proxy: Proxy,
-    pub(crate) server: Server,
-    pub(crate) sessions: SessionManager,
-}
-
 /// One open connection that is always trusted.
 pub(crate) fn start() -> Fixture {
     start_with(|builder| builder)
 }
 
 pub(crate) fn start_with(change: impl FnOnce(Builder) -> Builder) -> Fixture {
-    let server = Server::start();
-    let proxy = Proxy::to(&server);
-    let builder = SessionManager::builder(proxy.url()).max_size(1).trust_window(SOON);
-    let builder = builder.checkout_timeout(3 * SOON).response_timeout(SOON);
-    let sessions = change(builder).without_lanes().build_side().unwrap();
-    sessions.transactional().run(|tx| Ok(tx.set("stock", 10))).unwrap();
-    proxy.take_journal();
-    Fixture { proxy, server, sessions }
+    let fixture = Fixture::new(|builder| {
+        let builder = builder.trust_window(SOON).checkout_timeout(3 * SOON).response_timeout(SOON);
+        change(builder).without_lanes()
+    });
+    fixture.accounts().run(|tx| Ok(tx.set("stock", 10))).unwrap();
+    fixture.sent();
+    fixture
 }
 
 impl Fixture {
-    pub(crate) fn accounts(&self) -> Transactional {
-        self.sessions.transactional()
-    }
-
     pub(crate) fn with(&self, options: TransactionOptions) -> Transactional {
         self.accounts().with(options)
     }
 
-    pub(crate) fn sent(&self) -> Vec<String> {
-        self.proxy.take_journal().into_iter().map(|(_, name)| name.to_uppercase()).collect()
-    }
-
     pub(crate) fn stock(&self) -> i64 {
         self.server.ask(&["GET", "stock"])
-    }
-
-    pub(crate) fn arm(&self, trigger: Trigger, fault: Fault) {
-        self.proxy.arm(Script::from((trigger, fault)).once());
     }
 
     pub(crate) fn waiting(&self, callers: usize) {
@@ -101,7 +82,7 @@ fn take_one(accounts: &Transactional) -> Result<(i64, u32), Error> {
     take_one_after(accounts, |_| {})
 }
 
-fn take_one_after(
+pub(crate) fn take_one_after(
     accounts: &Transactional,
     meanwhile: impl Fn(u32) + Send + Sync,
 ) -> Result<(i64, u32), Error> {
@@ -116,7 +97,7 @@ fn take_one_after(
     Ok(found)
 }
 
-type Taken = Result<(i64, u32), Error>;
+pub(crate) type Taken = Result<(i64, u32), Error>;
 
 /// A block holds the connection while a watch begins to wait, and then commits. `meanwhile` runs before.
 fn behind<R>(

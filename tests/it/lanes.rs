@@ -18,6 +18,7 @@ use rediscope::{Block, CommitError, Error, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
+use rediscope_testing::tasks::several as runtime;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::fixture::{SLACK, SOON};
@@ -25,10 +26,6 @@ use crate::random_blocks::{Step, Sums, check, server_with_user};
 
 /// Groups of callers. The environment variable `REDISCOPE_LANE_GROUPS` overrides it.
 const GROUPS: u64 = 150;
-
-fn runtime() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 fn sessions(server: &Server, user: bool, lanes: u32) -> SessionManager {
     let url = if user { server.url_as("caller", "secret") } else { server.url() };

@@ -13,8 +13,8 @@ use rediscope::{
     SessionManager, Transaction, TransactionOptions, Transactional, prelude::*,
 };
 
-use crate::early_watches::{Fixture, SHORT, exactly_once, start, start_with};
-use crate::fixture::{SLACK, SOON};
+use crate::early_watches::{SHORT, exactly_once, start, start_with};
+use crate::fixture::{Fixture, SLACK, SOON};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;

@@ -21,7 +21,7 @@ use rediscope::{
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
-use tokio::runtime::{Builder, Runtime};
+use rediscope_testing::tasks::{several, single};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
@@ -306,14 +306,6 @@ fn calls(sessions: &SessionManager) -> Vec<(&'static str, Boxed)> {
         }),
     );
     calls
-}
-
-fn single() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn several() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 fn connect(server: &Server, lanes: u32) -> SessionManager {

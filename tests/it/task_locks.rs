@@ -3,11 +3,11 @@
 //!
 //! Guarantee: locks, tasks
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{Lock, LockGuard, SessionManager};
@@ -17,21 +17,13 @@ use rediscope::prelude::*;
 use rediscope::{Builder, Error};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
+use rediscope_testing::tasks::{poll_at_most, several, single};
 use rediscope_testing::{eventually, try_for};
-use tokio::runtime::{self, Runtime};
 use tokio::task::LocalSet;
 
 use crate::fixture::{LONG, SOON};
 
 type Boxed = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
-
-fn single() -> Runtime {
-    runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn several() -> Runtime {
-    runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 fn builder(url: &str) -> Builder {
     SessionManager::builder(url).checkout_timeout(SOON).response_timeout(Duration::from_secs(2))
@@ -520,23 +512,6 @@ fn a_release_that_is_polled_once_gives_the_lock() {
     nothing_is_left(&server, "it has released the lock");
 }
 
-/// Drops the future after so many polls. `None`: it has not ended by then.
-async fn poll_at_most<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
-    let (mut future, mut left) = (pin!(future), polls);
-    poll_fn(|context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
-
 /// After as many polls, a call whose requests are all cut repeats what it did before.
 const POLLS: usize = 20;
 
@@ -567,7 +542,7 @@ async fn dropped_after_each_poll(server: &Server, proxy: &Proxy, lock: &Lock, ne
                         holder.release().await.unwrap();
                     }
                 };
-                let (ended, ()) = tokio::join!(poll_at_most(lock.acquire(LONG), polls), release);
+                let (ended, ()) = tokio::join!(poll_at_most(polls, lock.acquire(LONG)), release);
                 proxy.disarm();
                 let has_ended = ended.is_some();
                 drop(ended.map(Result::unwrap));
@@ -622,7 +597,7 @@ fn an_adoption_that_is_dropped_at_any_poll_leaves_the_token_or_no_lock() {
                 if let Some((trigger, fault)) = fault {
                     proxy.arm((trigger, fault));
                 }
-                let ended = poll_at_most(here.adopt(&token), polls).await;
+                let ended = poll_at_most(polls, here.adopt(&token)).await;
                 proxy.disarm();
                 let has_ended = ended.is_some();
                 drop(ended);
@@ -673,7 +648,7 @@ fn a_call_for_several_locks_that_is_dropped_at_any_poll_leaves_none() {
                         }
                     };
                     let (ended, ()) =
-                        tokio::join!(poll_at_most(here.acquire(LONG), polls), release);
+                        tokio::join!(poll_at_most(polls, here.acquire(LONG)), release);
                     proxy.disarm();
                     let has_ended = ended.is_some();
                     drop(ended.map(Result::unwrap));
@@ -702,10 +677,10 @@ fn a_waiter_that_is_dropped_after_its_wakeup_gives_it_to_the_next_one() {
         for round in 0..20 {
             let guard = other.lock("l").lease(LONG).acquire(SOON).await.unwrap();
             let mut first = Box::pin(lock.acquire(SOON));
-            assert!(poll_at_most(&mut first, 1).await.is_none());
+            assert!(poll_at_most(1, &mut first).await.is_none());
             while sessions.status().locks.subscriptions == 0 || sessions.status().locks.waiting == 0
             {
-                assert!(poll_at_most(&mut first, 1).await.is_none());
+                assert!(poll_at_most(1, &mut first).await.is_none());
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let second = tokio::spawn({

@@ -18,7 +18,8 @@ use rediscope::redis;
 use rediscope::{Error, RetryPolicy, TransactionOptions};
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
-use tokio::runtime::{Builder, Handle, Runtime};
+use rediscope_testing::tasks::several as runtime;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -44,10 +45,6 @@ struct World {
 struct Door {
     inside: Semaphore,
     open: Semaphore,
-}
-
-fn runtime() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
 impl World {

@@ -16,8 +16,8 @@ use rediscope::redis;
 use rediscope::{CommitError, Error, Mode, Outcome, RetryPolicy, TransactionOptions, Watched, aio};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
+use rediscope_testing::tasks::{several, single};
 use rediscope_testing::{eventually, under_log};
-use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Barrier, Notify};
 use tracing::Subscriber;
 use tracing::span::{Attributes, Id};
@@ -28,14 +28,6 @@ use crate::fixture::{LONG, SOON, unhurried};
 
 /// Number of blocks with another inside.
 const BLOCKS: usize = 4;
-
-fn single() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn several() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 fn connect(server: &Server) -> SessionManager {
     SessionManager::builder(server.url()).max_size(16).build_async().unwrap()

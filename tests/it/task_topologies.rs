@@ -14,6 +14,7 @@ use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::sentinel::{Group, clients};
 use rediscope_testing::server::Server;
+use rediscope_testing::tasks::several as runtime;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::fixture::SOON;
@@ -23,10 +24,6 @@ const FAILOVER: Duration = Duration::from_secs(60);
 const MAX_SIZE: u32 = 3;
 const LANES: u32 = 2;
 const CALLERS: usize = 48;
-
-fn runtime() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 fn sessions(url: String) -> SessionManager {
     let builder = rediscope::SessionManager::builder(url).max_size(MAX_SIZE).lanes(LANES);

@@ -12,7 +12,7 @@ use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
 use rediscope::{Error, Outcome, RetryPolicy};
 use rediscope_testing::server::Server;
-use tokio::runtime::{Builder, Runtime};
+use rediscope_testing::tasks::several as runtime;
 use tokio::sync::Barrier;
 
 use crate::fixture::SOON;
@@ -20,10 +20,6 @@ use crate::fixture::SOON;
 /// Number of blocks that have the turn on a key.
 const ADMITTED: usize = 1;
 const MAX_PIN_TIME: Duration = Duration::from_millis(300);
-
-fn runtime() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 fn builder(server: &Server) -> rediscope::Builder {
     SessionManager::builder(server.url()).max_size(16)

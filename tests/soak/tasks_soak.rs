@@ -33,16 +33,12 @@ mod fixture {
     pub(super) use crate::SOON;
 }
 
-use tokio::runtime::{Builder, Runtime};
+use rediscope_testing::tasks::several as runtime;
 
 /// Number of connections for scopes, of each pool.
 const MAX_SIZE: u32 = 8;
 /// Number of connections for blocks of many callers, of each pool.
 const LANES: u32 = 2;
-
-fn runtime() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 fn number(name: &str, default: u64) -> u64 {
     rediscope_testing::soak::number(name).unwrap_or(default)

@@ -10,10 +10,7 @@ use tokio::runtime::Runtime;
 use super::*;
 use crate::pool::tests::{SOON, config_at};
 use crate::protocol::batch::RequestKind;
-
-fn runtime() -> Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
+use rediscope_testing::tasks::single as runtime;
 
 /// Two lanes of one runtime, without connections.
 fn lanes(runtime: &Runtime) -> [Arc<Lane>; 2] {

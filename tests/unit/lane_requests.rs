@@ -4,19 +4,16 @@
 
 use std::future::poll_fn;
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
 use super::*;
 use crate::pool::job::Job;
 use crate::pool::tasks::lane_loop;
 use crate::pool::tests::config_at;
 use crate::protocol::batch::RequestKind;
+use rediscope_testing::tasks::single as runtime;
 
 const BYTES: &[u8] = b"*1\r\n$4\r\nPING\r\n";
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
 
 /// Two lanes of one runtime, which no connection serves.
 fn lanes(runtime: &Runtime) -> [Arc<Lane>; 2] {

@@ -5,12 +5,11 @@
 
 use std::io::Write;
 use std::panic::Location;
-use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Runtime};
+use rediscope_testing::tasks::{poll_at_most, poll_once, several, single};
+use tokio::runtime::Runtime;
 
 use crate::connection::endpoint::Endpoint;
 use crate::connection::url::one as parse;
@@ -31,14 +30,6 @@ use crate::sync::lock;
 const WATCH: &[u8] = b"*2\r\n$5\r\nWATCH\r\n$1\r\nk\r\n";
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 const BLPOP: &[u8] = b"*3\r\n$5\r\nBLPOP\r\n$1\r\na\r\n$1\r\n0\r\n";
-
-fn one_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn threads() -> Runtime {
-    Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 fn pool(server: &Server, change: impl FnOnce(&mut Settings)) -> TaskPool {
     let (mut config, _) = config_of_one(server, SOON);
@@ -73,11 +64,6 @@ async fn ping(line: &mut TaskLine) {
     send(line, PING, Expect::Plain).await;
 }
 
-/// Polls the future once, without a wake-up.
-fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(Waker::noop()))
-}
-
 /// The server has no client in MULTI or under WATCH, and the pool has all its permits.
 #[track_caller]
 fn is_clean(server: &Server, pool: &TaskPool, clients: usize) {
@@ -93,7 +79,7 @@ fn is_clean(server: &Server, pool: &TaskPool, clients: usize) {
 
 #[test]
 fn a_connection_is_reused_and_its_task_ends_with_the_pool() {
-    let (server, runtime) = (Server::start(), one_thread());
+    let (server, runtime) = (Server::start(), single());
     runtime.block_on(async {
         let pool = pool(&server, |settings| settings.max_size = 3);
         for _ in 0..5 {
@@ -119,7 +105,7 @@ fn a_connection_is_reused_and_its_task_ends_with_the_pool() {
 
 #[test]
 fn a_dropped_scope_in_multi_or_under_watch_is_cleaned_by_its_connections_task() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| settings.max_size = 1);
     for (bytes, expect) in [(MULTI, Expect::Multi), (WATCH, Expect::Watch)] {
         let pin = runtime.block_on(async {
@@ -138,23 +124,6 @@ fn a_dropped_scope_in_multi_or_under_watch_is_cleaned_by_its_connections_task() 
     assert_eq!(pool.config.counters.counts().connects, 1);
 }
 
-/// Polls the future at most `most` times, each time it was woken, then drops it.
-async fn poll_at_most<T>(most: usize, future: impl Future<Output = T>) -> Option<T> {
-    let (mut future, mut polls) = (pin!(future), 0);
-    std::future::poll_fn(|context| {
-        if polls == most {
-            return Poll::Ready(None);
-        }
-        polls += 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if polls == most => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
-
 /// A scope with two calls, whose transaction is not ended.
 async fn scope(pool: &TaskPool) {
     let pin = pinned(pool).await;
@@ -169,7 +138,7 @@ async fn scope(pool: &TaskPool) {
 
 #[test]
 fn a_future_dropped_after_any_poll_loses_no_permit_and_no_connection() {
-    for runtime in [one_thread(), threads()] {
+    for runtime in [single(), several()] {
         let server = Server::start();
         let pool = pool(&server, |settings| settings.max_size = 2);
         let ended = runtime.block_on(async {
@@ -207,7 +176,7 @@ fn a_future_dropped_after_any_poll_loses_no_permit_and_no_connection() {
 
 #[test]
 fn a_forgotten_scope_and_a_forgotten_call_are_reclaimed() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let limit = Duration::from_millis(100);
     let pool = pool(&server, |settings| (settings.max_size, settings.max_pin_time) = (1, limit));
     let reclaimed = || {
@@ -247,7 +216,7 @@ fn a_forgotten_scope_and_a_forgotten_call_are_reclaimed() {
 
 #[test]
 fn a_caller_that_is_forgotten_while_it_waits_keeps_no_permit() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let limit = Duration::from_millis(60);
     let pool = pool(&server, |settings| (settings.max_size, settings.max_pin_time) = (1, limit));
     let held = runtime.block_on(checkout(&pool));
@@ -267,7 +236,7 @@ fn a_caller_that_is_forgotten_while_it_waits_keeps_no_permit() {
 
 #[test]
 fn a_revoked_line_that_goes_on_gets_an_error_and_no_connection() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let limit = Duration::from_millis(60);
     let pool = pool(&server, |settings| (settings.max_size, settings.max_pin_time) = (1, limit));
     let mut line = runtime.block_on(checkout(&pool));
@@ -285,7 +254,7 @@ fn a_revoked_line_that_goes_on_gets_an_error_and_no_connection() {
 
 #[test]
 fn a_call_that_awaits_its_reply_is_not_revoked_and_its_reply_arrives() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| {
         settings.max_pin_time = Duration::from_millis(20);
         (settings.max_size, settings.response_timeout) = (1, SOON);
@@ -309,7 +278,7 @@ fn a_guard_of_a_runtime_that_has_ended_gives_its_permit_back() {
     let server = Server::start();
     let pool = pool(&server, |settings| settings.max_size = 1);
     for _ in 0..3 {
-        let runtime = one_thread();
+        let runtime = single();
         let pin = runtime.block_on(async {
             let pin = pinned(&pool).await;
             send(&mut pin.call::<Error>().unwrap(), MULTI, Expect::Multi).await;
@@ -325,7 +294,7 @@ fn a_guard_of_a_runtime_that_has_ended_gives_its_permit_back() {
 
 #[test]
 fn a_guard_in_multi_of_a_runtime_that_is_not_run_is_taken_back() {
-    let (server, stopped, runtime) = (Server::start(), one_thread(), one_thread());
+    let (server, stopped, runtime) = (Server::start(), single(), single());
     let pool = pool(&server, |settings| {
         settings.max_size = 1;
         settings.cleanup_timeout = Duration::from_millis(10);
@@ -345,7 +314,7 @@ fn a_guard_in_multi_of_a_runtime_that_is_not_run_is_taken_back() {
 
 #[test]
 fn a_runtime_uses_its_own_connections_and_closes_anothers_if_it_needs_the_place() {
-    let (server, one, other) = (Server::start(), one_thread(), one_thread());
+    let (server, one, other) = (Server::start(), single(), single());
     let pool = pool(&server, |settings| settings.max_size = 2);
     let used = || pool.config.counters.counts().connects;
     one.block_on(async { ping(&mut checkout(&pool).await).await });
@@ -367,7 +336,7 @@ fn a_runtime_uses_its_own_connections_and_closes_anothers_if_it_needs_the_place(
     is_clean(&server, &pool, 1);
     // The other one's tasks may use a connection of this one.
     let mut line = one.block_on(checkout(&pool));
-    let running = threads();
+    let running = several();
     let pinging = running.spawn(async move {
         ping(&mut line).await;
     });
@@ -377,7 +346,7 @@ fn a_runtime_uses_its_own_connections_and_closes_anothers_if_it_needs_the_place(
 
 #[test]
 fn a_panic_that_drops_a_guard_closes_its_connection() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| settings.max_size = 1);
     let begun = pool.clone();
     let ended = runtime.block_on(runtime.spawn(async move {
@@ -395,7 +364,7 @@ fn a_panic_that_drops_a_guard_closes_its_connection() {
 
 #[test]
 fn a_timeout_names_the_tasks_that_hold_the_connections() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| settings.max_size = 1);
     let begun = pool.clone();
     let (pin, task) = runtime.block_on(async move {
@@ -414,7 +383,7 @@ fn a_timeout_names_the_tasks_that_hold_the_connections() {
 
 #[test]
 fn closing_ends_all_tasks_and_fails_running_calls() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| settings.max_size = 3);
     runtime.block_on(async {
         let idle = pinned(&pool).await;
@@ -446,7 +415,7 @@ fn closing_ends_all_tasks_and_fails_running_calls() {
 
 #[test]
 fn the_last_handle_closes_the_connections_also_with_a_guard_alive() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| settings.max_size = 2);
     let pin = runtime.block_on(async {
         let pins = (pinned(&pool).await, pinned(&pool).await);
@@ -463,7 +432,7 @@ fn the_last_handle_closes_the_connections_also_with_a_guard_alive() {
 
 #[test]
 fn idle_connections_are_opened_kept_and_closed_by_the_settings() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let _in = runtime.enter();
     let kept = pool(&server, |settings| {
         (settings.max_size, settings.min_idle) = (4, 2);
@@ -487,7 +456,7 @@ fn idle_connections_are_opened_kept_and_closed_by_the_settings() {
 /// Many tasks, a part of which is dropped at random polls.
 #[test]
 fn two_hundred_tasks_with_random_drops_never_have_more_connections_than_allowed() {
-    let (server, runtime) = (Server::start(), threads());
+    let (server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| settings.max_size = 5);
     let server = Arc::new(server);
     let most = runtime.block_on(async {
@@ -546,7 +515,7 @@ fn a_connection_authenticates_again_with_new_credentials_also_if_a_caller_is_dro
     acl(&["SETUSER", "app", "on", ">first", "~*", "+@all"]);
     let credentials = Arc::new(RotatingCredentials::new(Credentials::new("app", "first")));
     let provider = Provider::new(Arc::clone(&credentials));
-    let runtime = threads();
+    let runtime = several();
     let pool = pool(&server, |settings| {
         (settings.max_size, settings.credentials) = (1, Some(provider));
     });
@@ -569,7 +538,7 @@ fn a_connection_authenticates_again_with_new_credentials_also_if_a_caller_is_dro
 #[test]
 fn a_refusal_of_the_server_ends_the_wait_for_a_connection_at_once() {
     let server = Server::start_with(&["--port", "0", "--requirepass", "secret"]);
-    let runtime = threads();
+    let runtime = several();
     let pool = pool(&server, |_| {});
     let begun = Instant::now();
     let refused = runtime.block_on(pool.checkout(begun + SOON)).err();
@@ -581,7 +550,7 @@ fn a_refusal_of_the_server_ends_the_wait_for_a_connection_at_once() {
 
 #[test]
 fn a_call_waits_for_a_server_that_comes_up_within_its_time() {
-    let (mut server, runtime) = (Server::start(), threads());
+    let (mut server, runtime) = (Server::start(), several());
     let pool = pool(&server, |settings| settings.max_size = 2);
     server.stop();
     let waiting = {
@@ -607,7 +576,7 @@ fn a_wait_of_every_holder_is_logged() {
     };
     let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
     let _default = tracing::subscriber::set_default(subscriber);
-    let runtime = one_thread();
+    let runtime = single();
     let pool = pool(&server, |settings| settings.max_size = 1);
     let waited = runtime.block_on(async {
         let waits = async {
@@ -665,7 +634,7 @@ async fn unlucky_scope(pool: &TaskPool) -> Option<()> {
 #[test]
 fn permits_and_connections_are_counted_right_under_drops_losses_and_forgotten_futures() {
     let server = Server::start();
-    let (one, other) = (threads(), threads());
+    let (one, other) = (several(), several());
     let pool = pool(&server, |settings| {
         (settings.max_size, settings.max_pin_time) = (4, Duration::from_millis(40));
         settings.checkout_timeout = SOON;

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use redis::Value;
+use rediscope_testing::tasks::single;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::connection::connection::{Connection, Interruption};
@@ -32,10 +33,6 @@ use crate::settings::credentials::{Credentials, CredentialsProvider, Provider};
 use crate::settings::settings::Settings;
 
 const LIMIT: Duration = Duration::from_millis(400);
-
-fn one_thread() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
-}
 
 /// A runtime whose connections are polled while the test's own thread does something else.
 fn in_background() -> Runtime {
@@ -123,7 +120,7 @@ async fn no_task_is_left() {
 #[test]
 fn a_connection_replies_and_its_task_ends_with_it() {
     let server = Server::start();
-    one_thread().block_on(async {
+    single().block_on(async {
         let mut connection = open(&server).await;
         for _ in 0..3 {
             connection.ping(soon()).await.unwrap().unwrap();
@@ -171,7 +168,7 @@ fn an_exchange_wakes_its_caller_once() {
 #[test]
 fn a_closed_peer_is_seen_without_a_poll_of_the_runtime() {
     let server = Server::start();
-    let runtime = one_thread();
+    let runtime = single();
     let mut connection = runtime.block_on(open(&server));
     connection.mark_taken();
     connection.check_socket().unwrap();
@@ -196,7 +193,7 @@ fn a_closed_peer_is_seen_without_a_poll_of_the_runtime() {
 #[test]
 fn a_peer_that_closes_an_idle_connection_ends_its_task() {
     let server = Server::start();
-    one_thread().block_on(async {
+    single().block_on(async {
         let connection = open(&server).await;
         let task = connection.wire().task().clone();
         let kill = || {
@@ -213,7 +210,7 @@ fn a_peer_that_closes_an_idle_connection_ends_its_task() {
 
 #[test]
 fn a_silent_peer_ends_a_call_at_its_deadline() {
-    let runtime = one_thread();
+    let runtime = single();
     let (over, is_over) = mpsc::channel::<()>();
     let (url, thread) = peer(move |_peer| is_over.recv());
     runtime.block_on(async {
@@ -246,7 +243,7 @@ fn a_paused_clock_neither_shortens_nor_prolongs_a_deadline() {
         let mut rest = Vec::new();
         let _: usize = peer.read_to_end(&mut rest).unwrap();
     });
-    one_thread().block_on(async {
+    single().block_on(async {
         let mut connection = open_at(&url).await.unwrap();
         tokio::time::pause();
         connection.ping(Deadline::after(LIMIT * 10)).await.unwrap().unwrap();
@@ -273,7 +270,7 @@ fn a_call_ends_when_the_runtime_of_its_connection_is_shut_down() {
         std::thread::sleep(LIMIT / 4);
         drop(runtime);
     });
-    let error = one_thread().block_on(connection.ping(soon())).unwrap_err();
+    let error = single().block_on(connection.ping(soon())).unwrap_err();
     assert_eq!(error.kind(), ConnectionErrorKind::Closed);
     assert!(begun.elapsed() < SOON / 2);
     shut_down.join().unwrap();
@@ -306,7 +303,7 @@ fn a_connection_may_be_dropped_outside_of_a_runtime_and_after_its_end() {
     eventually(SOON, "the server sees the end", || server.clients().is_empty());
     drop(after);
     drop(in_a_call);
-    let runtime = one_thread();
+    let runtime = single();
     let connection = runtime.block_on(open(&server));
     drop(runtime);
     drop(connection);
@@ -315,7 +312,7 @@ fn a_connection_may_be_dropped_outside_of_a_runtime_and_after_its_end() {
 #[test]
 fn a_connection_is_shut_down_while_no_task_is_polled() {
     let server = Server::start();
-    let runtime = one_thread();
+    let runtime = single();
     let mut connection = runtime.block_on(open(&server));
     connection.wire().task().shut_down();
     eventually(SOON, "the server sees the end", || server.clients().is_empty());
@@ -327,7 +324,7 @@ fn a_connection_is_shut_down_while_no_task_is_polled() {
 #[test]
 fn large_messages_and_replies_go_through() {
     let server = Server::start();
-    one_thread().block_on(async {
+    single().block_on(async {
         let mut connection = open(&server).await;
         let value = "x".repeat(40 << 20);
         let bytes = pipe(&[&["SET", "large", &value], &["GET", "large"]]);
@@ -359,7 +356,7 @@ fn bytes_that_a_task_did_not_send_are_counted_exactly() {
         came.len()
     });
     let bytes = vec![b'x'; 64 << 20];
-    let left = one_thread().block_on(async {
+    let left = single().block_on(async {
         let mut connection = open_at(&url).await.unwrap();
         let begun = Instant::now();
         let expected = [(Expect::Plain, 1)];
@@ -375,7 +372,7 @@ fn bytes_that_a_task_did_not_send_are_counted_exactly() {
     assert_eq!(thread.join().unwrap(), left);
     // Without time nothing is sent.
     let (url, thread) = peer(|mut peer| peer.read(&mut [0]).unwrap());
-    one_thread().block_on(async {
+    single().block_on(async {
         let mut connection = open_at(&url).await.unwrap();
         let (expected, over) = ([(Expect::Plain, 1)], Deadline::after(Duration::ZERO));
         let sent = connection.exchange(&bytes, &expected, over, &mut |_, _| {}).await;
@@ -399,7 +396,7 @@ fn a_connection_that_is_cut_at_each_byte_of_its_replies_ends_the_call() {
                 peer.read_exact(&mut come).unwrap();
                 peer.write_all(&replies[..cut]).unwrap();
             });
-            one_thread().block_on(async {
+            single().block_on(async {
                 let mut connection = open_at(&url).await.unwrap();
                 let mut taken = Vec::new();
                 let mut take = |_, reply: Reply| taken.push(reply);
@@ -431,7 +428,7 @@ fn a_reply_too_many_is_noticed() {
             peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
             is_over.recv()
         });
-        one_thread().block_on(async {
+        single().block_on(async {
             let mut connection = open_at(&url).await.unwrap();
             connection.ping(soon()).await.unwrap().unwrap();
             let expected = (!more.is_empty()).then_some(CloseReason::Protocol);
@@ -444,7 +441,7 @@ fn a_reply_too_many_is_noticed() {
 
 #[test]
 fn an_unexpected_reply_in_the_socket_is_seen_before_a_message_is_sent() {
-    let runtime = one_thread();
+    let runtime = single();
     let (send, sends) = mpsc::channel::<()>();
     let (url, thread) = peer(move |mut peer| {
         sends.recv().unwrap();
@@ -476,7 +473,7 @@ fn an_unexpected_reply_in_the_socket_is_seen_before_a_message_is_sent() {
 fn pushes_are_skipped_wherever_they_arrive() {
     let server = Server::start();
     let url = format!("{}?protocol=resp3", server.url());
-    let runtime = one_thread();
+    let runtime = single();
     let mut other = server.connect().unwrap();
     let mut change = move || redis::cmd("INCR").arg("seen").query::<i64>(&mut other).unwrap();
     let mut connection = runtime.block_on(open_at(&url)).unwrap();
@@ -505,7 +502,7 @@ fn pushes_are_skipped_wherever_they_arrive() {
 #[test]
 fn a_dropped_call_leaves_a_connection_in_step() {
     let server = Server::start();
-    let runtime = one_thread();
+    let runtime = single();
     let mut connection = runtime.block_on(open(&server));
     for nth in 0..50_u32 {
         let bytes = pipe(&[&["INCR", "a"], &["GET", "a"]]);
@@ -546,7 +543,7 @@ fn an_array_whose_end_is_not_read_is_reported_with_its_length() {
             peer.write_all(&[b"+OK\r\n", cut].concat()).unwrap();
             let _: std::io::Result<usize> = peer.read(&mut bytes);
         });
-        one_thread().block_on(async {
+        single().block_on(async {
             let mut connection = open_at(&url).await.unwrap();
             let expected = [(Expect::Multi, 1), (Expect::Exec, 1)];
             let mut taken = Vec::new();
@@ -599,24 +596,24 @@ fn a_connection_that_is_rejected_names_the_reason() {
     ];
     for (says, closes, kind, text) in cases {
         let (url, thread) = speaks_first(says, closes);
-        let error = one_thread().block_on(open_at(&url)).map(drop).unwrap_err();
+        let error = single().block_on(open_at(&url)).map(drop).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(text), "{error}");
         thread.join().unwrap();
     }
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let error = one_thread().block_on(open_at(&format!("redis://{closed}"))).map(drop).unwrap_err();
+    let error = single().block_on(open_at(&format!("redis://{closed}"))).map(drop).unwrap_err();
     assert_eq!(error.kind(), ConnectionErrorKind::Closed);
     let missing = tempfile::tempdir().unwrap().path().join("s");
     let url = format!("redis+unix://{}", missing.display());
-    let error = one_thread().block_on(open_at(&url)).map(drop).unwrap_err();
+    let error = single().block_on(open_at(&url)).map(drop).unwrap_err();
     assert_eq!(error.kind(), ConnectionErrorKind::Closed);
 }
 
 #[test]
 fn an_opening_that_is_dropped_closes_its_connection() {
     let server = Server::start();
-    one_thread().block_on(async {
+    single().block_on(async {
         for polls in 0..20 {
             let mut opening = Box::pin(open(&server));
             for _ in 0..polls {
@@ -670,7 +667,7 @@ fn a_runtime_with_a_silent_name_server_or_vault_ends_at_once() {
     for (settings, kind) in [of_names, of_vault].into_iter().zip(kinds) {
         let endpoint = Endpoint::new(parse("redis://silent.test").unwrap(), &settings).unwrap();
         let begun = Instant::now();
-        let runtime = one_thread();
+        let runtime = single();
         // A caller with a deadline waits no longer than that.
         let deadline = Some(Instant::now() + LIMIT);
         let options = OpenOptions { deadline, ..options() };
@@ -702,7 +699,7 @@ async fn pings(mut connection: Connection<TaskWire>, done: mpsc::Sender<u32>) {
 #[test]
 fn a_connections_own_task_runs_a_future_beside_its_socket() {
     let server = Server::start();
-    one_thread().block_on(async {
+    single().block_on(async {
         let connection = open(&server).await;
         let task: ConnectionTask = connection.wire().task().clone();
         let (done, is_done) = mpsc::channel();

@@ -22,6 +22,7 @@ use rediscope::prelude::*;
 use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions};
 
 use rediscope_testing::sentinel::{Group, clients};
+use rediscope_testing::soak::{number, seed};
 use rediscope_testing::{eventually, try_for};
 
 const SEED: u64 = 1;
@@ -91,14 +92,9 @@ struct Found {
     took: Duration,
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
-
 #[test]
 fn whatever_replaces_the_master_no_reported_outcome_is_missing_on_the_survivor() {
-    let seed = number("REDISCOPE_SOAK_SEED").unwrap_or(SEED);
-    println!("REDISCOPE_SOAK_SEED={seed}");
+    let seed = seed();
     for round in 0..number("REDISCOPE_FAILOVERS").unwrap_or(1) {
         for (nth, trouble) in [Trouble::Kill, Trouble::Stop, Trouble::Order].into_iter().enumerate()
         {
