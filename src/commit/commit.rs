@@ -12,6 +12,7 @@ use crate::commit::plan::CommitPlan;
 use crate::commit::prepare;
 use crate::connection::connection::Interruption;
 use crate::connection::endpoint::Endpoint;
+use crate::connection::wire::Wire;
 use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
@@ -61,6 +62,10 @@ pub(crate) async fn commit<L: Line>(
                 let behind = watch.as_deref().map(EarlyWatch::expected);
                 if let Some(watch) = &watch {
                     last.after_exec.extend_from_slice(watch.bytes());
+                }
+                if !queue.parts().is_empty() {
+                    let (arrays, replies) = last.shared_replies(queue.parts());
+                    connection.wire_mut().share_replies(arrays, replies);
                 }
                 let mut replies = LastReplies::new(&last, queue, plan);
                 if let Some(endpoint) = endpoint {

@@ -128,6 +128,14 @@ impl LastWrite {
         let deadline = Deadline::after(settings.response_timeout + replication_wait);
         Ok(Self { start, internal, after_exec, expected, deadline, named, internal_commands })
     }
+
+    /// The parts of EXEC's array that are for one caller each, and the number of all replies. `parts`: number
+    /// of commands of each caller.
+    #[cold]
+    pub(crate) fn shared_replies(&self, parts: &[u32]) -> (Vec<Vec<u32>>, u64) {
+        let parts = parts.iter().copied().chain([self.internal_commands]).collect();
+        (vec![parts], self.expected.iter().map(|(_, count)| u64::from(*count)).sum())
+    }
 }
 
 impl LastReplies {

@@ -310,12 +310,8 @@ impl Wire for Transport {
         self.parser.set_max_bytes(bytes);
     }
 
-    fn share_replies(&mut self, arrays: Vec<Vec<u32>>) {
-        self.parser.share(arrays);
-    }
-
-    fn end_shared_replies(&mut self) {
-        self.parser.end_shared();
+    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64) {
+        self.parser.share(arrays, replies);
     }
 
     fn send(

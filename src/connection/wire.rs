@@ -12,12 +12,9 @@ pub(crate) trait Wire: Send {
     /// Sets the maximum bytes of one reply.
     fn limit_reply_size(&mut self, bytes: usize);
 
-    /// The replies to the next message are for several callers: each reply counts by itself, and of the
+    /// The first `replies` to the next message are for several callers: each counts by itself, and of the
     /// arrays each part, whose lengths these are. See [`Parser::share`](crate::protocol::resp::decode::Parser::share).
-    fn share_replies(&mut self, arrays: Vec<Vec<u32>>);
-
-    /// The replies to later messages are for one caller.
-    fn end_shared_replies(&mut self);
+    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64);
 
     /// The first `own` replies to the next message are passed to its caller without the others, which are the next
     /// caller's.

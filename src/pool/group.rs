@@ -270,9 +270,9 @@ impl<S: Stay> Group<S> {
         let (bytes, expected) = (self.write.bytes(), self.write.expected());
         let mut replies = MergedReplies::new(&self.write);
         let mut take = |expect, reply| replies.take(expect, reply);
-        connection.wire_mut().share_replies(self.write.shared_replies());
+        let awaited = expected.iter().map(|(_, count)| u64::from(*count)).sum();
+        connection.wire_mut().share_replies(self.write.shared_replies(), awaited);
         let lost = connection.exchange(bytes, expected, deadline, &mut take).await.err();
-        connection.wire_mut().end_shared_replies();
         self.outcome = Some(replies.finish(lost.as_ref().map(|lost| lost.left)));
         lost
     }

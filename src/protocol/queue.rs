@@ -89,6 +89,8 @@ pub struct CommandQueue {
     has_unknown_keys: bool,
     /// Whether a queued command must not be batched.
     unbatchable: bool,
+    /// Numbers of commands of the other transactions that were appended.
+    parts: Vec<u32>,
     /// Names of the flushed commands, each after its length.
     names: Vec<u8>,
     /// Whether errors show the server's texts unredacted.
@@ -117,6 +119,7 @@ impl CommandQueue {
             binding: SlotBinding::None,
             has_unknown_keys: false,
             unbatchable: false,
+            parts: Vec::new(),
             names: Vec::new(),
             full_text: false,
         }
@@ -334,6 +337,12 @@ impl CommandQueue {
         self.bytes.extend_from_slice(body);
         self.end = self.bytes.len();
         self.commands += commands;
+        self.parts.push(commands);
+    }
+
+    /// Numbers of commands of the transactions that were [appended](Self::append_all).
+    pub(crate) fn parts(&self) -> &[u32] {
+        &self.parts
     }
 
     /// Number of commands to be applied.

@@ -8,6 +8,7 @@ use redis::{FromRedisValue, Value};
 
 use crate::protocol::command::display_name::display_name;
 use crate::protocol::replication::ReplicaAcks;
+use crate::protocol::resp::reply::is_too_large;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::{DecodeError, ReplyError};
 
@@ -186,6 +187,9 @@ impl Replies {
             let is_this = |failure: &&ReplyError| matches!(failure, ReplyError::Failed { index: at, .. } if *at == index);
             let failed = self.inner.failures.iter().find(is_this);
             return Err(failed.cloned().unwrap_or(ReplyError::Forgotten));
+        }
+        if is_too_large(value) {
+            return Err(ReplyError::Lost);
         }
         T::from_redis_value_ref(value).map_err(|error| ReplyError::Unexpected {
             index,

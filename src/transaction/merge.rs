@@ -30,6 +30,7 @@ use crate::error::any::CommitError;
 use crate::process::current::Process;
 use crate::protocol::effects::ReadValues;
 use crate::protocol::queue::CommandQueue;
+use crate::protocol::resp::reply::is_too_large;
 use crate::sync::fork_check::ForkCheck;
 use crate::sync::shim::{Arc, Mutex, lock};
 
@@ -821,6 +822,10 @@ pub(crate) fn cut<'c>(
         let has_failed = block.changing.iter().any(failed);
         let was_predicted = is_predicted;
         is_predicted &= !has_failed;
-        if was_predicted { Piece::Applied(replies) } else { Piece::NotIsolated(replies) }
+        match was_predicted {
+            true if replies.iter().any(is_too_large) => Piece::RepliesLost,
+            true => Piece::Applied(replies),
+            false => Piece::NotIsolated(replies),
+        }
     })
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager, Transactional, threads_only};
 use redis::cmd;
-use rediscope::error::Applied;
+use rediscope::error::{Applied, ReplyError};
 use rediscope::redis;
 use rediscope::{CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
 use serde_json::json;
@@ -375,6 +375,52 @@ fn a_refused_command_concerns_its_own_block() {
     });
     assert_eq!(server.ask::<i64>(&["GET", "hot"]), 40);
     assert_eq!(server.ask::<Option<String>>(&["GET", "other"]), None);
+}
+
+#[test]
+fn a_reply_that_is_too_large_is_its_own_blocks_and_the_bound_holds_for_each() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(500));
+    server.ask::<()>(&["MSET", "large", &"x".repeat(300_000), "small", &"x".repeat(60_000)]);
+    let builder = SessionManager::builder(proxy.url()).max_size(8).trust_window(SOON);
+    let builder = builder.checkout_timeout(SOON).max_merged(16).max_reply_bytes(100_000);
+    let sessions = builder.build_side().unwrap();
+    let handle = sessions.transactional().with(patient());
+    let with = |key: &str| {
+        let mut watch = handle.watch(["hot"]);
+        let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+        watch.run(|read, tx| {
+            tx.set("hot", read.declared(n)?.unwrap_or_default() + 1);
+            Ok(tx.get::<_, String>(key))
+        })
+    };
+    let (mut small, mut large) = (0, 0);
+    for _ in 0..5 {
+        let results: Vec<_> = thread::scope(|scope| {
+            let run = |nth| {
+                if nth % 8 == 3 { ("large", with("large")) } else { ("small", with("small")) }
+            };
+            let threads: Vec<_> = (0..16).map(|nth| scope.spawn(move || run(nth))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for (key, result) in results {
+            match result {
+                Ok(text) => {
+                    assert_eq!((key, text.len()), ("small", 60_000));
+                    small += 1;
+                }
+                Err(error) => {
+                    assert!(matches!(error, Error::Reply(ReplyError::Lost)), "{error:?}");
+                    assert_eq!((key, error.applied()), ("large", Applied::Yes));
+                    large += 1;
+                }
+            }
+        }
+    }
+    assert_eq!((small, large), (70, 10));
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 80, "each was applied");
+    assert!(calls(&server, "exec") < 60, "some had an EXEC together");
 }
 
 /// Begins a block that adds `by` to `hot`, and returns once its closure runs. The closure ends with the

@@ -506,7 +506,8 @@ proptest! {
         singles.iter().for_each(|node| node.write(&mut bytes, true));
         let mut parser = Parser::default();
         parser.set_max_bytes(limit);
-        parser.share(vec![parts.iter().map(|part| part.len() as u32).collect()]);
+        let shared = 2 + singles.len() as u64;
+        parser.share(vec![parts.iter().map(|part| part.len() as u32).collect()], shared);
         let (mut values, mut rest, mut cuts) = (Vec::new(), &bytes[..], cuts.iter().cycle());
         while !rest.is_empty() {
             let buffer = parser.read_buffer();
@@ -536,5 +537,10 @@ proptest! {
             prop_assert_eq!(is_too_large(ours), !fits);
             prop_assert!(is_too_large(ours) || *ours == whole(node));
         }
+        // The next one is for one caller.
+        let next = format!("${}\r\n", limit + 1);
+        parser.read_buffer()[..next.len()].copy_from_slice(next.as_bytes());
+        parser.filled(next.len());
+        prop_assert_eq!(parser.next(1).unwrap_err().kind, FaultKind::TooLarge);
     }
 }

@@ -54,8 +54,8 @@ pub(super) struct Exchange {
     pub(super) failure: Option<Failure>,
     pub(super) caller: Option<Waker>,
     pub(super) max_reply_bytes: Option<usize>,
-    /// If the replies to the message are for several callers: their parts.
-    pub(super) shared_replies: Option<Vec<Vec<u32>>>,
+    /// If the first replies to the message are for several callers: their parts, and their number.
+    pub(super) shared_replies: Option<(Vec<Vec<u32>>, u64)>,
     /// Whether bytes have arrived of which the runtime may not know yet.
     pub(super) has_come: bool,
     /// Whether the server sends messages at any time, each of which is a reply.

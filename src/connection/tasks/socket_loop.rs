@@ -198,8 +198,8 @@ impl SocketLoop {
         {
             self.message.clear();
             mem::swap(&mut self.message, &mut exchange.bytes);
-            if let Some(arrays) = exchange.shared_replies.take() {
-                self.parser.share(arrays);
+            if let Some((arrays, replies)) = exchange.shared_replies.take() {
+                self.parser.share(arrays, replies);
             }
             (self.written, self.has_sent) = (0, true);
             self.due += replies;

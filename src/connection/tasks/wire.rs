@@ -208,12 +208,9 @@ impl Wire for TaskWire {
         self.task.shared.lock().max_reply_bytes = Some(bytes);
     }
 
-    fn share_replies(&mut self, arrays: Vec<Vec<u32>>) {
-        self.task.shared.lock().shared_replies = Some(arrays);
+    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64) {
+        self.task.shared.lock().shared_replies = Some((arrays, replies));
     }
-
-    /// The task shares the replies of each later message too: a connection that was a lane stays one.
-    fn end_shared_replies(&mut self) {}
 
     fn split_replies(&mut self, own: u64) {
         self.task.shared.lock().own = Some(own);

@@ -95,6 +95,8 @@ pub(crate) struct Parser {
 /// [`too_large`] stands for it.
 #[derive(Default)]
 struct SharedReplies {
+    /// Number of the replies that are still to come.
+    left: u64,
     /// The parts of each array that is for several callers, by their lengths, in reverse.
     arrays: Vec<Vec<u32>>,
     /// The parts of the incomplete reply, in reverse; the last one is incomplete.
@@ -160,17 +162,13 @@ impl Parser {
         self.keeps_pushes = true;
     }
 
-    /// The next replies are for several callers: each reply counts by itself, and of the next arrays
-    /// each part, whose lengths these are.
-    pub(crate) fn share(&mut self, mut arrays: Vec<Vec<u32>>) {
+    /// The next replies, of this number, are for several callers: each reply counts by itself, and of the
+    /// next arrays each part, whose lengths these are.
+    pub(crate) fn share(&mut self, mut arrays: Vec<Vec<u32>>, replies: u64) {
         arrays.reverse();
         arrays.iter_mut().for_each(|parts| parts.reverse());
-        self.shared.get_or_insert_default().arrays = arrays;
-    }
-
-    /// The next replies are for one caller.
-    pub(crate) fn end_shared(&mut self) {
-        self.shared = None;
+        let shared = self.shared.get_or_insert_default();
+        (shared.arrays, shared.left) = (arrays, replies);
     }
 
     /// Sets the maximum bytes of one reply: its strings and lines, and the size of a value for each
@@ -228,10 +226,15 @@ impl Parser {
     /// The next complete reply, if there is one; up to `most` QUEUED in a row are one reply. No
     /// reply can be read after an error.
     pub(crate) fn next(&mut self, most: u32) -> Result<Option<Reply>, Fault> {
-        match self.queued(most) {
-            0 => self.next_value().map_err(|kind| Fault { kind, array: self.array_length }),
-            count => Ok(Some(Reply::Queued(count))),
+        let next = match self.queued(most) {
+            0 => self.next_value().map_err(|kind| Fault { kind, array: self.array_length })?,
+            count => Some(Reply::Queued(count)),
+        };
+        if let (Some(shared), Some(reply)) = (&mut self.shared, &next) {
+            shared.left = shared.left.saturating_sub(reply.count().into());
+            self.shared.take_if(|shared| shared.left == 0);
         }
+        Ok(next)
     }
 
     /// Takes all QUEUED that come next, the most frequent replies of a transaction.

@@ -5,11 +5,12 @@
 use std::time::Duration;
 
 use crate::fixture::{Fixture, SOON};
+use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
-use rediscope::{Builder, CommitError, Error, SessionManager};
+use rediscope::{Builder, CommitError, Error, SessionManager, TransactionOptions};
 
-use super::fixture::{Call, push, start, timeouts};
+use super::fixture::{Call, push, start, start_with, timeouts};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -50,6 +51,42 @@ fn a_command_that_fails_at_run_time_is_one_blocks_own() {
     }
     assert_eq!(reported[2].as_ref().unwrap(), &2);
     assert_eq!(fixture.server.ask::<i64>(&["GET", "beside"]), 1);
+}
+
+/// A block that reads a key, and returns the length of its value.
+fn length<'c>(key: &'static str, once: bool) -> Call<'c, usize> {
+    Box::new(move |handle| {
+        let options = TransactionOptions::new();
+        let options = if once { options.exactly_once() } else { options };
+        let run = handle.with(options).run(|tx| {
+            tx.incr("n", 1);
+            Ok(tx.get::<_, String>(key))
+        });
+        run.map(|text| text.len())
+    })
+}
+
+#[test]
+fn a_reply_that_is_too_large_is_one_blocks_own_and_the_bound_holds_for_each() {
+    let fixture = start_with(|builder| builder.max_reply_bytes(100_000));
+    let value = |length| "x".repeat(length);
+    fixture.server.ask::<()>(&["MSET", "large", &value(300_000), "small", &value(60_000)]);
+    for once in [false, true] {
+        let calls = ["small", "large", "small", "small"].map(|key| length(key, once)).into();
+        let reported = fixture.at_once(calls, || {});
+        let execs = fixture.sent().iter().filter(|name| *name == "EXEC").count();
+        assert_eq!(execs, 1, "they travelled together");
+        for (nth, reported) in reported.into_iter().enumerate() {
+            match reported {
+                Ok(60_000) if nth != 1 => {}
+                Err(error @ Error::Reply(ReplyError::Lost)) if nth == 1 => {
+                    assert_eq!(error.applied(), Applied::Yes);
+                }
+                other => panic!("{nth}: {other:?}"),
+            }
+        }
+    }
+    assert_eq!((fixture.number("n"), fixture.proxy.accepted()), (8, 1));
 }
 
 /// If a proxy replies to EXEC with an error, the outcome of all its blocks is unknown. What travels behind it in the

@@ -106,9 +106,9 @@ impl StubWire {
 }
 
 impl Wire for StubWire {
-    fn share_replies(&mut self, _arrays: Vec<Vec<u32>>) {}
-
-    fn end_shared_replies(&mut self) {}
+    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64) {
+        self.transport.share_replies(arrays, replies);
+    }
 
     fn limit_reply_size(&mut self, bytes: usize) {
         self.transport.limit_reply_size(bytes);
