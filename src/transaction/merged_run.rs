@@ -19,13 +19,14 @@ use crate::settings::settings::Settings;
 use crate::sync::in_span::in_span;
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{HotKeys, Turn, TurnSemaphore, TurnWait};
+use crate::transaction::keys::Keys;
 use crate::transaction::merge::{
     self, Append, Commands, Found, Group, MergeEntry, Piece, Step, StepWaiter,
 };
 use crate::transaction::pending::{self, Pending};
 use crate::transaction::reading::{Reading, WatchTarget};
 use crate::transaction::resolve::Resolve;
-use crate::transaction::retry_loop::{WatchAttempts, is_repeatable};
+use crate::transaction::retry_loop::{WatchAttempts, begin_commit, is_repeatable, on_conflict};
 
 /// How the callers of one side wait for each other.
 pub(crate) trait MergeSide: Side {
@@ -277,7 +278,8 @@ impl<P: MergeSide<Turn = S::Key>, S: TurnSemaphore> MergedRun<'_, P, S> {
         };
         let Some(group) = is_merged.then(|| place.take()).flatten() else {
             let committed = {
-                let attempt = pin!(self.attempts.attempt(&mut reading, pending));
+                let keys = self.target.keys;
+                let attempt = pin!(self.attempts.attempt(keys, &mut reading, pending));
                 let keep = |time| place.keep_lead(time);
                 self.waiter.leading(&keep, in_span(&span, attempt)).await
             };
@@ -288,7 +290,7 @@ impl<P: MergeSide<Turn = S::Key>, S: TurnSemaphore> MergedRun<'_, P, S> {
         };
         let settings = self.router.settings();
         let (limit, late) = (self.attempts.commit_deadline(), deadline::after(late(settings)));
-        let turn = self.attempts.take_turn();
+        let turn = self.attempts.take_turn(self.target.keys);
         let group = commit_group(self.router.clone(), reading, limit, turn, group);
         let sent = pin!(P::to_its_end(settings, late, group));
         let piece = in_span(&span, sent).await;
@@ -322,12 +324,13 @@ fn append<P: Side>(
 }
 
 /// Commits the blocks of a group, and gives its followers their outcomes. Returns what became of the leader's
-/// block, and what logs it. Dropped before its end, it may have sent EXEC.
+/// block, and what logs it. Dropped before its end, it may have sent EXEC. `turn`: the leader's, the watched
+/// keys, and the number of its attempt.
 async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     router: Router<P>,
     mut reading: Reading<P>,
     deadline: Instant,
-    turn: Option<Turn<S>>,
+    mut turn: Option<(Turn<S>, Keys, u32)>,
     group: Group,
 ) -> (Piece, impl FnOnce() + Send) {
     let Group { own, mut followers, lead } = group;
@@ -337,6 +340,9 @@ async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     }
     followers.sent();
     merged.bind(reading.binding);
+    if let Some((turn, keys, _)) = &mut turn {
+        begin_commit(turn, keys, &mut merged);
+    }
     reading.pinned.closure_returned();
     let attempt = merged.attempt_unlogged(&mut reading.pinned, deadline);
     let mut waiter = P::Waiter::default();
@@ -345,6 +351,11 @@ async fn commit_group<P: MergeSide, S: TurnSemaphore>(
     let blocks = iter::once(&own).chain(followers.commands()).collect();
     let mut pieces = pieces_of(committed, &router, blocks).into_iter();
     let piece = pieces.next().unwrap_or(Piece::Alone);
+    if let Some((turn, keys, number)) = &turn
+        && matches!(piece, Piece::Conflict)
+    {
+        on_conflict(turn, keys, &mut merged, *number);
+    }
     drop(turn);
     // The next block is led before the others wake.
     lead.end(piece.is_applied(), matches!(piece, Piece::Conflict));

@@ -222,23 +222,16 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 
     /// Records that the block commits in its turn.
     fn begin_commit(&mut self, keys: Option<&Keys>, pending: &mut Pending) {
-        if let (Some(turn), Some(keys)) = (&mut self.turn, keys)
-            && turn.is_held()
-        {
-            turn.on_commit(&written_buckets(keys, pending));
+        if let (Some(turn), Some(keys)) = (&mut self.turn, keys) {
+            begin_commit(turn, keys, pending);
         }
     }
 
     /// Records a conflict on hot keys. Returns whether the next attempt follows without backoff.
     fn on_conflict(&mut self, keys: Option<&Keys>, pending: &mut Pending) -> bool {
         let (Some(turn), Some(keys)) = (&self.turn, keys) else { return false };
-        if !turn.waits(keys.buckets()) {
+        if !on_conflict(turn, keys, pending, self.limits.counted()) {
             return false;
-        }
-        match self.limits.counted() < ATTEMPTS_BESIDE_WRITERS {
-            true => turn.on_conflict(&written_buckets(keys, pending)),
-            // A block that does not change the keys needs its turn among those that do.
-            false => turn.on_conflict(keys.buckets()),
         }
         let at_once = self.limits.counted() <= MAX_IMMEDIATE_RETRIES;
         let had_turn = turn.is_over() || turn.is_held();
@@ -508,16 +501,22 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         self.turn = None;
     }
 
-    /// Commits the commands of one block, once.
+    /// Commits the commands of one block under a watch of `keys`, once.
     pub(crate) async fn attempt<P: Side>(
         &mut self,
+        keys: Option<&Keys>,
         reading: &mut Reading<P>,
         pending: &mut Pending,
     ) -> Result<Committed, CommitError> {
         pending.bind(reading.binding);
+        self.begin_commit(keys, pending);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
-        pending.attempt(pinned, self.commit_deadline()).await
+        let committed = pending.attempt(pinned, self.commit_deadline()).await;
+        if matches!(committed, Ok(Committed::Conflict)) {
+            self.on_conflict(keys, pending);
+        }
+        committed
     }
 
     /// The deadline of a commit on a connection that the run has.
@@ -525,9 +524,11 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         self.run.plan.wait.cap(deadline::after(self.limits.checkout.limit))
     }
 
-    /// Takes the turn on hot keys out, which ends with it.
-    pub(crate) fn take_turn(&mut self) -> Option<Turn<S>> {
-        self.turn.take()
+    /// Takes the turn on hot keys out, which ends with it. Returns also the keys, and the number of the
+    /// attempt.
+    pub(crate) fn take_turn(&mut self, keys: Option<&Keys>) -> Option<(Turn<S>, Keys, u32)> {
+        let taken = self.turn.take().zip(keys.cloned());
+        taken.map(|(turn, keys)| (turn, keys, self.limits.counted()))
     }
 
     /// The outcome of a block that was sent with others. `None`: it goes alone.
@@ -591,6 +592,35 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         pending.record(&pinned, &committed, attempt);
         replies(committed, attempt).map(Some)
     }
+}
+
+/// Records that commands are committed in this turn.
+pub(crate) fn begin_commit<S: TurnSemaphore>(
+    turn: &mut Turn<S>,
+    keys: &Keys,
+    pending: &mut Pending,
+) {
+    if turn.is_held() {
+        turn.on_commit(&written_buckets(keys, pending));
+    }
+}
+
+/// Records that the attempt of this number was a conflict. Returns whether blocks with these keys wait for
+/// their turns.
+pub(crate) fn on_conflict<S: TurnSemaphore>(
+    turn: &Turn<S>,
+    keys: &Keys,
+    pending: &mut Pending,
+    number: u32,
+) -> bool {
+    let waits = turn.waits(keys.buckets());
+    match number < ATTEMPTS_BESIDE_WRITERS {
+        _ if !waits => {}
+        true => turn.on_conflict(&written_buckets(keys, pending)),
+        // A block that does not change the keys needs its turn among those that do.
+        false => turn.on_conflict(keys.buckets()),
+    }
+    waits
 }
 
 /// The buckets of the keys that the block changes, as far as that is known.

@@ -3,7 +3,7 @@
 //! Guarantee: turns
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
@@ -13,10 +13,11 @@ use crate::side::{BuildSide as _, SessionManager, Transactional, threads_only};
 use redis::cmd;
 use rediscope::error::{Applied, ReplyError};
 use rediscope::redis;
-use rediscope::{CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
+use rediscope::{Block, CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
 use serde_json::json;
 
 use rediscope_testing::cluster::Cluster;
+use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
@@ -634,6 +635,132 @@ fn a_block_that_is_exactly_once_and_blocks_in_a_cluster_go_alone() {
         }
     });
     assert_eq!(cluster.read::<i64>(&["GET", "{hot}"]), 40);
+}
+
+/// A block that runs merged: its closure has read `hot`.
+fn merged(handle: &Transactional, closure: impl Fn(u32, &mut Block) + Sync) {
+    let mut watch = handle.watch(["hot"]);
+    watch.declare::<Option<i64>>(get("hot")).unwrap();
+    let run = watch.run(|read, tx| {
+        closure(read.attempt(), tx);
+        Ok(())
+    });
+    run.unwrap();
+}
+
+/// Of three blocks that watch `hot` without a declared read, how many are in their closures at once. Each waits
+/// there for a second one, for this time.
+fn at_once(handle: &Transactional, time: Duration) -> usize {
+    let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let run = handle.watch(["hot"]).run(|_, tx| {
+                    most.fetch_max(1 + inside.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+                    let until = Instant::now() + time;
+                    while most.load(Ordering::SeqCst) < 2 && Instant::now() < until {
+                        thread::yield_now();
+                    }
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                    Ok(tx.incr("other", 1))
+                });
+                run.unwrap();
+            });
+        }
+    });
+    most.into_inner()
+}
+
+/// Time in which two blocks that take no turns are in their closures at once.
+const MEET: Duration = Duration::from_millis(100);
+
+#[test]
+fn a_conflict_of_a_merged_block_that_changes_the_key_begins_turns() {
+    let server = Server::start();
+    let sessions = sessions(server.url(), 16);
+    let handle = sessions.transactional().with(patient());
+    let conflicts = |writes: bool| {
+        merged(&handle, |attempt, tx| {
+            if attempt == 1 {
+                server.ask::<()>(&["INCR", "hot"]);
+            }
+            tx.incr(if writes { "hot" } else { "other" }, 1);
+        });
+    };
+    conflicts(false);
+    assert_eq!(at_once(&handle, SOON), 2, "it does not change the key");
+    conflicts(true);
+    assert_eq!(at_once(&handle, MEET), 1);
+    assert_eq!(sessions.status().transactional.counts.conflicts, 2);
+}
+
+#[test]
+fn a_conflict_of_a_group_that_changes_the_key_begins_turns() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional().with(patient());
+    let hold = |command| {
+        proxy.arm(Script::from((Trigger::BeforeReplyTo(command), Fault::HoldReplies)).once());
+    };
+    hold("exec");
+    let ran = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let (end, slow) = begin_slow(scope, &handle, 10);
+        let members: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    merged(&handle, |_, tx| {
+                        ran.fetch_add(1, Ordering::SeqCst);
+                        tx.incr("hot", 1);
+                    });
+                })
+            })
+            .collect();
+        // They wait for the other closure: no count has them.
+        thread::sleep(Duration::from_millis(100));
+        end.send(()).unwrap();
+        eventually(SOON, "they run on what it leaves", || ran.load(Ordering::SeqCst) == 2);
+        // No count has their commands.
+        thread::sleep(Duration::from_millis(20));
+        hold("get");
+        proxy.release();
+        slow.join().unwrap().unwrap();
+        eventually(SOON, "the group's WATCH and GET are sent", || calls(&server, "get") == 2);
+        server.ask::<()>(&["INCR", "hot"]);
+        proxy.disarm();
+        proxy.release();
+        members.into_iter().for_each(|member| member.join().unwrap());
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 13);
+    assert_eq!(sessions.status().transactional.counts.conflicts, 2, "of one EXEC");
+    assert_eq!(at_once(&handle, MEET), 1);
+}
+
+#[test]
+fn merged_blocks_that_do_not_change_the_key_end_turns() {
+    let server = Server::start();
+    let sessions = sessions(server.url(), 4);
+    let handle = sessions.transactional().with(patient());
+    for threads in [1, 8] {
+        // A block that declares no read is not merged.
+        let conflicts = handle.watch(["hot"]).run(|read, tx| {
+            if read.attempt() == 1 {
+                server.ask::<()>(&["INCR", "hot"]);
+            }
+            Ok(tx.incr("hot", 1))
+        });
+        conflicts.unwrap();
+        assert_eq!(at_once(&handle, MEET), 1);
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    (0..40).for_each(|_| merged(&handle, |_, tx| _ = tx.incr("other", 1)))
+                });
+            }
+        });
+        assert_eq!(at_once(&handle, SOON), 2, "after blocks of {threads} threads");
+    }
 }
 
 threads_only! {
