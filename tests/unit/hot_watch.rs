@@ -73,3 +73,41 @@ fn what_a_leader_gives_too_late_does_not_reach_the_next_run_of_a_block_that_gave
     drop(follower);
     assert!(table.shards.iter().all(|shard| lock(shard).is_empty()), "a watch is left");
 }
+
+#[test]
+fn a_conflict_halves_the_size_of_a_group_and_a_commit_doubles_it() {
+    let (table, reads) =
+        (Arc::new(MergeTable::new()), redis::cmd("GET").arg("k").get_packed_command());
+    let found = ReadValues::of(&reads, &[Value::Nil]).unwrap();
+    let bytes = redis::cmd("SET").arg("k").arg("1").get_packed_command();
+    let set = || Commands { bytes: bytes.clone(), count: 1, changing: vec![0] };
+    // The watch is known as long as one of its blocks has a place.
+    let mut kept = None;
+    let mut size = |is_committed: bool| {
+        let mut places: Vec<_> = (0..8).map(|_| table.arrive(b"k", &reads, 8).unwrap()).collect();
+        let (leader, others) = places.split_first_mut().unwrap();
+        assert!(matches!(step(leader), Step::Lead));
+        assert_eq!(leader.compare(Some(&found)), Found::Runs);
+        assert!(leader.append_first(set(), Some(found.clone())));
+        for place in others {
+            assert!(matches!(step(place), Step::Run(..)));
+            assert_eq!(place.append(set(), Some(found.clone())), Append::Done);
+        }
+        let size = match leader.take() {
+            Some(Group { followers, lead, .. }) => {
+                lead.end(is_committed, !is_committed);
+                1 + followers.len()
+            }
+            None => {
+                leader.end_lead(is_committed, !is_committed);
+                1
+            }
+        };
+        kept = places.into_iter().next();
+        size
+    };
+    assert_eq!([false; 5].map(&mut size), [8, 4, 2, 1, 1], "conflicts");
+    assert_eq!([true; 4].map(&mut size), [1, 2, 4, 8], "commits");
+    drop(kept);
+    assert!(table.shards.iter().all(|shard| lock(shard).is_empty()), "a watch is left");
+}
