@@ -138,7 +138,8 @@ impl Watch {
     /// above 1, blocks of other tasks on the same keys are no conflict: up to as many of them run on
     /// each other's results, and one EXEC applies them. If a closure ran on a result that was not applied,
     /// a clone of it runs again. A read that is not declared fails in such an attempt, and the block then
-    /// runs alone.
+    /// runs alone. A panic is not held back: it reaches its caller at once, even if the values that the
+    /// closure ran on are never applied. Nothing of its block is applied, and the other blocks go on.
     ///
     /// The closure may borrow, and the future may be spawned. A closure that has to change what it
     /// captures cannot be cloned; [`tries`](Self::tries) is the loop for it.

@@ -140,6 +140,8 @@ impl Watch {
     /// above 1, blocks of other threads on the same keys are no conflict: up to as many of them run on
     /// each other's results, and one EXEC applies them. If a closure ran on a result that was not applied,
     /// it runs again. A read that is not declared fails in such an attempt, and the block then runs alone.
+    /// A panic is not held back: it reaches its caller at once, even if the values that the closure ran on
+    /// are never applied. Nothing of its block is applied, and the other blocks go on.
     ///
     /// ```no_run
     /// # use rediscope::{SessionManager, prelude::*};

@@ -2,7 +2,7 @@
 //!
 //! Guarantee: turns
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
@@ -525,6 +525,47 @@ fn a_closure_that_asks_to_run_again_is_counted_also_on_the_values_of_another_blo
         slow.join().unwrap().unwrap();
     });
     assert_eq!(server.ask::<i64>(&["GET", "hot"]), 10);
+}
+
+#[test]
+fn a_panic_on_the_values_of_another_block_reaches_its_caller_at_once_and_no_other() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional();
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies)).once());
+    thread::scope(|scope| {
+        let (end, slow) = begin_slow(scope, &handle, 10);
+        let handle = &handle;
+        let panics = scope.spawn(move || {
+            let run = || {
+                let mut watch = handle.watch(["hot"]);
+                let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+                watch.run(|read, tx| -> Result<(), Error> {
+                    tx.incr("mark", 1);
+                    let n = read.declared(n)?;
+                    resume_unwind(Box::new(n));
+                })
+            };
+            let panicked = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+            *panicked.downcast::<Option<i64>>().unwrap()
+        });
+        // It waits for the other closure, and a third one waits behind it: no count has them.
+        thread::sleep(Duration::from_millis(50));
+        let third = scope.spawn(move || count(handle));
+        thread::sleep(Duration::from_millis(50));
+        end.send(()).unwrap();
+        // The EXEC before it has no reply yet.
+        assert_eq!(panics.join().unwrap(), Some(10), "it ran on what was not known to be applied");
+        assert!(!slow.is_finished());
+        proxy.disarm();
+        proxy.release();
+        slow.join().unwrap().unwrap();
+        third.join().unwrap();
+    });
+    assert_eq!(server.ask::<(i64, Option<i64>)>(&["MGET", "hot", "mark"]), (11, None));
+    let status = sessions.status().transactional;
+    assert_eq!((status.counts.commits, status.in_use, status.scopes.len()), (2, 0, 0), "{status}");
 }
 
 #[test]
