@@ -88,6 +88,19 @@ fn names_kinds_units_and_labels_are_those_that_the_documents_state() {
 }
 
 #[test]
+fn transactions_and_locks_are_reported_for_their_own_pool_alone() {
+    let (seen, _fixture) = start();
+    for (name, series) in [("outcomes", 15), ("attempts", 1), ("duration", 1)] {
+        let name = format!("rediscope.transaction.{name}");
+        assert_eq!(seen.series(&name), vec!["orders/transactional"; series], "{name}");
+    }
+    for name in ["held", "waiting", "acquire_time", "lost"] {
+        let name = format!("rediscope.lock.{name}");
+        assert_eq!(seen.series(&name), ["orders/locks"], "{name}");
+    }
+}
+
+#[test]
 fn the_dashboard_uses_each_metric_and_no_other() {
     let dashboard = std::fs::read_to_string("docs/dashboard.json").unwrap();
     serde_json::from_str::<serde_json::Value>(&dashboard).unwrap();

@@ -42,6 +42,9 @@ const OUTCOMES: [&str; 15] = [
     "other",
 ];
 
+/// The end of the name of the pool that has transactions.
+const TRANSACTIONS: &str = "/transactional";
+
 /// Interval between two reports of the levels of the locks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -122,6 +125,12 @@ struct PoolHandles {
     wait_time: Histogram,
     use_time: Histogram,
     create_time: Histogram,
+    /// `None`: the pool is not that of the transactions.
+    transactions: Option<TransactionHandles>,
+}
+
+#[derive(Debug)]
+struct TransactionHandles {
     outcomes: [Counter; OUTCOMES.len()],
     attempts: Histogram,
     duration: Histogram,
@@ -134,11 +143,8 @@ impl PoolHandles {
             let labels = [label(), (STATE, state.to_owned())];
             metrics::gauge!("db.client.connection.count", &labels)
         };
-        let outcome = |outcome: &'static str| {
-            let labels = [label(), (OUTCOME, outcome.to_owned())];
-            metrics::counter!("rediscope.transaction.outcomes", &labels)
-        };
         describe_pools();
+        let has_transactions = pool.ends_with(TRANSACTIONS);
         Self {
             idle: count("idle"),
             used: count("used"),
@@ -150,6 +156,20 @@ impl PoolHandles {
             wait_time: metrics::histogram!("db.client.connection.wait_time", &[label()]),
             use_time: metrics::histogram!("db.client.connection.use_time", &[label()]),
             create_time: metrics::histogram!("db.client.connection.create_time", &[label()]),
+            transactions: has_transactions.then(|| TransactionHandles::new(pool)),
+        }
+    }
+}
+
+impl TransactionHandles {
+    fn new(pool: &str) -> Self {
+        let label = || (POOL, pool.to_owned());
+        let outcome = |outcome: &'static str| {
+            let labels = [label(), (OUTCOME, outcome.to_owned())];
+            metrics::counter!("rediscope.transaction.outcomes", &labels)
+        };
+        describe_transactions();
+        Self {
             outcomes: OUTCOMES.map(outcome),
             attempts: metrics::histogram!("rediscope.transaction.attempts", &[label()]),
             duration: metrics::histogram!("rediscope.transaction.duration", &[label()]),
@@ -187,16 +207,24 @@ fn describe_pools() {
         ("db.client.connection.wait_time", "Time until a call got a connection"),
         ("db.client.connection.use_time", "Time from checkout to return of a connection"),
         ("db.client.connection.create_time", "Time to open a connection, with the handshake"),
-        ("rediscope.transaction.duration", "Time of a transaction, with its attempts"),
     ];
     for (name, text) in times {
         metrics::describe_histogram!(name, Unit::Seconds, text);
     }
+}
+
+fn describe_transactions() {
+    use metrics::{describe_counter as counter, describe_histogram as histogram};
     counter!("rediscope.transaction.outcomes", Unit::Count, "Transactions that ended, by outcome");
-    metrics::describe_histogram!(
+    histogram!(
         "rediscope.transaction.attempts",
         Unit::Count,
         "Attempts of a transaction until it ended"
+    );
+    histogram!(
+        "rediscope.transaction.duration",
+        Unit::Seconds,
+        "Time of a transaction, with its attempts"
     );
 }
 
@@ -243,7 +271,7 @@ impl PoolMetrics {
     /// A transaction ended.
     #[inline]
     pub(crate) fn ended(&self, outcome: &'static str, attempts: u32, begun: Started) {
-        self.report(|handles| {
+        self.report_transaction(|handles| {
             handles.outcome(outcome);
             handles.attempts.record(attempts);
             handles.duration.record(begun.0.elapsed());
@@ -252,7 +280,7 @@ impl PoolMetrics {
 
     /// A transaction ended without a commit.
     pub(crate) fn ended_early(&self, outcome: &'static str) {
-        self.report(|handles| handles.outcome(outcome));
+        self.report_transaction(|handles| handles.outcome(outcome));
     }
 
     #[inline]
@@ -260,6 +288,15 @@ impl PoolMetrics {
         if let Some(handles) = self.registered.get() {
             guarded(|| report(handles));
         }
+    }
+
+    #[inline]
+    fn report_transaction(&self, report: impl FnOnce(&TransactionHandles)) {
+        self.report(|handles| {
+            if let Some(handles) = &handles.transactions {
+                report(handles);
+            }
+        });
     }
 }
 

@@ -119,6 +119,14 @@ impl Seen {
         keys.filter_map(|(_, labels)| labels.get(label).cloned()).collect()
     }
 
+    /// The pool of each series of a metric.
+    pub(crate) fn series(&self, name: &str) -> Vec<String> {
+        let state = self.0.lock().unwrap();
+        let keys = state.counters.keys().chain(state.gauges.keys()).chain(state.histograms.keys());
+        let of_metric = keys.filter(|(metric, _)| metric == name);
+        of_metric.map(|(_, labels)| labels[super::POOL].clone()).collect()
+    }
+
     pub(crate) fn count(&self, name: &str, pool: &str) -> u64 {
         self.counter(name, &[(super::POOL, pool)])
     }
