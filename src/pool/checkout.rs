@@ -382,7 +382,7 @@ impl Line for Checkout {
             return None;
         }
         if let Some(turn) = &self.permit.turn
-            && !(turn.is_kept_long() && core.semaphore.waiting() > 0)
+            && !(turn.is_kept_long() && core.semaphore.queued() > 0)
             && !core.semaphore.is_closed()
             && let Some(watch) = turn.take_next(armed)
         {

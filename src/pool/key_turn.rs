@@ -146,7 +146,7 @@ impl<C> KeyTurn<C> {
         };
         let (queue, others) = self.queues.split_first()?;
         // A caller that waits in another bucket alone would be passed over.
-        if others.iter().any(|queue| queue.waiting() > 0) {
+        if others.iter().any(|queue| queue.queued() > 0) {
             return None;
         }
         {

@@ -32,7 +32,7 @@ use scopeguard::{ScopeGuard, guard};
 
 use crate::error::in_doubt::SharedToken;
 use crate::pool::job::{GivenUp, Job};
-use crate::pool::waiter::{Grant, LeftRequest, TakenRequest, Waiter};
+use crate::pool::waiter::{Grant, LeftRequest, TakenCount, TakenRequest, Waiter};
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::cancel;
 use crate::sync::shim::{Arc, Mutex, lock};
@@ -58,6 +58,7 @@ struct SemaphoreState<T, R, K> {
     open: Option<Arc<WaitingGroup<T, R>>>,
     /// The permits that lead groups.
     leading: Vec<usize>,
+    taken: TakenCount,
     closed: bool,
 }
 
@@ -168,6 +169,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 queue: VecDeque::new(),
                 open: None,
                 leading: Vec::new(),
+                taken: TakenCount::default(),
                 closed: false,
             }),
             limits,
@@ -291,7 +293,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         }
         let at = state.next(self.most_leading)?;
         let QueueEntry::Caller { thread, waiter } = state.queue.get(at)? else { return None };
-        let taken = TakenRequest::take(*thread, waiter, fits)?;
+        let taken = TakenRequest::take(*thread, waiter, &state.taken, fits)?;
         state.queue.remove(at);
         Some(taken)
     }
@@ -323,12 +325,12 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         let Some(request) = waiter.request(fits) else { return Returned::Kept };
         state.queue.remove(at);
         // Before the semaphore's mutex is unlocked: the caller gives up either before or after all of this.
-        let mut waiting = lock(&waiter.state);
+        let (mut waiting, taken) = (lock(&waiter.state), state.taken.clone());
         drop(state);
         let was_sent = send(request);
         match was_sent {
-            true => waiting.grant = Grant::PassedOn(permit),
-            false => waiting.set_taken(),
+            true => waiting.set(Grant::PassedOn(permit)),
+            false => waiting.set_taken(&taken),
         }
         let asleep = waiting.asleep;
         drop(waiting);
@@ -350,7 +352,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 return;
             }
             if !state.closed {
-                waiting.grant = Grant::Waiting;
+                waiting.set(Grant::Waiting);
             }
         }
         if state.closed {
@@ -509,8 +511,14 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         }
     }
 
+    /// Number of waiting callers, also of those whose requests are taken.
     pub(crate) fn waiting(&self) -> usize {
         lock(&self.state).waiting()
+    }
+
+    /// Number of callers in the queue.
+    pub(crate) fn queued(&self) -> usize {
+        lock(&self.state).queued()
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -609,6 +617,10 @@ impl<T, R, K> SemaphoreState<T, R, K> {
 
     /// Number of waiting callers.
     fn waiting(&self) -> usize {
+        self.queued() + self.taken.get()
+    }
+
+    fn queued(&self) -> usize {
         let is_caller = |entry: &&QueueEntry<T, R, K>| matches!(entry, QueueEntry::Caller { .. });
         let callers = self.queue.iter().filter(is_caller).count();
         callers + self.groups().map(|group| group.waiting()).sum::<usize>()

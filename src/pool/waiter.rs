@@ -7,6 +7,7 @@
 //! A holder that returns its permit sends the request under that mutex, and leaves no time between: a caller
 //! whose deadline has passed is either still in the queue, and nothing was sent for it, or has the permit.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -38,8 +39,8 @@ impl<K> Clone for LeftRequest<K> {
 #[derive(Debug)]
 pub(super) struct WaitState {
     pub(super) grant: Grant,
-    /// When the request was taken.
-    pub(super) taken_at: Option<Instant>,
+    /// Since when the request is taken.
+    taken: Option<Taken>,
     /// The waiter sleeps and has to be woken.
     pub(super) asleep: bool,
 }
@@ -57,9 +58,43 @@ pub(super) enum Grant {
     Closed,
 }
 
+/// The callers of a semaphore whose requests are taken, which wait on outside of its queue.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TakenCount(std::sync::Arc<AtomicUsize>);
+
+/// A request that is taken, counted until this is dropped.
+#[derive(Debug)]
+struct Taken {
+    at: Instant,
+    count: TakenCount,
+}
+
+impl TakenCount {
+    pub(super) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Taken {
+    fn now(count: &TakenCount) -> Self {
+        count.0.fetch_add(1, Ordering::Relaxed);
+        Self { at: Instant::now(), count: count.clone() }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.count.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl WaitState {
-    pub(super) fn set_taken(&mut self) {
-        (self.grant, self.taken_at) = (Grant::Taken, Some(Instant::now()));
+    pub(super) fn set(&mut self, grant: Grant) {
+        (self.grant, self.taken) = (grant, None);
+    }
+
+    pub(super) fn set_taken(&mut self, count: &TakenCount) {
+        (self.grant, self.taken) = (Grant::Taken, Some(Taken::now(count)));
     }
 }
 
@@ -71,7 +106,7 @@ impl Grant {
 
 impl<K> Waiter<K> {
     pub(super) fn new(request: Option<LeftRequest<K>>) -> Self {
-        let state = WaitState { grant: Grant::Waiting, taken_at: None, asleep: false };
+        let state = WaitState { grant: Grant::Waiting, taken: None, asleep: false };
         Self { state: Mutex::new(state), ready: Condvar::new(), request }
     }
 
@@ -83,7 +118,7 @@ impl<K> Waiter<K> {
     /// Returns whether the waiter is to be woken.
     pub(super) fn grant(&self, grant: Grant) -> bool {
         let mut state = lock(&self.state);
-        state.grant = grant;
+        state.set(grant);
         state.asleep
     }
 
@@ -108,7 +143,7 @@ impl<K> Waiter<K> {
     pub(super) fn abandon(&self) {
         let mut state = lock(&self.state);
         if state.grant == Grant::Taken {
-            state.grant = Grant::Abandoned;
+            state.set(Grant::Abandoned);
         }
     }
 
@@ -127,9 +162,10 @@ impl<K> Waiter<K> {
                 break;
             }
             if let Some(LeftRequest { patience, .. }) = self.request {
-                let taken_at = state.taken_at.filter(|_| state.grant == Grant::Taken);
-                let taken_for =
-                    taken_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+                let taken_for = state
+                    .taken
+                    .as_ref()
+                    .map_or(Duration::ZERO, |taken| now.saturating_duration_since(taken.at));
                 if taken_for >= patience {
                     break;
                 }
@@ -158,11 +194,12 @@ impl<K> TakenRequest<K> {
     pub(super) fn take(
         thread: ThreadId,
         waiter: &Arc<Waiter<K>>,
+        count: &TakenCount,
         fits: impl FnOnce(&K) -> bool,
     ) -> Option<Self> {
         waiter.request(fits)?;
         // Not asleep for a moment only: it looks at the state before it sleeps.
-        lock(&waiter.state).set_taken();
+        lock(&waiter.state).set_taken(count);
         Some(Self { thread, waiter: Arc::clone(waiter) })
     }
 
@@ -181,7 +218,7 @@ impl<K> TakenRequest<K> {
         if state.grant != Grant::Taken {
             return false;
         }
-        state.grant = Grant::PassedOn(permit);
+        state.set(Grant::PassedOn(permit));
         let asleep = state.asleep;
         drop(state);
         if asleep {

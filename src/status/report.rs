@@ -25,7 +25,7 @@ pub struct PoolStatus {
     pub in_use: u32,
     /// Connections that are open and idle.
     pub idle: u32,
-    /// Calls that wait for a connection.
+    /// Calls that wait for a connection, also those whose WATCH was sent for them.
     pub waiting: usize,
     /// On tokio: the lanes, their requests, and the calls that wait for a place in one.
     pub lanes: LaneStatus,

@@ -133,6 +133,30 @@ fn a_waiting_watch_and_its_reads_travel_behind_the_exec_before_it() {
 }
 
 #[test]
+fn a_watch_that_travels_counts_as_waiting_until_it_has_its_connection() {
+    let fixture = start();
+    let accounts = fixture.accounts();
+    let waiting = || fixture.sessions.status().transactional.waiting;
+    thread::scope(|scope| {
+        let mut tx = accounts.begin().unwrap();
+        tx.incr("stock", 1);
+        let waits = scope.spawn(|| take_one(&accounts));
+        fixture.waiting(1);
+        fixture.arm(Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
+        let travels = scope.spawn(|| {
+            eventually(SOON, "WATCH is sent", || fixture.server.calls("watch") == 1);
+            let counted = waiting();
+            fixture.proxy.release();
+            counted
+        });
+        tx.commit().unwrap();
+        assert_eq!(travels.join().unwrap(), 1);
+        assert_eq!(waits.join().unwrap().unwrap(), (11, 1));
+    });
+    fixture.is_whole();
+}
+
+#[test]
 fn a_change_after_the_read_that_travelled_is_a_conflict() {
     let fixture = start();
     let accounts = fixture.accounts();

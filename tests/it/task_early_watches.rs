@@ -226,7 +226,7 @@ fn a_watch_waits_on_if_the_block_that_took_it_is_polled_no_more() {
         let hold = (Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
         fixture.proxy.arm(Script::from(hold).once());
         assert!(poll_once(commit.as_mut()).is_pending());
-        assert_eq!(fixture.waiting(), 0, "its WATCH was taken");
+        assert_eq!(fixture.waiting(), 1, "its WATCH was taken, and it waits");
         other.discard().await.unwrap();
         (commit, waits.await.unwrap())
     });

@@ -135,7 +135,7 @@ impl Watched {
     /// One attempt in a turn. Returns whether the turn was passed on.
     fn attempt(&self, turn: Turn, end: End) -> bool {
         let connection = turn.take_connection().unwrap_or_else(|| self.take_permit());
-        let is_kept_long = turn.is_kept_long() && self.permits.waiting() > 0;
+        let is_kept_long = turn.is_kept_long() && self.permits.queued() > 0;
         let taken = match end {
             End::GivesUp => None,
             End::Commits | End::Loses if is_kept_long => None,

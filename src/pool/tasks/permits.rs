@@ -37,6 +37,8 @@ struct PermitState<C> {
     rights: Vec<Option<Arc<Right>>>,
     /// In the order of their numbers. A caller whose WATCH was taken is not among them.
     waiters: VecDeque<shim::Arc<Waiter<C>>>,
+    /// Number of the callers whose WATCH is taken.
+    taken: usize,
     last_number: u64,
 }
 
@@ -73,6 +75,11 @@ impl<C> PermitState<C> {
         waiter.lock().settle(Grant::Granted(right, None))
     }
 
+    /// Number of callers that wait.
+    fn waiting(&self) -> usize {
+        self.waiters.len() + self.taken
+    }
+
     /// The place of this number in the queue, or the place where it belongs.
     fn place_of(&self, number: u64) -> Result<usize, usize> {
         // Callers that give up together do so in any order on a busy machine.
@@ -95,7 +102,7 @@ impl<C: Send> Permits<C> {
         let max_size = max_size as usize;
         let (free, rights) = ((0..max_size).rev().collect(), vec![None; max_size]);
         let waiters = VecDeque::new();
-        let state = PermitState { closed: false, free, rights, waiters, last_number: 0 };
+        let state = PermitState { closed: false, free, rights, waiters, taken: 0, last_number: 0 };
         Self { state: OwnMutex::new(state), max_size }
     }
 
@@ -161,6 +168,7 @@ impl<C: Send> Permits<C> {
         let grant = std::mem::replace(&mut waiting.grant, Grant::Left);
         let waker = waiting.waker.take();
         drop(waiting);
+        state.taken -= usize::from(grant.is_taken());
         drop(state);
         drop((removed, waker));
         grant
@@ -175,6 +183,7 @@ impl<C: Send> Permits<C> {
         let mut state = self.state.lock();
         let taken = TakenWatch::take(state.waiters.front()?, fits)?;
         state.waiters.pop_front();
+        state.taken += 1;
         Some(taken)
     }
 
@@ -198,6 +207,7 @@ impl<C: Send> Permits<C> {
         }
         let waker = waiter.settle(Grant::Granted(right, Some(connection)));
         drop(waiter);
+        state.taken -= 1;
         drop(state);
         wake(waker);
         Ok(())
@@ -211,6 +221,7 @@ impl<C: Send> Permits<C> {
         if !waiting.grant.is_taken() {
             return;
         }
+        state.taken -= 1;
         let waker = if state.closed {
             waiting.settle(Grant::Closed)
         } else if let Some(right) = state.wait_again(shim::Arc::clone(&waiter)) {
@@ -251,9 +262,9 @@ impl<C: Send> Permits<C> {
         self.state.lock().waiters.iter().any(|waiter| waiter.holder == *holder)
     }
 
-    /// Number of callers that wait for a permit.
+    /// Number of callers that wait for a permit, also of those whose WATCH is taken.
     pub(in crate::pool) fn waiting(&self) -> usize {
-        self.state.lock().waiters.len()
+        self.state.lock().waiting()
     }
 
     /// Number of permits that callers hold.
@@ -302,7 +313,7 @@ impl<C: Send, G: Fn(Arc<Right>, Option<C>)> Waiting<'_, C, G> {
     /// whose WATCH is kept for too long.
     fn give_up(&mut self, now: Instant, deadline: Instant) -> Option<Acquired<C>> {
         let mut state = self.permits.state.lock();
-        let waiters = state.waiters.len();
+        let waiters = state.waiting();
         let mut waiting = self.waiter.lock();
         let patience = self.waiter.left.as_ref().map_or(Duration::MAX, |left| left.patience);
         let is_over = now >= deadline;
@@ -319,13 +330,15 @@ impl<C: Send, G: Fn(Arc<Right>, Option<C>)> Waiting<'_, C, G> {
             (Grant::Taken(_), _) if is_over => {
                 let waker = waiting.settle(Grant::Left);
                 drop(waiting);
+                state.taken -= 1;
                 drop(state);
                 drop(waker);
-                Some(Acquired::TimedOut { waiters: waiters + 1 })
+                Some(Acquired::TimedOut { waiters })
             }
             (Grant::Taken(since), _) if now.saturating_duration_since(*since) >= patience => {
                 let waker = waiting.settle(Grant::Left);
                 drop(waiting);
+                state.taken -= 1;
                 let again = (!state.closed).then(|| {
                     let Waiter { number, holder, .. } = &*self.waiter;
                     let waiter = Waiter::new(*number, holder.clone(), None);
