@@ -92,6 +92,8 @@ impl Conditional {
     /// If a condition's key changes, or the connection is lost before EXEC was sent, there is
     /// another attempt. It follows after a backoff, within the [`RetryPolicy`], and checks the
     /// conditions anew. If a condition does not hold, `run` ends without running the closure again.
+    /// Blocks that change a condition's key [take turns](crate::TransactionOptions::take_turns), as those
+    /// of `watch` do.
     /// If the closure returns `Err` or panics, nothing is applied and it does not run again.
     ///
     /// If the future is dropped before EXEC was sent, nothing is applied, and the connection's own task

@@ -77,7 +77,8 @@ counters! {
     commits: "commits",
     /// Transactions that were not applied because a watched key changed.
     conflicts: "conflicts",
-    /// Transactions that were dropped, discarded or abandoned.
+    /// Transactions that were dropped, discarded or abandoned, or whose condition did not hold. One that
+    /// was already committed does not count.
     discards: "discards",
     /// Blocks that were sent or run again.
     retries: "retries",

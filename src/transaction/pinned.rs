@@ -291,21 +291,39 @@ impl<P: Side> Pinned<P> {
     ///
     /// # Errors
     /// The error of the cleanup; the connection is then replaced.
-    pub(crate) async fn release(&mut self) -> Result<(), Error> {
+    pub(crate) fn release(&mut self) -> impl Future<Output = Result<(), Error>> {
+        self.end(true)
+    }
+
+    async fn end(&mut self, is_discard: bool) -> Result<(), Error> {
         self.here()?;
         let Some(pin) = self.pin.take() else { return Ok(()) };
-        self.count_discard();
+        if is_discard {
+            self.count_discard();
+        }
         cleanup::end_scope::<P>(pin).await
     }
 
     /// The same; the error of the cleanup is logged.
     /// Returns true if there was a connection to return.
-    pub(crate) async fn release_or_log(&mut self) -> bool {
+    pub(crate) fn release_or_log(&mut self) -> impl Future<Output = bool> {
+        self.end_or_log(true)
+    }
+
+    /// The same for a scope that ends with `error`: a block that was committed before is no discard.
+    pub(crate) fn release_after(
+        &mut self,
+        error: &Error,
+    ) -> impl Future<Output = bool> + use<'_, P> {
+        self.end_or_log(!matches!(error, Error::Commit(CommitError::AlreadyCommitted)))
+    }
+
+    async fn end_or_log(&mut self, is_discard: bool) -> bool {
         if !self.is_pinned() {
             return false;
         }
-        let released = self.release().await;
-        self.log_failed_cleanup(released);
+        let ended = self.end(is_discard).await;
+        self.log_failed_cleanup(ended);
         self.here().is_ok()
     }
 

@@ -274,7 +274,7 @@ pub(crate) async fn arm<P: Side>(
 /// Ends a scope that could not be armed.
 pub(crate) async fn stop<P: Side>(pinned: &mut Pinned<P>, error: &Error) {
     pinned.record_failure(error);
-    if pinned.release_or_log().await {
+    if pinned.release_after(error).await {
         pinned.record_early_failure(error);
     }
 }

@@ -4,7 +4,9 @@ pub(crate) mod proxied;
 pub(crate) mod short_timeouts;
 
 use std::fmt;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::side::{BuildSide as _, LANES, Pooled, SessionManager, Transactional};
 use rediscope::prelude::*;
@@ -29,6 +31,32 @@ pub(crate) const LARGE_SLACK: Duration = Duration::from_secs(4);
 
 /// Number of connections of a pool whose `max_size` is 1.
 pub(crate) const OF_ONE: usize = 1 + LANES;
+
+/// Time in which two blocks that take no turns are in their closures at once.
+pub(crate) const MEET: Duration = Duration::from_millis(100);
+
+/// Of three blocks, how many are in their closures at once. Each calls the argument of `run` there, which waits for
+/// a second one, for this time.
+pub(crate) fn inside_at_once(
+    time: Duration,
+    run: impl Fn(&(dyn Fn() + Send + Sync)) + Sync,
+) -> usize {
+    let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let wait = || {
+        most.fetch_max(1 + inside.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+        let until = Instant::now() + time;
+        while most.load(Ordering::SeqCst) < 2 && Instant::now() < until {
+            thread::yield_now();
+        }
+        inside.fetch_sub(1, Ordering::SeqCst);
+    };
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| run(&wait));
+        }
+    });
+    most.into_inner()
+}
 
 /// Adds 1 to `key` on one of the connections of such a pool: a guard, the first, has the pinned connection, and
 /// blocks use the lanes in turn, if they are open.

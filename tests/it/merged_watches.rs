@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::fixture::SOON;
+use crate::fixture::{MEET, SOON, inside_at_once};
 use crate::side::{BuildSide as _, SessionManager, Transactional, threads_only};
 use redis::cmd;
 use rediscope::error::{Applied, ReplyError};
@@ -689,31 +689,16 @@ fn merged(handle: &Transactional, closure: impl Fn(u32, &mut Block) + Sync) {
     run.unwrap();
 }
 
-/// Of three blocks that watch `hot` without a declared read, how many are in their closures at once. Each waits
-/// there for a second one, for this time.
+/// Of three blocks that watch `hot` without a declared read, how many are in their closures at once.
 fn at_once(handle: &Transactional, time: Duration) -> usize {
-    let (inside, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                let run = handle.watch(["hot"]).run(|_, tx| {
-                    most.fetch_max(1 + inside.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-                    let until = Instant::now() + time;
-                    while most.load(Ordering::SeqCst) < 2 && Instant::now() < until {
-                        thread::yield_now();
-                    }
-                    inside.fetch_sub(1, Ordering::SeqCst);
-                    Ok(tx.incr("other", 1))
-                });
-                run.unwrap();
-            });
-        }
-    });
-    most.into_inner()
+    inside_at_once(time, |wait| {
+        let run = handle.watch(["hot"]).run(|_, tx| {
+            wait();
+            Ok(tx.incr("other", 1))
+        });
+        run.unwrap();
+    })
 }
-
-/// Time in which two blocks that take no turns are in their closures at once.
-const MEET: Duration = Duration::from_millis(100);
 
 #[test]
 fn a_conflict_of_a_merged_block_that_changes_the_key_begins_turns() {

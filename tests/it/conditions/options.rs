@@ -2,7 +2,7 @@
 //!
 //! Guarantee: conditions, condition-failed
 
-use crate::fixture::{Fixture, SOON};
+use crate::fixture::{Fixture, LONG, MEET, SOON, inside_at_once};
 use std::time::Duration;
 
 use crate::side::{LockGuard, SessionManager};
@@ -10,7 +10,7 @@ use rediscope::error::ReplyError;
 use rediscope::prelude::*;
 use rediscope::{Begin, CommitError, Condition, Error, TransactionOptions};
 
-use super::fixture::{failed, start};
+use super::fixture::{failed, start, start_with};
 use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::server::Server;
 
@@ -64,6 +64,59 @@ fn an_applied_block_is_reported_as_applied_and_not_as_a_failed_condition() {
     let reported = other.require(Condition::exists("seat")).run(|tx| Ok(tx.set("seat", "other")));
     reported.unwrap();
     assert_eq!(fixture.get("seat").unwrap(), "other");
+}
+
+#[test]
+fn a_block_that_is_already_committed_is_no_discard_in_any_form() {
+    let fixture = start();
+    let once = fixture.accounts().with(TransactionOptions::new().exactly_once_as("paid:1", HOUR));
+    once.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    let guard = || {
+        let mut tx = once.begin()?;
+        tx.incr("n", 1);
+        tx.commit().map(|_| 0)
+    };
+    let discards = || fixture.sessions.status().transactional.counts.discards;
+    let before = discards();
+    let again: [Result<i64, Error>; 5] = [
+        once.run(|tx| Ok(tx.incr("n", 1))),
+        guard(),
+        once.watch(["n"]).run(|_, tx| Ok(tx.incr("n", 1))),
+        once.require(Condition::exists("n")).run(|tx| Ok(tx.incr("n", 1))),
+        once.require(Condition::exists("n")).begin().map(|_| 0),
+    ];
+    for again in again {
+        assert!(matches!(again, Err(Error::Commit(CommitError::AlreadyCommitted))), "{again:?}");
+    }
+    assert_eq!(discards() - before, 0);
+    fixture.is_as_it_was(&["n"]);
+}
+
+#[test]
+fn blocks_that_change_a_conditions_key_take_turns() {
+    let fixture = start_with(|builder| builder.max_size(4).trust_window(LONG));
+    fixture.set("SET stock 1");
+    let required = fixture.accounts().require(Condition::exists("stock"));
+    let inside = |time| {
+        inside_at_once(time, |wait| {
+            let run = required.run(|tx| {
+                wait();
+                Ok(tx.incr("other", 1))
+            });
+            run.unwrap();
+        })
+    };
+    assert_eq!(inside(SOON), 2);
+    let mut runs = 0;
+    let sold = required.run(|tx| {
+        runs += 1;
+        if runs == 1 {
+            fixture.set("INCR stock");
+        }
+        Ok(tx.decr("stock", 1))
+    });
+    assert_eq!((sold.unwrap(), runs), (1, 2));
+    assert_eq!(inside(MEET), 1);
 }
 
 #[test]
