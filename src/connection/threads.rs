@@ -2,6 +2,7 @@
 //! when it is returned.
 
 use std::future::ready;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,8 @@ pub(crate) fn open(
     options: OpenOptions,
 ) -> Result<Connection, ConnectionError> {
     // Before the timer starts: the provider's latency does not count against the server.
-    let login = endpoint.login()?;
+    let login = catch_unwind(AssertUnwindSafe(|| endpoint.login()));
+    let login = login.map_err(|_| ConnectionError::panicked())??;
     let now_at = Instant::now();
     let left = options.deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(now_at));
     let limit = settings.connect_timeout.min(left);

@@ -22,7 +22,7 @@ use crate::protocol::handshake::Purpose;
 pub(crate) type ThreadRequest = GroupRequest<()>;
 pub(crate) type ThreadJob = GroupJob<()>;
 pub(crate) type ThreadMembership = Membership<ThreadRequest, GroupAnswer>;
-/// The request of a thread that waits with WATCH and reads.
+/// The request of a thread that waits: WATCH and reads, or a first packet.
 pub(crate) type ThreadEarlyRequest = EarlyRequest<TakenConnection>;
 type ThreadSemaphore = FairSemaphore<ThreadRequest, GroupAnswer, ThreadEarlyRequest>;
 

@@ -283,9 +283,13 @@ impl CredentialsProvider for Moody {
 }
 
 fn moody(server: &Server) -> (Arc<Moody>, SessionManager) {
+    moody_at(server, server.url())
+}
+
+fn moody_at(server: &Server, url: String) -> (Arc<Moody>, SessionManager) {
     user(server, "app", "secret");
     let provider = Arc::new(Moody::default());
-    let sessions = SessionManager::builder(server.url())
+    let sessions = SessionManager::builder(url)
         .credentials_provider(Arc::clone(&provider))
         .max_size(1)
         .connect_timeout(Duration::from_millis(500))
@@ -355,6 +359,24 @@ fn a_connection_keeps_its_identity_if_the_provider_panics_instead_of_a_version()
     provider.has_no_version.store(true, Ordering::SeqCst);
     assert_eq!(once.watch(["n"]).run(|_, tx| Ok(tx.incr("n", 1))).unwrap(), 2);
     assert_eq!(sessions.status().transactional.in_use, 0);
+}
+
+#[test]
+fn a_doubt_stays_one_if_the_provider_panics_during_its_query() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let (provider, sessions) = moody_at(&server, proxy.url());
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    once.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    provider.panics.store(true, Ordering::SeqCst);
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut)).once());
+    match once.run(|tx| Ok(tx.incr("n", 1))) {
+        Err(Error::Commit(CommitError::InDoubt(doubt))) => {
+            provider.panics.store(false, Ordering::SeqCst);
+            assert_eq!(doubt.resolved(), Resolution::Committed);
+        }
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -772,7 +772,7 @@ fn a_block_that_got_the_turn_while_its_manager_closes_does_not_begin() {
 /// Has a block with the turn do nothing for longer than `max_pin_time`, while others wait.
 #[track_caller]
 fn a_stuck_block_loses_its_turn(options: TransactionOptions) {
-    let fixture = start_with(4, |builder| builder.max_pin_time(SHORT));
+    let fixture = start_with(4, |builder| builder.max_pin_time(SLACK));
     let (accounts, stuck) = (&fixture.accounts(), &fixture.with(options));
     let before = fixture.stock();
     thread::scope(|scope| {
@@ -863,10 +863,10 @@ fn a_connection_that_is_replaced_between_blocks_is_counted_with_its_true_reason(
 fn a_block_keeps_its_place_for_as_long_as_its_policy_leaves_time_for_an_attempt() {
     let fixture = start(4);
     let accounts = &fixture.accounts();
-    let deadline = Duration::from_secs(4);
+    let deadline = Duration::from_secs(6);
     let limited = &fixture.with(TransactionOptions::new().retry(patient().deadline(deadline)));
     let conflicts = fixture.conflicts();
-    let most_of_it = || thread::sleep(deadline * 2 / 3);
+    let most_of_it = || thread::sleep(deadline * 3 / 5);
     let (held, waited) = behind(&fixture, accounts, &[limited, accounts], most_of_it);
     assert_eq!(held.unwrap(), (10, 1));
     let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();

@@ -244,6 +244,25 @@ fn model_of_turns_beside_callers_without_one() {
     });
 }
 
+#[test]
+fn model_of_turns_that_end_while_their_scopes_are_reclaimed() {
+    check(|| {
+        let watched = Watched::new(1, RIGHT);
+        let shared = Plain::clone(&watched);
+        every_caller(3, move |caller| {
+            let turn = Plain::new(shared.enter(caller, QueuePlace::Last, patient()).unwrap());
+            shared.in_turn.store(false, Ordering::SeqCst);
+            let reaper = Plain::clone(&turn);
+            let reaper = thread::spawn(move || reaper.give_back());
+            if turn.end() {
+                shared.queue.release(TURN);
+            }
+            reaper.join().unwrap();
+        });
+        watched.nothing_is_lost();
+    });
+}
+
 /// The first planted mistake: a turn that was passed on is returned too.
 #[test]
 fn model_finds_a_turn_that_is_returned_after_it_was_passed_on() {
