@@ -1,11 +1,18 @@
 //! What the models share: how schedules are explored, and how a planted mistake is found.
 
 #![allow(
+    clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
     reason = "test code, which clippy does not see through `cfg(all(test, …))`"
 )]
 
 use std::panic::{UnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use shuttle::thread;
 
 /// Schedules that each way of looking explores of a right model.
 const ITERATIONS: usize = 10_000;
@@ -16,6 +23,44 @@ const PLANTED_ITERATIONS: usize = 20 * ITERATIONS;
 
 /// How deep in rare orders the second way of looking looks.
 const DEPTH: usize = 3;
+
+/// The permits that callers hold, as the test knows it.
+pub(crate) struct Held(Vec<AtomicBool>);
+
+impl Held {
+    pub(crate) fn new(permits: usize) -> Self {
+        Self((0..permits).map(|_| AtomicBool::new(false)).collect())
+    }
+
+    pub(crate) fn permits(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn take(&self, permit: usize) {
+        assert!(!self.0[permit].swap(true, Ordering::SeqCst), "permit {permit} is held twice");
+    }
+
+    pub(crate) fn give_back(&self, permit: usize) {
+        assert!(self.0[permit].swap(false, Ordering::SeqCst), "permit {permit} was not held");
+    }
+}
+
+/// The deadline of a caller that never gives up.
+pub(crate) fn patient() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+/// Runs `call` on a thread for each caller, and returns when all have ended.
+pub(crate) fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
+    let call = Arc::new(call);
+    let threads: Vec<_> = (0..callers)
+        .map(|caller| {
+            let call = Arc::clone(&call);
+            thread::spawn(move || call(caller))
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
 
 /// Both ways of looking find nothing wrong.
 pub(crate) fn check(model: fn()) {

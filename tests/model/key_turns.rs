@@ -25,8 +25,8 @@ use shuttle::thread;
 
 use super::*;
 use crate::pool::early_watch::WatchOffer;
-use crate::pool::model::{assert_found, check};
-use crate::pool::semaphore::model::{every_caller, nothing_is_lost, patient};
+use crate::pool::model::{Held, assert_found, check, every_caller, patient};
+use crate::pool::semaphore::model::nothing_is_lost;
 use crate::pool::semaphore::{Granted, IsWaiting, QueuePlace};
 
 const WATCH: &[u8] = b"*2\r\n$5\r\nWATCH\r\n$1\r\nk\r\n";
@@ -65,10 +65,9 @@ const RIGHT: Steps = Steps {
 struct Watched {
     queue: Arc<KeyQueue<usize>>,
     permits: FairSemaphore<(), ()>,
-    connections: usize,
     steps: Steps,
     in_turn: AtomicBool,
-    held: Vec<AtomicBool>,
+    held: Held,
     passed_on: AtomicUsize,
     /// The callers that wait, in the order of arrival.
     joined: Log<Vec<usize>>,
@@ -79,10 +78,9 @@ impl Watched {
         Plain::new(Self {
             queue: Arc::new(KeyQueue::new(1)),
             permits: FairSemaphore::new(connections),
-            connections,
             steps,
             in_turn: AtomicBool::new(false),
-            held: (0..connections).map(|_| AtomicBool::new(false)).collect(),
+            held: Held::new(connections),
             passed_on: AtomicUsize::new(0),
             joined: Log::default(),
         })
@@ -123,12 +121,12 @@ impl Watched {
 
     fn take_permit(&self) -> usize {
         let permit = self.permits.acquire(patient(), |_| Ok::<(), ()>(())).unwrap();
-        assert!(!self.held[permit].swap(true, Ordering::SeqCst), "permit {permit} is held twice");
+        self.held.take(permit);
         permit
     }
 
     fn release(&self, permit: usize) {
-        assert!(self.held[permit].swap(false, Ordering::SeqCst), "permit {permit} was not held");
+        self.held.give_back(permit);
         self.permits.release(permit);
     }
 
@@ -162,7 +160,7 @@ impl Watched {
     #[track_caller]
     fn nothing_is_lost(&self) {
         nothing_is_lost(&self.queue, 1);
-        nothing_is_lost(&self.permits, self.connections);
+        nothing_is_lost(&self.permits, self.held.permits());
     }
 }
 

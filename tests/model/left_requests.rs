@@ -24,9 +24,11 @@ use std::time::Duration;
 
 use shuttle::thread;
 
-use super::model::{every_caller, nothing_is_lost, patient};
+use super::model::nothing_is_lost;
 use super::*;
-use crate::pool::model::{assert_found, assert_found_at_random, check};
+use crate::pool::model::{
+    Held, assert_found, assert_found_at_random, check, every_caller, patient,
+};
 
 /// A request, with the connection that is passed on in it.
 struct Sent {
@@ -70,7 +72,7 @@ const RIGHT: Steps = Steps {
 struct Watched {
     semaphore: Semaphore,
     steps: Steps,
-    held: Vec<AtomicBool>,
+    held: Held,
     passed_on: AtomicUsize,
     served: Log<Vec<usize>>,
     joined: Log<Vec<usize>>,
@@ -81,7 +83,7 @@ impl Watched {
         Plain::new(Self {
             semaphore: FairSemaphore::new(permits),
             steps,
-            held: (0..permits).map(|_| AtomicBool::new(false)).collect(),
+            held: Held::new(permits),
             passed_on: AtomicUsize::new(0),
             served: Log::default(),
             joined: Log::default(),
@@ -106,7 +108,7 @@ impl Watched {
         let received = (self.steps.receive)(&request, passed_on);
         assert_eq!(received, passed_on.then_some(permit), "a connection that is not its own");
         self.passed_on.fetch_add(usize::from(passed_on), Ordering::Relaxed);
-        assert!(!self.held[permit].swap(true, Ordering::SeqCst), "permit {permit} is held twice");
+        self.held.take(permit);
         self.served.lock().unwrap().push(caller);
         Some(permit)
     }
@@ -115,7 +117,7 @@ impl Watched {
     fn end(&self, permit: usize, passes_on: bool) {
         let taken = self.semaphore.take_request(permit, |_| true);
         thread::yield_now();
-        assert!(self.held[permit].swap(false, Ordering::SeqCst), "permit {permit} was not held");
+        self.held.give_back(permit);
         match taken {
             Some(taken) if passes_on => {
                 *taken.request().unwrap().connection.lock().unwrap() = Some(permit);
@@ -132,7 +134,7 @@ impl Watched {
 
     /// Ends a holder's use, and sends the request of a waiting caller, if that does not fail.
     fn end_ahead(&self, permit: usize, fails: bool) {
-        assert!(self.held[permit].swap(false, Ordering::SeqCst), "permit {permit} was not held");
+        self.held.give_back(permit);
         let send = |request: &Sent| {
             if !fails {
                 *request.connection.lock().unwrap() = Some(permit);
@@ -147,7 +149,7 @@ impl Watched {
 
     #[track_caller]
     fn nothing_is_lost(&self) {
-        nothing_is_lost(&self.semaphore, self.held.len());
+        nothing_is_lost(&self.semaphore, self.held.permits());
     }
 }
 

@@ -19,14 +19,14 @@
 
 use std::sync::Arc as Plain;
 use std::sync::Mutex as Log;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use shuttle::future::block_on;
 use shuttle::thread;
 
 use super::*;
 use crate::pool::early_watch::WatchOffer;
-use crate::pool::model::{assert_found, check};
+use crate::pool::model::{Held, assert_found, check, every_caller};
 
 /// The connection is the number of its permit.
 type Numbers = Permits<usize>;
@@ -62,17 +62,17 @@ const RIGHT: Steps = Steps {
 struct Watched {
     permits: Numbers,
     steps: Steps,
-    held: Vec<AtomicBool>,
+    held: Held,
     passed_on: AtomicUsize,
     served: Log<Vec<u64>>,
 }
 
 impl Watched {
-    fn new(permits: u32, steps: Steps) -> Plain<Self> {
+    fn new(permits: usize, steps: Steps) -> Plain<Self> {
         Plain::new(Self {
-            permits: Permits::new(permits),
+            permits: Permits::new(permits as u32),
             steps,
-            held: (0..permits).map(|_| AtomicBool::new(false)).collect(),
+            held: Held::new(permits),
             passed_on: AtomicUsize::new(0),
             served: Log::default(),
         })
@@ -127,8 +127,7 @@ impl Watched {
             assert_eq!(connection, right.number(), "a connection that is not its own");
             self.passed_on.fetch_add(1, Ordering::Relaxed);
         }
-        let was_held = self.held[right.number()].swap(true, Ordering::SeqCst);
-        assert!(!was_held, "permit {} is held twice", right.number());
+        self.held.take(right.number());
         Some(right)
     }
 
@@ -137,7 +136,7 @@ impl Watched {
         let taken = self.permits.take_watch(|_, _| true);
         thread::yield_now();
         let number = right.number();
-        assert!(self.held[number].swap(false, Ordering::SeqCst), "permit {number} was not held");
+        self.held.give_back(number);
         if let Some(taken) = taken {
             if passes_on && (self.steps.pass_on)(&self.permits, &taken, right, number).is_ok() {
                 return;
@@ -152,7 +151,7 @@ impl Watched {
         let state = self.permits.state.lock();
         let mut free = state.free.clone();
         free.sort_unstable();
-        let all: Vec<_> = (0..self.held.len()).collect();
+        let all: Vec<_> = (0..self.held.permits()).collect();
         assert_eq!(free, all, "permits were lost or doubled");
         assert_eq!(state.waiters.len(), 0, "a caller still waits");
     }
@@ -163,17 +162,6 @@ fn again<T>(looks: &mut usize, context: &Context<'_>) -> Poll<T> {
     *looks = looks.saturating_sub(1);
     context.waker().wake_by_ref();
     Poll::Pending
-}
-
-fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
-    let call = Plain::new(call);
-    let threads: Vec<_> = (0..callers)
-        .map(|caller| {
-            let call = Plain::clone(&call);
-            thread::spawn(move || call(caller))
-        })
-        .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 fn taken_passed_on_returned_and_given_up(steps: Steps) {
@@ -244,7 +232,6 @@ fn model_of_permits_that_close_or_are_taken_back_while_watches_are_taken() {
             // As the pool takes permits back from callers that are polled no more.
             for right in shared.permits.rights() {
                 if right.end().is_some() {
-                    shared.held[right.number()].store(false, Ordering::SeqCst);
                     shared.permits.give_back(right.number());
                 }
             }

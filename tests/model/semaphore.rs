@@ -19,13 +19,12 @@
 
 use std::sync::Arc as Plain;
 use std::sync::Mutex as Log;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use shuttle::thread;
 
 use super::*;
-use crate::pool::model::{assert_found, check};
+use crate::pool::model::{Held, assert_found, check, every_caller, patient};
 
 type FairSemaphore = crate::pool::semaphore::FairSemaphore<usize, ()>;
 
@@ -33,7 +32,7 @@ type FairSemaphore = crate::pool::semaphore::FairSemaphore<usize, ()>;
 struct Watched {
     gate: FairSemaphore,
     release: fn(&FairSemaphore, usize),
-    held: Vec<AtomicBool>,
+    held: Held,
     served: Log<Vec<usize>>,
     joined: Log<Vec<usize>>,
 }
@@ -47,7 +46,7 @@ impl Watched {
         Plain::new(Self {
             gate: FairSemaphore::new(permits),
             release,
-            held: (0..permits).map(|_| AtomicBool::new(false)).collect(),
+            held: Held::new(permits),
             served: Log::default(),
             joined: Log::default(),
         })
@@ -64,23 +63,19 @@ impl Watched {
             Some(slot) => slot,
             None => self.gate.acquire(deadline, queue)?,
         };
-        self.holds(slot);
+        self.held.take(slot);
         self.served.lock().unwrap().push(caller);
         Ok(slot)
     }
 
-    fn holds(&self, slot: usize) {
-        assert!(!self.held[slot].swap(true, Ordering::SeqCst), "permit {slot} is held twice");
-    }
-
     fn give_back(&self, slot: usize) {
-        assert!(self.held[slot].swap(false, Ordering::SeqCst), "permit {slot} was not held");
+        self.held.give_back(slot);
         (self.release)(&self.gate, slot);
     }
 
     #[track_caller]
     fn nothing_is_lost(&self) {
-        nothing_is_lost(&self.gate, self.held.len());
+        nothing_is_lost(&self.gate, self.held.permits());
     }
 }
 
@@ -95,23 +90,8 @@ pub(in crate::pool) fn nothing_is_lost<T: Batchable, R, K>(
     assert_eq!(semaphore.waiting(), 0, "a caller still waits");
 }
 
-pub(in crate::pool) fn patient() -> Instant {
-    Instant::now() + Duration::from_secs(3600)
-}
-
 fn fail_fast() -> Instant {
     Instant::now()
-}
-
-pub(in crate::pool) fn every_caller(callers: usize, call: impl Fn(usize) + Send + Sync + 'static) {
-    let call = Plain::new(call);
-    let threads: Vec<_> = (0..callers)
-        .map(|caller| {
-            let call = Plain::clone(&call);
-            thread::spawn(move || call(caller))
-        })
-        .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 #[test]
@@ -203,7 +183,7 @@ fn model_of_callers_that_decide_not_to_wait() {
             let got = shared.gate.acquire(patient(), |_| if hopeless { Err(()) } else { Ok(()) });
             match got {
                 Ok(slot) => {
-                    shared.holds(slot);
+                    shared.held.take(slot);
                     shared.give_back(slot);
                 }
                 Err(refused) => assert_eq!((caller, refused), (0, AcquireError::Rejected(()))),
@@ -260,7 +240,7 @@ fn take_without_a_second_look(watched: &Watched) -> Option<usize> {
             return None;
         }
     };
-    watched.holds(slot);
+    watched.held.take(slot);
     Some(slot)
 }
 

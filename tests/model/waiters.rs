@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use shuttle::thread;
 
 use super::*;
-use crate::pool::model::{assert_found, check};
+use crate::pool::model::{assert_found, check, every_caller, patient};
 use crate::protocol::lock::lease::Timing;
 use crate::sync::now::now;
 use crate::sync::shim::Condvar;
@@ -109,10 +109,6 @@ fn leave(registration: Registration, acquired: Option<bool>) {
     }
 }
 
-fn patient() -> Instant {
-    Instant::now() + Duration::from_secs(3600)
-}
-
 fn play(permits: usize, leave: fn(Registration, Option<bool>)) {
     play_for(Fixture::new(permits, leave), [1; 4]);
 }
@@ -120,20 +116,14 @@ fn play(permits: usize, leave: fn(Registration, Option<bool>)) {
 /// Each caller takes so many permits at once.
 fn play_for(fixture: Fixture, wants: [usize; 4]) {
     let fixture = Plain::new(fixture);
-    let threads: Vec<_> = (0..4)
-        .zip(wants)
-        .map(|(nth, wants)| {
-            let fixture = Plain::clone(&fixture);
-            thread::spawn(move || {
-                let until = if nth == 1 { Instant::now() } else { patient() };
-                if fixture.acquire(until, wants) {
-                    thread::yield_now();
-                    fixture.release(wants);
-                }
-            })
-        })
-        .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let shared = Plain::clone(&fixture);
+    every_caller(4, move |nth| {
+        let until = if nth == 1 { Instant::now() } else { patient() };
+        if shared.acquire(until, wants[nth]) {
+            thread::yield_now();
+            shared.release(wants[nth]);
+        }
+    });
     fixture.nothing_is_left();
 }
 
@@ -302,21 +292,15 @@ impl Given {
 
 fn play_given(leave: fn(Registration) -> bool) {
     let lock_of_one = Plain::new(Given::new(leave));
-    let threads: Vec<_> = (0..3)
-        .map(|nth| {
-            let of = Plain::clone(&lock_of_one);
-            thread::spawn(move || {
-                let (me, until) =
-                    (format!("x{nth}"), if nth == 1 { Instant::now() } else { patient() });
-                if of.acquire(&me, until) {
-                    assert_eq!(lock(&of.state).0.as_ref(), Some(&me), "held by another");
-                    thread::yield_now();
-                    of.release(&me, nth != 0);
-                }
-            })
-        })
-        .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    let of = Plain::clone(&lock_of_one);
+    every_caller(3, move |nth| {
+        let (me, until) = (format!("x{nth}"), if nth == 1 { Instant::now() } else { patient() });
+        if of.acquire(&me, until) {
+            assert_eq!(lock(&of.state).0.as_ref(), Some(&me), "held by another");
+            thread::yield_now();
+            of.release(&me, nth != 0);
+        }
+    });
     let waiters = &lock_of_one.waiters;
     assert_eq!(lock(&lock_of_one.state).0, None, "the lock is left behind");
     assert_eq!((waiters.waiting(), waiters.wakeups()), (0, 0), "a waiter is left");
