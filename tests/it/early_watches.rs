@@ -82,7 +82,7 @@ fn take_one(accounts: &Transactional) -> Result<(i64, u32), Error> {
     take_one_after(accounts, |_| {})
 }
 
-pub(crate) fn take_one_after(
+fn take_one_after(
     accounts: &Transactional,
     meanwhile: impl Fn(u32) + Send + Sync,
 ) -> Result<(i64, u32), Error> {

@@ -20,7 +20,7 @@ use rediscope::{
 };
 
 use crate::contention::heat;
-use crate::early_watches::{NOT_OK, Taken, UNPROVEN, take_one_after as take_one};
+use crate::early_watches::{NOT_OK, Taken, UNPROVEN};
 use crate::fixture::{SLACK, SOON};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
@@ -105,6 +105,19 @@ impl Fixture {
         assert_eq!(take_one(&self.accounts(), |_| {}).unwrap(), (before, 1));
         assert!(begun.elapsed() < SOON, "a turn was lost");
     }
+}
+
+/// Takes one from the stock, by a declared read. Returns what it found, and in how many attempts.
+fn take_one(accounts: &Transactional, meanwhile: impl Fn(u32)) -> Taken {
+    let mut watch = accounts.watch(["stock"]);
+    let read = watch.declare::<i64>(cmd("GET").arg("stock").to_owned())?;
+    let mut found = (0, 0);
+    watch.run(|reads, tx| {
+        found = (reads.declared(read)?, reads.attempt());
+        meanwhile(found.1);
+        Ok(tx.set("stock", found.0 - 1))
+    })?;
+    Ok(found)
 }
 
 /// Runs it on a thread, and returns once that thread waits: it sends nothing before its turn.
