@@ -1194,7 +1194,7 @@ fn a_thread_with_a_connection_does_not_wait_for_a_turn() {
 #[test]
 fn a_merged_leader_that_waits_for_its_turn_keeps_the_lead() {
     let fixture = start_with(8, |builder| builder.max_merged(16));
-    // Only blocks that go alone heat a key.
+    // A block that goes alone.
     let alone = fixture.with(TransactionOptions::new().exactly_once().retry(patient()));
     heat(&alone, &fixture.server, "stock");
     let accounts = &fixture.accounts();

@@ -80,7 +80,7 @@ fn a_conflict_halves_the_size_of_a_group_and_a_commit_doubles_it() {
         (Arc::new(MergeTable::new()), redis::cmd("GET").arg("k").get_packed_command());
     let found = ReadValues::of(&reads, &[Value::Nil]).unwrap();
     let bytes = redis::cmd("SET").arg("k").arg("1").get_packed_command();
-    let set = || Commands { bytes: bytes.clone(), count: 1, changing: vec![0] };
+    let set = || Commands { bytes: bytes.clone(), count: 1, changing: vec![0], has_outcome: true };
     // The watch is known as long as one of its blocks has a place.
     let mut kept = None;
     let mut size = |is_committed: bool| {
