@@ -129,12 +129,16 @@ impl LastWrite {
         Ok(Self { start, internal, after_exec, expected, deadline, named, internal_commands })
     }
 
-    /// The parts of EXEC's array that are for one caller each, and the number of all replies. `parts`: number
+    /// The parts of EXEC's array that are for one caller each, with the number of replies before it, and the
+    /// number of all replies. `parts`: number
     /// of commands of each caller.
     #[cold]
-    pub(crate) fn shared_replies(&self, parts: &[u32]) -> (Vec<Vec<u32>>, u64) {
+    pub(crate) fn shared_replies(&self, parts: &[u32]) -> (Vec<(u64, Vec<u32>)>, u64) {
         let parts = parts.iter().copied().chain([self.internal_commands]).collect();
-        (vec![parts], self.expected.iter().map(|(_, count)| u64::from(*count)).sum())
+        let count = |(_, count): &(Expect, u32)| u64::from(*count);
+        let before = self.expected.iter().take_while(|(expect, _)| *expect != Expect::Exec);
+        let before = before.map(count).sum();
+        (vec![(before, parts)], self.expected.iter().map(count).sum())
     }
 }
 

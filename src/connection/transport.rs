@@ -310,7 +310,7 @@ impl Wire for Transport {
         self.parser.set_max_bytes(bytes);
     }
 
-    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64) {
+    fn share_replies(&mut self, arrays: Vec<(u64, Vec<u32>)>, replies: u64) {
         self.parser.share(arrays, replies);
     }
 

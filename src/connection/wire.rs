@@ -13,8 +13,8 @@ pub(crate) trait Wire: Send {
     fn limit_reply_size(&mut self, bytes: usize);
 
     /// The first `replies` to the next message are for several callers: each counts by itself, and of the
-    /// arrays each part, whose lengths these are. See [`Parser::share`](crate::protocol::resp::decode::Parser::share).
-    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64);
+    /// arrays, each behind so many replies, each part, whose lengths these are. See [`Parser::share`](crate::protocol::resp::decode::Parser::share).
+    fn share_replies(&mut self, arrays: Vec<(u64, Vec<u32>)>, replies: u64);
 
     /// The first `own` replies to the next message are passed to its caller without the others, which are the next
     /// caller's.

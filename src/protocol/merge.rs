@@ -58,6 +58,19 @@ enum PartKind {
     },
 }
 
+impl PartKind {
+    /// Number of its replies. Of a group the last one is that of EXEC.
+    fn replies(self) -> u32 {
+        match self {
+            Self::Internal | Self::Read => 1,
+            Self::Calls { count } => count,
+            Self::Group { commands, internal, opens, .. } => {
+                1 + u32::from(opens) + commands + internal
+            }
+        }
+    }
+}
+
 /// What the replies to a write show about one of its requests.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Piece {
@@ -123,16 +136,17 @@ impl MergedWrite {
         &self.expected
     }
 
-    /// The parts of each group's replies that are for one block, by their lengths.
-    pub(crate) fn shared_replies(&self) -> Vec<Vec<u32>> {
-        let mut commands = self.blocks.iter().copied();
-        let groups = self.parts.iter().filter_map(|part| match part.kind {
-            PartKind::Group { blocks, internal, .. } => Some((blocks, internal)),
-            PartKind::Internal | PartKind::Read | PartKind::Calls { .. } => None,
+    /// The parts of each group's replies that are for one block, by their lengths, with the number of replies
+    /// before that of the group's EXEC.
+    pub(crate) fn shared_replies(&self) -> Vec<(u64, Vec<u32>)> {
+        let (mut commands, mut behind) = (self.blocks.iter().copied(), 0);
+        let arrays = self.parts.iter().filter_map(|part| {
+            behind += u64::from(part.kind.replies());
+            let PartKind::Group { blocks, internal, .. } = part.kind else { return None };
+            let parts = commands.by_ref().take(blocks).chain([internal]).collect();
+            Some((behind - 1, parts))
         });
-        groups
-            .map(|(blocks, internal)| commands.by_ref().take(blocks).chain([internal]).collect())
-            .collect()
+        arrays.collect()
     }
 
     /// Returns the buffer.
@@ -316,16 +330,16 @@ impl<'w> MergedReplies<'w> {
 impl PartReplies {
     /// No replies yet, and the number that are awaited.
     fn of(kind: PartKind) -> (Self, u32) {
-        match kind {
-            PartKind::Internal => (Self::Internal { failed: false }, 1),
-            PartKind::Read => (Self::Read, 1),
-            PartKind::Calls { count } => (Self::Calls(Vec::with_capacity(count as usize)), count),
-            PartKind::Group { commands, internal, opens, .. } => {
+        let none = match kind {
+            PartKind::Internal => Self::Internal { failed: false },
+            PartKind::Read => Self::Read,
+            PartKind::Calls { count } => Self::Calls(Vec::with_capacity(count as usize)),
+            PartKind::Group { commands, internal, .. } => {
                 let collector = Collector::new(commands + internal, 0);
-                let group = GroupReplies { collector, rejected: Vec::new(), seen: 0 };
-                (Self::Group(group), 1 + u32::from(opens) + commands + internal)
+                Self::Group(GroupReplies { collector, rejected: Vec::new(), seen: 0 })
             }
-        }
+        };
+        (none, kind.replies())
     }
 
     fn take(&mut self, expect: Expect, reply: Reply) {

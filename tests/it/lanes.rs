@@ -883,3 +883,52 @@ fn a_waker_that_panics_takes_no_other_caller_of_the_group_its_outcome() {
     runtime.block_on(add("behind")).unwrap();
     assert_eq!(sessions.status().transactional.counts.connects, 1, "the lane goes on");
 }
+
+/// The exactly-once group of 3 commands and a register, which is refused, and the plain group of two blocks behind it
+/// in the same write have the same number of replies.
+#[test]
+fn a_large_reply_behind_a_group_that_was_refused_is_its_own_blocks() {
+    let (runtime, server) = (runtime(), Server::start());
+    server.ask::<()>(&["ACL", "SETUSER", "limited", "on", ">secret", "~*", "+@all", "-append"]);
+    server.ask::<()>(&["SET", "large", &"x".repeat(300_000)]);
+    server.ask::<()>(&["SET", "small", "x"]);
+    let proxy = Proxy::to(&server);
+    let url = proxy.url().replace("redis://", "redis://limited:secret@");
+    let builder = rediscope::SessionManager::builder(url).lanes(1).trust_window(SOON);
+    let builder = builder.connect_timeout(SOON).response_timeout(SOON).checkout_timeout(4 * SOON);
+    let sessions = builder.max_reply_bytes(100_000).build_async().unwrap();
+    let plain = sessions.transactional();
+    let once = plain.with(TransactionOptions::new().exactly_once());
+    runtime.block_on(once.run(|tx| Ok(tx.incr("n", 1)))).unwrap();
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies)).once());
+    let first = {
+        let once = once.clone();
+        runtime.spawn(async move { once.run(|tx| Ok(tx.incr("n", 1))).await })
+    };
+    eventually(SOON, "its EXEC has run", || server.ask::<i64>(&["GET", "n"]) == 2);
+    let get = |tx: &mut Block, key: &str| tx.get::<_, String>(key);
+    let mut refused = Box::pin(once.run(|tx| {
+        tx.incr("n", 1);
+        tx.append("n", "1");
+        Ok(tx.incr("n", 1))
+    }));
+    let mut large = Box::pin(plain.run(|tx| Ok(get(tx, "large"))));
+    let three = |tx: &mut Block| Ok((get(tx, "small"), get(tx, "small"), get(tx, "small")));
+    let mut small = Box::pin(plain.run(three));
+    {
+        let _runtime = runtime.enter();
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(refused.as_mut().poll(&mut context).is_pending());
+        assert!(large.as_mut().poll(&mut context).is_pending());
+        assert!(small.as_mut().poll(&mut context).is_pending());
+    }
+    proxy.disarm();
+    proxy.release();
+    runtime.block_on(first).unwrap().unwrap();
+    let refused = runtime.block_on(refused).unwrap_err();
+    assert!(matches!(refused, Error::Commit(CommitError::Rejected { .. })), "{refused:?}");
+    let large = runtime.block_on(large).unwrap_err();
+    assert!(matches!(large, Error::Reply(ReplyError::Lost)), "{large:?}");
+    let one = || "x".to_owned();
+    assert_eq!(runtime.block_on(small).unwrap(), (one(), one(), one()));
+}

@@ -507,7 +507,7 @@ proptest! {
         let mut parser = Parser::default();
         parser.set_max_bytes(limit);
         let shared = 2 + singles.len() as u64;
-        parser.share(vec![parts.iter().map(|part| part.len() as u32).collect()], shared);
+        parser.share(vec![(1, parts.iter().map(|part| part.len() as u32).collect())], shared);
         let (mut values, mut rest, mut cuts) = (Vec::new(), &bytes[..], cuts.iter().cycle());
         while !rest.is_empty() {
             let buffer = parser.read_buffer();
@@ -543,4 +543,28 @@ proptest! {
         parser.filled(next.len());
         prop_assert_eq!(parser.next(1).unwrap_err().kind, FaultKind::TooLarge);
     }
+}
+
+#[test]
+fn the_parts_of_a_group_that_was_refused_are_none_of_the_next_one() {
+    let mut parser = Parser::default();
+    parser.set_max_bytes(4096);
+    parser.share(vec![(0, vec![3, 1]), (1, vec![1, 3])], 2);
+    let large = "x".repeat(8192);
+    let small = "$1\r\nx\r\n".repeat(3);
+    let bytes = format!("-EXECABORT x\r\n*4\r\n$8192\r\n{large}\r\n{small}");
+    let (mut values, mut rest) = (Vec::new(), bytes.as_bytes());
+    while !rest.is_empty() {
+        let buffer = parser.read_buffer();
+        let length = buffer.len().min(rest.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        parser.filled(length);
+        rest = &rest[length..];
+        while let Some(reply) = parser.next(1).unwrap() {
+            values.push(reply.into_value());
+        }
+    }
+    let Some(Value::Array(elements)) = values.last() else { panic!("{values:?}") };
+    let found: Vec<_> = elements.iter().map(is_too_large).collect();
+    assert_eq!(found, [true, false, false, false]);
 }

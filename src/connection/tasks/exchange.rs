@@ -55,7 +55,7 @@ pub(super) struct Exchange {
     pub(super) caller: Option<Waker>,
     pub(super) max_reply_bytes: Option<usize>,
     /// If the first replies to the message are for several callers: their parts, and their number.
-    pub(super) shared_replies: Option<(Vec<Vec<u32>>, u64)>,
+    pub(super) shared_replies: Option<(Vec<(u64, Vec<u32>)>, u64)>,
     /// Whether bytes have arrived of which the runtime may not know yet.
     pub(super) has_come: bool,
     /// Whether the server sends messages at any time, each of which is a reply.

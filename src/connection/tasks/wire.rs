@@ -208,7 +208,7 @@ impl Wire for TaskWire {
         self.task.shared.lock().max_reply_bytes = Some(bytes);
     }
 
-    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64) {
+    fn share_replies(&mut self, arrays: Vec<(u64, Vec<u32>)>, replies: u64) {
         self.task.shared.lock().shared_replies = Some((arrays, replies));
     }
 

@@ -97,8 +97,9 @@ pub(crate) struct Parser {
 struct SharedReplies {
     /// Number of the replies that are still to come.
     left: u64,
-    /// The parts of each array that is for several callers, by their lengths, in reverse.
-    arrays: Vec<Vec<u32>>,
+    /// The parts of each array that is for several callers, by their lengths, in reverse, with the number of
+    /// replies that are still to come when it comes.
+    arrays: Vec<(u64, Vec<u32>)>,
     /// The parts of the incomplete reply, in reverse; the last one is incomplete.
     parts: Vec<u32>,
     /// Whether a value was skipped because it is too large.
@@ -163,10 +164,13 @@ impl Parser {
     }
 
     /// The next replies, of this number, are for several callers: each reply counts by itself, and of the
-    /// next arrays each part, whose lengths these are.
-    pub(crate) fn share(&mut self, mut arrays: Vec<Vec<u32>>, replies: u64) {
+    /// next arrays, each behind so many replies, each part, whose lengths these are.
+    pub(crate) fn share(&mut self, mut arrays: Vec<(u64, Vec<u32>)>, replies: u64) {
         arrays.reverse();
-        arrays.iter_mut().for_each(|parts| parts.reverse());
+        for (at, parts) in &mut arrays {
+            *at = replies.saturating_sub(*at);
+            parts.reverse();
+        }
         let shared = self.shared.get_or_insert_default();
         (shared.arrays, shared.left) = (arrays, replies);
     }
@@ -322,14 +326,14 @@ impl Parser {
             return false;
         };
         shared.parts.clear();
-        if mark != b'*' || shared.arrays.is_empty() {
-            return false;
-        }
-        let is_this =
-            |parts: &Vec<u32>| parts.iter().map(|part| *part as usize).sum::<usize>() == length;
-        // The replies of groups that were rejected are no arrays.
-        let Some(at) = shared.arrays.iter().rposition(is_this) else { return false };
-        shared.parts = mem::take(&mut shared.arrays.drain(at..).next().unwrap_or_default());
+        // The replies of groups that were rejected were no arrays.
+        while shared.arrays.pop_if(|(at, _)| *at > shared.left).is_some() {}
+        let is_this = |(at, parts): &mut (u64, Vec<u32>)| {
+            let parts = parts.iter().map(|part| *part as usize);
+            mark == b'*' && *at == shared.left && parts.sum::<usize>() == length
+        };
+        let Some((_, parts)) = shared.arrays.pop_if(is_this) else { return false };
+        shared.parts = parts;
         shared.parts.retain(|part| *part > 0);
         true
     }

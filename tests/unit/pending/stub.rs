@@ -106,7 +106,7 @@ impl StubWire {
 }
 
 impl Wire for StubWire {
-    fn share_replies(&mut self, arrays: Vec<Vec<u32>>, replies: u64) {
+    fn share_replies(&mut self, arrays: Vec<(u64, Vec<u32>)>, replies: u64) {
         self.transport.share_replies(arrays, replies);
     }
 
