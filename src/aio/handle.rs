@@ -19,6 +19,7 @@ use crate::error::in_doubt::ResolveCommit;
 use crate::error::token_cell::TokenCell;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::tasks::line::TaskKeyQueue;
 use crate::pool::tasks::pool::TaskPool;
 use crate::protocol::cluster::slot;
 use crate::protocol::retry::RetryPolicy;
@@ -33,7 +34,6 @@ use crate::transaction::pending::Pending;
 use crate::transaction::pinned::Pinned;
 use crate::transaction::resolve::Resolve;
 use crate::transaction::retry_loop;
-use crate::transaction::tasks::turns::TaskTurns;
 
 /// The handle of tasks that opens transactions: only this handle sends MULTI and WATCH.
 ///
@@ -55,7 +55,7 @@ pub struct Transactional {
     router: Router<TaskPool>,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    hot_keys: Arc<HotKeys<TaskTurns>>,
+    hot_keys: Arc<HotKeys<TaskKeyQueue>>,
 }
 
 impl UnwindSafe for Transactional {}
@@ -65,7 +65,7 @@ impl Transactional {
     pub(crate) fn new(
         router: Router<TaskPool>,
         resolver: Arc<dyn ResolveCommit>,
-        hot_keys: Arc<HotKeys<TaskTurns>>,
+        hot_keys: Arc<HotKeys<TaskKeyQueue>>,
     ) -> Self {
         Self { router, options: TransactionOptions::default(), resolver, hot_keys }
     }

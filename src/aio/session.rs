@@ -21,13 +21,13 @@ use crate::error::open_scope::OpenScope;
 use crate::error::token_cell::{TokenCell, TokenState};
 use crate::lock::tasks::manager::TaskLockManager;
 use crate::pool::router::Router;
+use crate::pool::tasks::line::TaskKeyQueue;
 use crate::pool::tasks::pool::TaskPool;
 use crate::protocol::lock::acquire::LockMode;
 use crate::session::builder::{Builder, Checked, routers};
 use crate::status::locks::LockStatus;
 use crate::status::report::{Closed, PoolStatus, Status};
 use crate::transaction::hot_keys::HotKeys;
-use crate::transaction::tasks::turns::TaskTurns;
 
 /// Two pools to one server, one for single commands and one for transactions, for tasks of tokio.
 ///
@@ -56,7 +56,7 @@ pub struct SessionManager {
     pooled: Router<TaskPool>,
     transactional: Router<TaskPool>,
     resolver: Arc<TaskResolver>,
-    hot_keys: Arc<HotKeys<TaskTurns>>,
+    hot_keys: Arc<HotKeys<TaskKeyQueue>>,
     /// The pool of connections to replicas, made at its first use.
     replicas: Arc<OnceLock<Router<TaskPool>>>,
     locks: Arc<TaskLockManager>,

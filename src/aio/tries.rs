@@ -6,11 +6,12 @@ use std::pin::pin;
 
 use crate::aio::watch::Watch;
 use crate::error::any::Error;
+use crate::pool::tasks::line::TaskKeyQueue;
 use crate::sync::in_span::in_span;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::retry_loop::WatchAttempts;
 use crate::transaction::tasks::attempt::Attempt;
-use crate::transaction::tasks::turns::{InLoop, TaskTurns};
+use crate::transaction::tasks::turns::InLoop;
 
 /// The attempts of one watching run, as [`Watch::tries`] returns them.
 ///
@@ -21,7 +22,7 @@ pub struct Tries {
     watch: Watch,
     place: &'static Location<'static>,
     /// `None` before the first attempt.
-    attempts: Option<WatchAttempts<TaskTurns>>,
+    attempts: Option<WatchAttempts<TaskKeyQueue>>,
     /// Whether the end of the last attempt was counted.
     counted: bool,
 }

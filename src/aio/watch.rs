@@ -13,6 +13,7 @@ use crate::error::hint::WithError;
 use crate::error::in_doubt::ResolveCommit;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
+use crate::pool::tasks::line::TaskKeyQueue;
 use crate::pool::tasks::pool::TaskPool;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
@@ -30,7 +31,7 @@ use crate::transaction::pinned::Pinned;
 use crate::transaction::reading::{Reading, WatchTarget};
 use crate::transaction::resolve::Resolve;
 use crate::transaction::retry_loop::{WatchAttempts, WatchRun};
-use crate::transaction::tasks::turns::{self, TaskTurns};
+use crate::transaction::tasks::turns;
 use crate::transaction::tasks::watching::Watching;
 use crate::transaction::watched_reads::{WatchReads, WatchedRead};
 
@@ -47,7 +48,7 @@ pub struct Watch {
     router: Router<TaskPool>,
     options: TransactionOptions,
     resolver: Arc<dyn ResolveCommit>,
-    hot_keys: Arc<HotKeys<TaskTurns>>,
+    hot_keys: Arc<HotKeys<TaskKeyQueue>>,
     /// `None`: the scope reads on one connection and watches nothing.
     keys: Option<Keys>,
     reads: Arc<WatchReads>,
@@ -58,7 +59,7 @@ impl Watch {
         router: Router<TaskPool>,
         options: TransactionOptions,
         resolver: Arc<dyn ResolveCommit>,
-        hot_keys: Arc<HotKeys<TaskTurns>>,
+        hot_keys: Arc<HotKeys<TaskKeyQueue>>,
         keys: Option<Keys>,
     ) -> Self {
         Self { router, options, resolver, hot_keys, keys, reads: Arc::default() }
@@ -251,8 +252,7 @@ impl Watch {
                 && attempts.can_be_merged(&self.router, target)
                 && !turns::is_nested()
             {
-                let term = self.router.settings().max_pin_time;
-                let enter = |wait| turns::enter(&self.hot_keys, keys.buckets(), wait, term);
+                let enter = |wait| self.hot_keys.enter(keys.buckets(), false, wait, None);
                 let closure = closure.clone();
                 let run = move |reading, writes| {
                     let closure = closure.clone();
@@ -333,7 +333,7 @@ impl Watch {
     pub(crate) fn attempts(
         &self,
         place: &'static Location<'static>,
-    ) -> Result<WatchAttempts<TaskTurns>, Error> {
+    ) -> Result<WatchAttempts<TaskKeyQueue>, Error> {
         Ok(WatchAttempts::new(&self.router, self.run_of(place, true)?))
     }
 
@@ -348,14 +348,15 @@ impl Watch {
 
     pub(crate) async fn next(
         &self,
-        attempts: &mut WatchAttempts<TaskTurns>,
+        attempts: &mut WatchAttempts<TaskKeyQueue>,
     ) -> Result<Watching, Error> {
         self.router.here()?;
         if let Some(keys) = self.limited_keys()
             && let Some(wait) = attempts.turn_wait(&self.router)
         {
-            let term = self.router.settings().max_pin_time;
-            let turn = turns::enter(&self.hot_keys, keys.buckets(), wait, term).await;
+            let offer = attempts.offer(self.target(attempts.binding()));
+            let is_nested = turns::is_nested();
+            let turn = self.hot_keys.enter(keys.buckets(), is_nested, wait, offer).await;
             attempts.set_turn(turn);
         }
         let (span, target) = (attempts.span().clone(), self.target(attempts.binding()));
@@ -363,14 +364,14 @@ impl Watch {
         in_span(&span, pin!(next)).await.map(|reading| Watching { reading })
     }
 
-    async fn failed(&self, attempts: &mut WatchAttempts<TaskTurns>, watching: Watching) -> bool {
+    async fn failed(&self, attempts: &mut WatchAttempts<TaskKeyQueue>, watching: Watching) -> bool {
         let span = attempts.span().clone();
         in_span(&span, pin!(attempts.failed(&self.router, watching.reading))).await
     }
 
     async fn commit(
         &self,
-        attempts: &mut WatchAttempts<TaskTurns>,
+        attempts: &mut WatchAttempts<TaskKeyQueue>,
         watching: Watching,
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {

@@ -25,7 +25,7 @@ use crate::pool::early_watch::EarlyWatch;
 use crate::pool::entry::Kept;
 use crate::pool::first_packet::{Armed, Register};
 use crate::pool::idle::TakenConnection;
-use crate::pool::key_turn::KeyTurn;
+use crate::pool::key_turn::{KeyQueue, KeyTurn};
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, ScopeLine};
@@ -56,8 +56,11 @@ pub(crate) struct Permit {
     turn: Option<Arc<ThreadKeyTurn>>,
 }
 
+/// The turn on a hot key for which threads wait.
+pub(crate) type ThreadKeyQueue = KeyQueue<Checkout>;
+
 /// A turn on hot keys, for threads.
-pub(crate) type ThreadKeyTurn = KeyTurn<Checkout>;
+pub(crate) type ThreadKeyTurn = KeyTurn<ThreadKeyQueue>;
 
 impl Permit {
     pub(crate) fn new(core: Arc<PoolCore>, number: usize) -> Self {
@@ -384,7 +387,7 @@ impl Line for Checkout {
         if let Some(turn) = &self.permit.turn
             && !(turn.is_kept_long() && core.semaphore.queued() > 0)
             && !core.semaphore.is_closed()
-            && let Some(watch) = turn.take_next(armed)
+            && let Some(watch) = turn.take_next((), armed)
         {
             return Some(watch);
         }

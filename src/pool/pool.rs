@@ -20,7 +20,7 @@ use crate::logging::deferred::DeferredEvents;
 use crate::pool::batch::{LedGroup, ensure_multi, send_batch};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
-use crate::pool::checkout::{Checkout, Permit, ThreadKeyTurn};
+use crate::pool::checkout::{Checkout, Permit, ThreadKeyQueue, ThreadKeyTurn};
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::core::{PoolCore, ThreadEarlyRequest, ThreadRequest};
@@ -321,7 +321,7 @@ impl ServerPool for Pool {
     type Io = Threads;
     type Line = Checkout;
     type Pin = PinnedConnection<Checkout>;
-    type Turn = ThreadKeyTurn;
+    type Turns = ThreadKeyQueue;
     type Group = LedGroup;
     /// A forgotten scope does not keep the pool alive. (The checkout in the scope's entry does, until
     /// the scope ends or is reclaimed.)

@@ -33,7 +33,7 @@ use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
-use crate::pool::server_pool::{BatchCheckout, ServerPool};
+use crate::pool::server_pool::{BatchCheckout, ServerPool, TurnOf};
 use crate::protocol::cluster::route::{RedirectBudget, Route};
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::cluster::slot_map::NodeAddress;
@@ -164,7 +164,7 @@ impl<P: ServerPool> Router<P> {
         route: &Route,
         origin: &ScopeOrigin,
         deadline: Instant,
-        offer: Option<WatchOffer<'_, P::Turn>>,
+        offer: Option<WatchOffer<'_, TurnOf<P>>>,
     ) -> Result<P::Pin, CheckoutError> {
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {

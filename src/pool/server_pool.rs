@@ -18,17 +18,21 @@ use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::early_watch::WatchOffer;
 use crate::pool::first_packet::FirstPacket;
+use crate::pool::key_turn::{KeyTurn, TurnQueue};
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::status::node::NodeStatus;
+
+/// A turn on hot keys, as a connection has it.
+pub(crate) type TurnOf<P> = KeyTurn<<P as ServerPool>::Turns>;
 
 /// The pool of one server. Clones are the same pool.
 pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
     type Io: Io;
     type Line: Line<Wire = <Self::Io as Io>::Wire>;
     type Pin: PinnedLine<Line = Self::Line>;
-    /// A turn on hot keys, as a connection has it.
-    type Turn: Send + Sync;
+    /// The turns on hot keys of its callers.
+    type Turns: TurnQueue;
     /// The requests that a caller with a connection sends with its own.
     type Group: Send;
     /// A reference that does not keep the pool alive.
@@ -124,7 +128,7 @@ pub(crate) trait ServerPool: Clone + Send + Sync + 'static {
         deadline: Instant,
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
-        _offer: Option<WatchOffer<'_, Self::Turn>>,
+        _offer: Option<WatchOffer<'_, TurnOf<Self>>>,
     ) -> impl Future<Output = Result<Self::Pin, CheckoutError>> + Send {
         self.pin(origin, deadline, needs_asking, router)
     }

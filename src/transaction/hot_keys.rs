@@ -14,13 +14,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
-use crate::pool::checkout::{Checkout, ThreadKeyTurn};
+use crate::pool::checkout::ThreadKeyQueue;
 use crate::pool::early_watch::WatchOffer;
-use crate::pool::key_turn::{KeyQueue, KeyRequest, KeyTurn, TURN};
-use crate::pool::semaphore::{Granted, IsWaiting, QueuePlace};
+use crate::pool::key_turn::{KeyTurn, TurnQueue, TurnWait, Turns};
 use crate::process::current::Process;
+use crate::sync::boxed::boxed;
 use crate::transaction::merge::MergeTable;
 
 /// Number of buckets. Keys with the same hash share one, which costs some of them a wait, and
@@ -33,90 +32,24 @@ const MAX_KEYS: usize = 8;
 /// Number of commits in a row, in turns, that do not change a key, after which its blocks take no turns.
 const COOLING: u32 = 32;
 
-/// The turn on the keys of one bucket, which is granted in the order of arrival. Each side waits for it
-/// in its own way.
-pub(crate) trait TurnSemaphore: Send + Sync + 'static {
-    /// The turn of one caller, as its connection has it.
-    type Key: Send + Sync;
-
-    fn new() -> Self;
-
-    /// Returns the turn.
-    fn release(&self, turn: usize);
-
-    /// The holder of the turn attempts. Returns false if the turn was taken back.
-    fn attempts(&self, _turn: usize) -> bool {
-        true
-    }
-
-    /// No caller gets the turn from now on.
-    fn close(&self);
-
-    /// Returns whether the turn is over, and another caller may have it now.
-    fn is_over(_key: &Self::Key) -> bool {
-        false
-    }
-
-    /// Ends the turn. Returns false if it was over: then it is not the caller's to release.
-    fn end(_key: &Self::Key) -> bool {
-        true
-    }
-
-    /// Has the turn passed to no other caller.
-    fn keep(_key: &Self::Key) {}
-}
-
-/// The turn for which threads wait.
-pub(crate) struct ThreadTurns {
-    queue: Arc<KeyQueue<Checkout>>,
-}
-
-impl TurnSemaphore for ThreadTurns {
-    type Key = ThreadKeyTurn;
-
-    fn new() -> Self {
-        Self { queue: Arc::new(KeyQueue::new(1)) }
-    }
-
-    fn release(&self, turn: usize) {
-        self.queue.release(turn);
-    }
-
-    fn close(&self) {
-        self.queue.close();
-    }
-
-    fn is_over(key: &ThreadKeyTurn) -> bool {
-        key.is_over()
-    }
-
-    fn end(key: &ThreadKeyTurn) -> bool {
-        key.end()
-    }
-
-    fn keep(key: &ThreadKeyTurn) {
-        key.keep();
-    }
-}
-
 /// The turns on all keys.
-pub(crate) struct HotKeys<S = ThreadTurns> {
-    buckets: Box<[OnceLock<Box<Bucket<S>>>]>,
+pub(crate) struct HotKeys<Q = ThreadKeyQueue> {
+    buckets: Box<[OnceLock<Box<Bucket<Q>>>]>,
     process: Process,
     closed: AtomicBool,
     pub(crate) merges: Arc<MergeTable>,
 }
 
 /// Shows no buckets, because there are many.
-impl<S> fmt::Debug for HotKeys<S> {
+impl<Q> fmt::Debug for HotKeys<Q> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HotKeys").finish_non_exhaustive()
     }
 }
 
 /// The keys with the same hash.
-struct Bucket<S> {
-    turns: S,
+struct Bucket<Q> {
+    queue: Arc<Q>,
     /// Number of commits without a write after which the bucket is not hot; 0: it is not hot.
     cooling: AtomicU32,
 }
@@ -159,18 +92,7 @@ pub(crate) fn buckets(hashes: impl Iterator<Item = u64>) -> Vec<u16> {
     buckets
 }
 
-/// How a caller waits for its turn.
-#[derive(Clone, Copy)]
-pub(crate) struct TurnWait {
-    /// The caller attempts without a turn after that.
-    pub(crate) deadline: Instant,
-    /// Its place in the queue.
-    pub(crate) place: QueuePlace,
-    /// Time after which it waits on by itself, if its WATCH was taken.
-    pub(crate) patience: Duration,
-}
-
-impl<S: TurnSemaphore> HotKeys<S> {
+impl<Q: TurnQueue> HotKeys<Q> {
     pub(crate) fn new() -> Self {
         let buckets = (0..BUCKETS).map(|_| OnceLock::new()).collect();
         let (process, closed) = (Process::here(), AtomicBool::new(false));
@@ -180,16 +102,16 @@ impl<S: TurnSemaphore> HotKeys<S> {
     /// Ends all waits for turns. The callers find their pool closed.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
-        self.buckets.iter().filter_map(OnceLock::get).for_each(|bucket| bucket.turns.close());
+        self.buckets.iter().filter_map(OnceLock::get).for_each(|bucket| bucket.queue.close());
     }
 
-    /// Returns the turns of a bucket.
-    pub(crate) fn turns(&self, bucket: u16) -> Option<&S> {
-        self.known(bucket).map(|bucket| &bucket.turns)
+    /// The turn in a bucket, if it was ever hot.
+    fn queue(&self, bucket: u16) -> Option<&Arc<Q>> {
+        self.known(bucket).map(|bucket| &bucket.queue)
     }
 
     /// The bucket, if it was ever hot.
-    fn known(&self, bucket: u16) -> Option<&Bucket<S>> {
+    fn known(&self, bucket: u16) -> Option<&Bucket<Q>> {
         self.buckets.get(usize::from(bucket))?.get().map(|bucket| &**bucket)
     }
 
@@ -211,8 +133,62 @@ impl<S: TurnSemaphore> HotKeys<S> {
     }
 
     /// A turn in no bucket yet. `is_nested`: the caller is inside another block, so it waits for none.
-    pub(crate) fn turn(self: &Arc<Self>, is_nested: bool) -> Turn<S> {
+    fn turn(self: &Arc<Self>, is_nested: bool) -> Turn<Q> {
         Turn { hot_keys: Arc::clone(self), entered: Vec::new(), key: None, is_nested }
+    }
+
+    /// Waits for the turn in these buckets. `is_nested`: the caller is inside another block. `offer`: its
+    /// WATCH, which may be sent by the caller before it. Dropped before its end, the future has no turn.
+    pub(crate) async fn enter(
+        self: &Arc<Self>,
+        buckets: &[u16],
+        is_nested: bool,
+        wait: TurnWait,
+        offer: Option<WatchOffer<'_, KeyTurn<Q>>>,
+    ) -> Turn<Q> {
+        let mut turn = self.turn(is_nested);
+        let hot = if is_nested { Vec::new() } else { self.hot(buckets) };
+        let mut passed = None;
+        for bucket in &hot {
+            let Some(queue) = self.queue(*bucket) else { continue };
+            if let Some(free) = queue.try_take() {
+                turn.entered.push((*bucket, free));
+                continue;
+            }
+            // With the turn in the first bucket the caller may get the others.
+            let watch = offer.filter(|_| !turn.is_held()).and_then(|offer| offer.early_watch());
+            let watch = watch.map(|watch| (watch, &*hot));
+            let taking = queue.take(wait, watch, |turns| self.release(turns));
+            let Some((taken, with)) = boxed(taking).await else { return turn };
+            turn.entered.push((*bucket, taken));
+            if let Some(with) = with {
+                let others = with.others.iter().filter(|(bucket, other)| {
+                    self.queue(*bucket).is_some_and(|queue| queue.attempts(other))
+                });
+                turn.entered.extend(others.cloned());
+                passed = Some(with);
+                break;
+            }
+        }
+        turn.leave_cold();
+        if let Some(offer) = offer.filter(|_| !hot.is_empty()) {
+            let queue = |(bucket, _): &(u16, Q::Turn)| self.queue(*bucket).map(Arc::clone);
+            let queues = turn.entered.iter().filter_map(queue).collect();
+            let key = KeyTurn::new(queues, offer.watch, &turn.entered, passed);
+            if turn.entered.len() < hot.len() {
+                key.keep();
+            }
+            turn.key = Some(Arc::new(key));
+        }
+        turn
+    }
+
+    fn release(&self, turns: &Turns<Q::Turn>) {
+        for (bucket, turn) in turns {
+            if let Some(queue) = self.queue(*bucket) {
+                queue.release(turn);
+            }
+        }
     }
 
     /// An attempt that has changed the keys of these buckets has ended in a conflict.
@@ -221,7 +197,7 @@ impl<S: TurnSemaphore> HotKeys<S> {
             if let Some(bucket) = self.buckets.get(usize::from(*bucket)) {
                 let bucket = bucket.get_or_init(|| Box::new(Bucket::new()));
                 if self.closed.load(Ordering::SeqCst) {
-                    bucket.turns.close();
+                    bucket.queue.close();
                 }
                 bucket.cooling.store(COOLING, Ordering::Relaxed);
             }
@@ -241,82 +217,30 @@ impl<S: TurnSemaphore> HotKeys<S> {
     }
 }
 
-impl<S: TurnSemaphore> Bucket<S> {
+impl<Q: TurnQueue> Bucket<Q> {
     fn new() -> Self {
-        Self { turns: S::new(), cooling: AtomicU32::new(0) }
-    }
-}
-
-impl HotKeys {
-    /// Waits for the turn in these buckets. `outer` is the thread's [`OuterBlock`], if the caller is not
-    /// inside another block. `offer`: its WATCH, which may be sent by the caller before it.
-    pub(crate) fn enter(
-        self: &Arc<Self>,
-        buckets: &[u16],
-        outer: Option<&OuterBlock>,
-        wait: TurnWait,
-        offer: Option<WatchOffer<'_, ThreadKeyTurn>>,
-    ) -> Turn {
-        let mut turn = self.turn(outer.is_none());
-        let hot = if outer.is_some() { self.hot(buckets) } else { Vec::new() };
-        let mut passed = None;
-        for bucket in &hot {
-            let Some(ThreadTurns { queue }) = self.turns(*bucket) else { continue };
-            if queue.try_acquire().is_some() {
-                turn.entered(*bucket, TURN);
-                continue;
-            }
-            // With the turn in the first bucket the caller may get the others.
-            let watch = offer.filter(|_| !turn.is_held()).and_then(|offer| offer.early_watch());
-            let left = watch.map(|watch| KeyRequest::new(watch, &hot).left(wait.patience));
-            let may_wait = |_: &IsWaiting<'_>| Ok::<(), ()>(());
-            match queue.acquire_at(wait.place, wait.deadline, left.clone(), may_wait) {
-                Ok(Granted { passed_on: true, .. }) => {
-                    hot.iter().for_each(|bucket| turn.entered(*bucket, TURN));
-                    passed = left.and_then(|left| left.request.take());
-                    break;
-                }
-                Ok(Granted { passed_on: false, .. }) => turn.entered(*bucket, TURN),
-                Err(_) => return turn,
-            }
-        }
-        turn.leave_cold();
-        if let Some(offer) = offer.filter(|_| !hot.is_empty()) {
-            let queue = |(bucket, _): &(u16, usize)| self.turns(*bucket).map(|turns| &turns.queue);
-            let queues = turn.entered.iter().filter_map(queue).map(Arc::clone).collect();
-            let key = KeyTurn::new(queues, offer.watch, &hot, passed);
-            if turn.entered.len() < hot.len() {
-                key.keep();
-            }
-            turn.key = Some(Arc::new(key));
-        }
-        turn
+        Self { queue: Arc::new(Q::single()), cooling: AtomicU32::new(0) }
     }
 }
 
 /// The turn to attempt, until it is dropped. It may be one in no bucket.
-pub(crate) struct Turn<S: TurnSemaphore = ThreadTurns> {
-    hot_keys: Arc<HotKeys<S>>,
-    /// The buckets, with the number of the turn in each.
-    entered: Vec<(u16, usize)>,
+pub(crate) struct Turn<Q: TurnQueue = ThreadKeyQueue> {
+    hot_keys: Arc<HotKeys<Q>>,
+    /// The buckets, with the turn in each.
+    entered: Vec<(u16, Q::Turn)>,
     /// `None`: it is not passed on with a connection.
-    pub(crate) key: Option<Arc<S::Key>>,
+    pub(crate) key: Option<Arc<KeyTurn<Q>>>,
     is_nested: bool,
 }
 
-impl<S: TurnSemaphore> Turn<S> {
-    /// Takes over the turn in a bucket.
-    pub(crate) fn entered(&mut self, bucket: u16, turn: usize) {
-        self.entered.push((bucket, turn));
-    }
-
+impl<Q: TurnQueue> Turn<Q> {
     /// Leaves the buckets that are not hot any more, so that those that wait there go on too.
-    pub(crate) fn leave_cold(&mut self) {
+    fn leave_cold(&mut self) {
         let Self { hot_keys, entered, .. } = self;
         entered.retain(|(bucket, turn)| {
             let is_hot = hot_keys.is_hot(*bucket);
-            if !is_hot && let Some(turns) = hot_keys.turns(*bucket) {
-                turns.release(*turn);
+            if !is_hot && let Some(queue) = hot_keys.queue(*bucket) {
+                queue.release(turn);
             }
             is_hot
         });
@@ -329,7 +253,7 @@ impl<S: TurnSemaphore> Turn<S> {
 
     /// Whether it is over, and another caller may have it now.
     pub(crate) fn is_over(&self) -> bool {
-        self.key.as_ref().is_some_and(|key| S::is_over(key))
+        self.key.as_ref().is_some_and(|key| key.is_over())
     }
 
     /// Whether it is held in each of these buckets that is hot.
@@ -347,7 +271,7 @@ impl<S: TurnSemaphore> Turn<S> {
     pub(crate) fn attempted(&mut self) {
         let Self { hot_keys, entered, .. } = self;
         entered.retain(|(bucket, turn)| {
-            hot_keys.turns(*bucket).is_some_and(|turns| turns.attempts(*turn))
+            hot_keys.queue(*bucket).is_some_and(|queue| queue.attempts(turn))
         });
     }
 
@@ -364,25 +288,21 @@ impl<S: TurnSemaphore> Turn<S> {
             is_hot &= self.hot_keys.on_commit(*bucket, written);
         }
         if let Some(key) = self.key.as_ref().filter(|_| !is_hot) {
-            S::keep(key);
+            key.keep();
         }
     }
 }
 
-impl<S: TurnSemaphore> Drop for Turn<S> {
+impl<Q: TurnQueue> Drop for Turn<Q> {
     fn drop(&mut self) {
         if self.hot_keys.process.is_forked_child() {
             return;
         }
         // A scope that outlives its run passes no turn on.
-        if self.key.as_ref().is_some_and(|key| !S::end(key)) {
+        if self.key.as_ref().is_some_and(|key| !key.end()) {
             return;
         }
-        for (bucket, turn) in self.entered.drain(..) {
-            if let Some(turns) = self.hot_keys.turns(bucket) {
-                turns.release(turn);
-            }
-        }
+        self.hot_keys.release(&self.entered);
     }
 }
 

@@ -11,6 +11,7 @@ use crate::commit::outcome::Committed;
 use crate::commit::side::Side;
 use crate::connection::deadline;
 use crate::error::any::{CommitError, Error};
+use crate::pool::key_turn::{TurnQueue, TurnWait};
 use crate::pool::own_writes::OwnWrites;
 use crate::pool::router::Router;
 use crate::protocol::effects::ReadValues;
@@ -18,7 +19,7 @@ use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
 use crate::sync::in_span::in_span;
 use crate::transaction::block::Block;
-use crate::transaction::hot_keys::{HotKeys, Turn, TurnSemaphore, TurnWait};
+use crate::transaction::hot_keys::{HotKeys, Turn};
 use crate::transaction::keys::Keys;
 use crate::transaction::merge::{
     self, Append, Commands, Found, Group, MergeEntry, Piece, Step, StepWaiter,
@@ -55,29 +56,29 @@ pub(crate) struct Closed<P: Side, R, E> {
 }
 
 /// The parts of a run that stay.
-struct MergedRun<'r, P: MergeSide, S: TurnSemaphore> {
+struct MergedRun<'r, P: MergeSide, Q: TurnQueue> {
     router: &'r Router<P>,
     target: WatchTarget<'r>,
-    attempts: &'r mut WatchAttempts<S>,
+    attempts: &'r mut WatchAttempts<Q>,
     waiter: P::Waiter,
 }
 
 /// Runs a watching block merged with others on the same keys. `None`: the block goes alone. `enter` waits
 /// for the turn on the keys, and `closure` runs the block's closure in a scope.
-pub(crate) async fn run_merged<P, S, R, E, Entering, Running>(
-    attempts: &mut WatchAttempts<S>,
+pub(crate) async fn run_merged<P, Q, R, E, Entering, Running>(
+    attempts: &mut WatchAttempts<Q>,
     router: &Router<P>,
     target: WatchTarget<'_>,
-    hot_keys: &Arc<HotKeys<S>>,
+    hot_keys: &Arc<HotKeys<Q>>,
     mut enter: impl FnMut(TurnWait) -> Entering,
     mut closure: impl FnMut(Reading<P>, Option<OwnWrites>) -> Running,
 ) -> Result<Option<R::Output>, E>
 where
-    P: MergeSide<Turn = S::Key>,
-    S: TurnSemaphore,
+    P: MergeSide<Turns = Q>,
+    Q: TurnQueue,
     R: Resolve,
     E: From<Error>,
-    Entering: Future<Output = Turn<S>> + Send,
+    Entering: Future<Output = Turn<Q>> + Send,
     Running: Future<Output = Closed<P, R, E>>,
 {
     let Some(keys) = target.keys.filter(|_| !router.is_closed()) else { return Ok(None) };
@@ -193,7 +194,7 @@ where
     }
 }
 
-impl<P: MergeSide<Turn = S::Key>, S: TurnSemaphore> MergedRun<'_, P, S> {
+impl<P: MergeSide<Turns = Q>, Q: TurnQueue> MergedRun<'_, P, Q> {
     /// Waits for the block's next step.
     async fn wait(&mut self, place: &mut MergeEntry) -> Step {
         let until = self.attempts.turn_deadline();
@@ -326,11 +327,11 @@ fn append<P: Side>(
 /// Commits the blocks of a group, and gives its followers their outcomes. Returns what became of the leader's
 /// block, and what logs it. Dropped before its end, it may have sent EXEC. `turn`: the leader's, the watched
 /// keys, and the number of its attempt.
-async fn commit_group<P: MergeSide, S: TurnSemaphore>(
+async fn commit_group<P: MergeSide, Q: TurnQueue>(
     router: Router<P>,
     mut reading: Reading<P>,
     deadline: Instant,
-    mut turn: Option<(Turn<S>, Keys, u32)>,
+    mut turn: Option<(Turn<Q>, Keys, u32)>,
     group: Group,
 ) -> (Piece, impl FnOnce() + Send) {
     let Group { own, mut followers, lead } = group;

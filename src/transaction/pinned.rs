@@ -24,7 +24,7 @@ use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::router::{Router, WeakRouter};
 use crate::pool::scope_origin::ScopeOrigin;
-use crate::pool::server_pool::PinnedLine;
+use crate::pool::server_pool::{PinnedLine, TurnOf};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::settings::settings::Settings;
 use crate::status::metrics::PoolMetrics;
@@ -221,7 +221,7 @@ impl<P: Side> Pinned<P> {
         &mut self,
         slot: Option<u16>,
         deadline: Instant,
-        offer: Option<WatchOffer<'_, P::Turn>>,
+        offer: Option<WatchOffer<'_, TurnOf<P>>>,
     ) -> Result<(), CheckoutError> {
         self.here()?;
         if self.pin.is_none() {

@@ -24,6 +24,7 @@ use crate::pool::early_watch::WatchOffer;
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
 use crate::pool::retry_budget::RetryBudget;
+use crate::pool::server_pool::TurnOf;
 use crate::protocol::cluster::redirect::{self, RedirectReply};
 use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::cluster::slot::{self, SlotBinding};
@@ -236,7 +237,7 @@ pub(crate) async fn arm<P: Side>(
     target: WatchTarget<'_>,
     attempt: u32,
     deadline: Instant,
-    turn: Option<&Arc<P::Turn>>,
+    turn: Option<&Arc<TurnOf<P>>>,
 ) -> Result<ReadReplies, Error> {
     let WatchTarget { keys, binding, reads } = target;
     if binding == SlotBinding::Pending {

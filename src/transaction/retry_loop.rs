@@ -15,7 +15,9 @@ use crate::connection::io::Io;
 use crate::error::any::{CommitError, Error};
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{InDoubt, Resolution};
+use crate::pool::checkout::ThreadKeyQueue;
 use crate::pool::early_watch::WatchOffer;
+use crate::pool::key_turn::{TurnQueue, TurnWait};
 use crate::pool::own_writes::OwnWrites;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
@@ -30,7 +32,7 @@ use crate::protocol::retry::{Attempts, RetryPolicy};
 use crate::reply::replies::Replies;
 use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
-use crate::transaction::hot_keys::{ThreadTurns, Turn, TurnSemaphore, TurnWait};
+use crate::transaction::hot_keys::Turn;
 use crate::transaction::keys::Keys;
 use crate::transaction::merge::Piece;
 use crate::transaction::pending::Pending;
@@ -145,20 +147,20 @@ pub(crate) struct WatchRun {
 
 /// The attempts of one watching run. The caller loops: [`next`](Self::next), then its closure, then
 /// [`failed`](Self::failed) or [`commit`](Self::commit).
-pub(crate) struct WatchAttempts<S: TurnSemaphore = ThreadTurns> {
+pub(crate) struct WatchAttempts<Q: TurnQueue = ThreadKeyQueue> {
     run: WatchRun,
     span: Span,
     limits: RunLimits,
     route: Route,
     /// `None`: the run waits for its turn before the next attempt, if it takes turns.
-    turn: Option<Turn<S>>,
+    turn: Option<Turn<Q>>,
     /// Its place in the queue for the next turn.
     place: QueuePlace,
     begun: Started,
     own_writes: Option<OwnWrites>,
 }
 
-impl<S: TurnSemaphore> WatchAttempts<S> {
+impl<Q: TurnQueue> WatchAttempts<Q> {
     pub(crate) fn new<P: Side>(router: &Router<P>, run: WatchRun) -> Self {
         let span = transaction_span(router, &run.owner);
         let limits = RunLimits::new(router, run.policy, run.plan.wait);
@@ -205,7 +207,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
         }
         let patience = router.settings().response_timeout / 4;
         let (deadline, place) = (self.turn_deadline(), self.place);
-        Some(TurnWait { deadline, place, patience })
+        Some(TurnWait { deadline, place, patience, term: router.settings().max_pin_time })
     }
 
     /// WATCH and the reads, which the caller before it may send.
@@ -215,7 +217,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 
     /// Sets the turn of a run on hot keys. The turn comes before the connection, so that a waiting
     /// block holds no connection. The time until then does not count as a wait for one.
-    pub(crate) fn set_turn(&mut self, turn: Turn<S>) {
+    pub(crate) fn set_turn(&mut self, turn: Turn<Q>) {
         (self.turn, self.place) = (Some(turn), QueuePlace::Last);
         self.limits.checkout.restart();
     }
@@ -247,7 +249,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 
     /// Takes a connection and waits for the reply to WATCH. Dropped before its end, it has applied
     /// nothing.
-    pub(crate) async fn next<P: Side<Turn = S::Key>>(
+    pub(crate) async fn next<P: Side<Turns = Q>>(
         &mut self,
         router: &Router<P>,
         target: WatchTarget<'_>,
@@ -437,7 +439,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 }
 
 /// Watching blocks that are sent as one: see [`merged_run`](crate::transaction::merged_run).
-impl<S: TurnSemaphore> WatchAttempts<S> {
+impl<Q: TurnQueue> WatchAttempts<Q> {
     /// Whether the run may be merged with others.
     pub(crate) fn can_be_merged<P: Side>(
         &self,
@@ -526,7 +528,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 
     /// Takes the turn on hot keys out, which ends with it. Returns also the keys, and the number of the
     /// attempt.
-    pub(crate) fn take_turn(&mut self, keys: Option<&Keys>) -> Option<(Turn<S>, Keys, u32)> {
+    pub(crate) fn take_turn(&mut self, keys: Option<&Keys>) -> Option<(Turn<Q>, Keys, u32)> {
         let taken = self.turn.take().zip(keys.cloned());
         taken.map(|(turn, keys)| (turn, keys, self.limits.counted()))
     }
@@ -595,11 +597,7 @@ impl<S: TurnSemaphore> WatchAttempts<S> {
 }
 
 /// Records that commands are committed in this turn.
-pub(crate) fn begin_commit<S: TurnSemaphore>(
-    turn: &mut Turn<S>,
-    keys: &Keys,
-    pending: &mut Pending,
-) {
+pub(crate) fn begin_commit<Q: TurnQueue>(turn: &mut Turn<Q>, keys: &Keys, pending: &mut Pending) {
     if turn.is_held() {
         turn.on_commit(&written_buckets(keys, pending));
     }
@@ -607,8 +605,8 @@ pub(crate) fn begin_commit<S: TurnSemaphore>(
 
 /// Records that the attempt of this number was a conflict. Returns whether blocks with these keys wait for
 /// their turns.
-pub(crate) fn on_conflict<S: TurnSemaphore>(
-    turn: &Turn<S>,
+pub(crate) fn on_conflict<Q: TurnQueue>(
+    turn: &Turn<Q>,
     keys: &Keys,
     pending: &mut Pending,
     number: u32,

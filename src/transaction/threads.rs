@@ -72,14 +72,14 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
 ) -> Result<R::Output, E> {
     let outer = hot_keys.zip(target.keys).and_then(|_| OuterBlock::enter());
     let mut attempts = attempts(router, run);
-    if let (Some(hot_keys), Some(keys), Some(outer)) = (hot_keys, target.keys, &outer)
+    if let (Some(hot_keys), Some(keys), Some(_)) = (hot_keys, target.keys, &outer)
         && attempts.can_be_merged(router, target)
         // Its leader might wait for the connection of this thread.
         && !router.is_held_by_this_thread()
     {
         let enter = |wait| {
-            let outer = Some(outer).filter(|_| may_wait(router, hot_keys, keys));
-            ready(hot_keys.enter(keys.buckets(), outer, wait, None))
+            let is_nested = !may_wait(router, hot_keys, keys);
+            hot_keys.enter(keys.buckets(), is_nested, wait, None)
         };
         let run = |reading, mut writes| {
             let mut watching = Watching::new(reading);
@@ -96,7 +96,7 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
     loop {
         if let Some((hot_keys, keys)) = hot_keys.zip(target.keys) {
             let offer = attempts.offer(target);
-            enter(&mut attempts, router, (hot_keys, keys, outer.as_ref()), offer);
+            enter(&mut attempts, router, (hot_keys, keys, outer.is_some()), offer);
         }
         let mut watching = next(&mut attempts, router, target)?;
         let mut block = watching.block();
@@ -210,12 +210,12 @@ fn attempts(router: &Router, run: WatchRun) -> WatchAttempts {
 fn enter(
     attempts: &mut WatchAttempts,
     router: &Router,
-    (hot_keys, keys, outer): (&Arc<HotKeys>, &Keys, Option<&OuterBlock>),
+    (hot_keys, keys, is_outer): (&Arc<HotKeys>, &Keys, bool),
     offer: Option<WatchOffer<'_, ThreadKeyTurn>>,
 ) {
     if let Some(wait) = attempts.turn_wait(router) {
-        let outer = outer.filter(|_| may_wait(router, hot_keys, keys));
-        attempts.set_turn(hot_keys.enter(keys.buckets(), outer, wait, offer));
+        let is_nested = !is_outer || !may_wait(router, hot_keys, keys);
+        attempts.set_turn(now(pin!(hot_keys.enter(keys.buckets(), is_nested, wait, offer))));
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Guarantee: turns
 
-use crate::fixture::SOON;
+use crate::fixture::{SOON, heat};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use redis::cmd;
 use rediscope::error::Applied;
 use rediscope::redis;
-use rediscope::{
-    Condition, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional, prelude::*,
-};
+use rediscope::{Condition, Error, RetryPolicy, SessionManager, TransactionOptions, prelude::*};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::Proxy;
@@ -28,22 +26,6 @@ fn sessions(url: String) -> SessionManager {
 fn patient() -> TransactionOptions {
     TransactionOptions::new()
         .retry(RetryPolicy::default().attempts(10_000).deadline(Duration::from_secs(60)))
-}
-
-/// Has the blocks on `key` take turns: one that writes it meets a conflict.
-pub(crate) fn heat(handle: &Transactional, server: &Server, key: &str) {
-    let value: Option<String> = server.ask(&["GET", key]);
-    let heated = handle.watch([key]).run(|read, tx| {
-        if read.attempt() == 1 {
-            server.ask::<()>(&["SET", key, "0"]);
-        }
-        Ok(tx.set(key, 0))
-    });
-    heated.unwrap();
-    match value {
-        Some(value) => server.ask::<()>(&["SET", key, &value]),
-        None => server.ask::<()>(&["DEL", key]),
-    }
 }
 
 #[test]

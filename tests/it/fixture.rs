@@ -83,6 +83,22 @@ pub(crate) fn add_on_each_pooled(db: &mut Pooled, key: &str) {
     (0..LANES).for_each(|_| db.incr::<_, _, ()>(key, 1).unwrap());
 }
 
+/// Has the blocks on `key` take turns: one that writes it meets a conflict.
+pub(crate) fn heat(handle: &Transactional, server: &Server, key: &str) {
+    let value: Option<String> = server.ask(&["GET", key]);
+    let heated = handle.watch([key]).run(|read, tx| {
+        if read.attempt() == 1 {
+            server.ask::<()>(&["SET", key, "0"]);
+        }
+        Ok(tx.set(key, 0))
+    });
+    heated.unwrap();
+    match value {
+        Some(value) => server.ask::<()>(&["SET", key, &value]),
+        None => server.ask::<()>(&["DEL", key]),
+    }
+}
+
 /// For a test in which no call is to run out of time, however busy the machine is.
 pub(crate) fn unhurried(builder: Builder) -> Builder {
     builder.connect_timeout(SOON).response_timeout(SOON).checkout_timeout(4 * SOON)

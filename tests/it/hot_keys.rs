@@ -14,14 +14,11 @@ use std::time::{Duration, Instant};
 use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
 use rediscope::status::CloseReason;
-use rediscope::{
-    Builder, CommitError, Error, RetryPolicy, SessionManager, TransactionOptions, Transactional,
-    prelude::*,
-};
+use rediscope::{Builder, CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
 
-use crate::contention::heat;
 use crate::early_watches::{NOT_OK, Taken, UNPROVEN};
-use crate::fixture::{SLACK, SOON};
+use crate::fixture::{SLACK, SOON, heat};
+use crate::side::{BuildSide, SessionManager, Transactional, settled, threads_only};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -53,7 +50,7 @@ fn start_with(connections: u32, change: impl FnOnce(Builder) -> Builder) -> Fixt
     let proxy = Proxy::to(&server);
     let builder = SessionManager::builder(proxy.url()).max_size(connections).trust_window(SOON);
     let builder = builder.checkout_timeout(3 * SOON).response_timeout(SOON);
-    let sessions = change(builder).build().unwrap();
+    let sessions = change(builder).without_lanes().build_side().unwrap();
     server.ask::<()>(&["SET", "stock", "10"]);
     let fixture = Fixture { proxy, server, sessions };
     heat(&fixture.accounts(), &fixture.server, "stock");
@@ -95,6 +92,7 @@ impl Fixture {
     /// No connection watches or is in MULTI, no turn is lost, and the next blocks are applied.
     #[track_caller]
     fn is_whole(&self) {
+        settled(&self.sessions);
         let pool = self.sessions.status().transactional;
         assert_eq!((pool.in_use, pool.waiting, pool.scopes.len()), (0, 0, 0), "{pool}");
         // A watch that was left on a connection would make EXEC nil.
@@ -108,16 +106,17 @@ impl Fixture {
 }
 
 /// Takes one from the stock, by a declared read. Returns what it found, and in how many attempts.
-fn take_one(accounts: &Transactional, meanwhile: impl Fn(u32)) -> Taken {
+fn take_one(accounts: &Transactional, meanwhile: impl Fn(u32) + Send) -> Taken {
     let mut watch = accounts.watch(["stock"]);
     let read = watch.declare::<i64>(cmd("GET").arg("stock").to_owned())?;
-    let mut found = (0, 0);
-    watch.run(|reads, tx| {
-        found = (reads.declared(read)?, reads.attempt());
+    let mut last = (0, 0);
+    let found = &mut last;
+    watch.run(move |reads, tx| {
+        *found = (reads.declared(read)?, reads.attempt());
         meanwhile(found.1);
         Ok(tx.set("stock", found.0 - 1))
     })?;
-    Ok(found)
+    Ok(last)
 }
 
 /// Runs it on a thread, and returns once that thread waits: it sends nothing before its turn.
@@ -278,7 +277,7 @@ fn all_at_once(accounts: &Transactional, blocks: usize) {
 fn blocks_that_do_not_write_the_key_they_watch_run_at_once_although_others_write_it() {
     let server = Server::start();
     let sessions = SessionManager::builder(server.url()).max_size(32).checkout_timeout(3 * SOON);
-    let sessions = sessions.build().unwrap();
+    let sessions = sessions.build_side().unwrap();
     let accounts = sessions.transactional();
     // A conflict of a block that only reads the key is no reason for turns.
     let seen = accounts.watch(["stock"]).run(|read, tx| {
@@ -608,13 +607,12 @@ fn a_commit_that_sends_more_behind_exec_carries_no_other_block() {
     let lock = locks.lock("l").lease(hour).acquire(SOON).unwrap();
     let plain = TransactionOptions::new;
     let holders = [
-        plain().wait_replicas(0, Duration::from_millis(1)),
-        plain().exactly_once_as("key", hour),
-        plain().fenced_by(&lock),
+        ("WAIT", fixture.with(plain().wait_replicas(0, Duration::from_millis(1)))),
+        ("key", fixture.with(plain().exactly_once_as("key", hour))),
+        ("lock", fixture.accounts().fenced_by(&lock)),
     ];
-    for options in holders {
-        let what = format!("{options:?}");
-        let (holder, accounts) = (fixture.with(options), fixture.accounts());
+    for (what, holder) in holders {
+        let accounts = fixture.accounts();
         let stock = fixture.stock();
         let turns = fixture.proxy.turns();
         let (held, waited) = behind(&fixture, &holder, &[&accounts], || {});
@@ -800,6 +798,8 @@ fn a_stuck_block_loses_its_turn(options: TransactionOptions) {
         found.sort();
         let in_turns = [before - 3, before - 2, before - 1, before].map(|found| (found, 1));
         assert_eq!(found, in_turns, "one at a time");
+        // Tasks that wait may take the turn back before.
+        eventually(SOON, "its scope is reclaimed", || fixture.sessions.open_scopes().is_empty());
         go.send(()).unwrap();
         let ended = holder.join().unwrap();
         assert!(matches!(ended, Err(Error::PinExpired(_))), "{ended:?}");
@@ -820,30 +820,6 @@ fn the_turn_of_a_scope_that_was_reclaimed_is_given_to_the_next_block() {
     a_stuck_block_loses_its_turn(TransactionOptions::new());
     // Its WATCH cannot travel, nor can another one behind its EXEC.
     a_stuck_block_loses_its_turn(TransactionOptions::new().exactly_once_as("key", 6 * SOON));
-}
-
-#[test]
-fn a_scope_that_was_swapped_out_of_its_run_has_no_turn_after_it() {
-    let fixture = start(4);
-    let accounts = &fixture.accounts();
-    let mut other = accounts.watch(["another"]).begin().unwrap();
-    let swapped = accounts.watch(["stock"]).run(|read, tx| {
-        std::mem::swap(read, &mut other);
-        Ok(tx.incr("other", 1))
-    });
-    swapped.unwrap();
-    let conflicts = fixture.conflicts();
-    let late = || {
-        let mut tx = other.multi();
-        tx.incr("other", 1);
-        _ = tx.commit().unwrap();
-    };
-    let (held, waited) = behind(&fixture, accounts, &[accounts; 3], late);
-    assert_eq!(held.unwrap(), (10, 1));
-    let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
-    assert_eq!(waited, [(9, 1), (8, 1), (7, 1)]);
-    assert_eq!(fixture.conflicts() - conflicts, 0);
-    fixture.is_whole();
 }
 
 #[test]
@@ -994,11 +970,11 @@ fn a_hot_counter_is_right_whatever_is_cut() {
 fn a_block_that_reached_a_slots_former_master_is_redirected_alone() {
     let cluster = Cluster::start(3, 0);
     let sessions = SessionManager::builder(cluster.url()).max_size(1).trust_window(SOON);
-    let sessions = sessions.checkout_timeout(3 * SOON).response_timeout(SOON).build().unwrap();
+    let sessions = sessions.checkout_timeout(3 * SOON).response_timeout(SOON).build_side().unwrap();
     let accounts = &sessions.transactional().with(TransactionOptions::new().retry(patient()));
     let key = cluster.key_in(cluster.slots_of(0)[0], "stock");
     accounts.run(|tx| Ok(tx.set(&key, 10))).unwrap();
-    let block = |meanwhile: &dyn Fn(u32)| {
+    let block = |meanwhile: &(dyn Fn(u32) + Send + Sync)| {
         let mut watch = accounts.watch([&key]);
         let read = watch.declare::<i64>(cmd("GET").arg(&key).to_owned()).unwrap();
         watch.run(|reads, tx| {
@@ -1066,7 +1042,7 @@ fn no_block_that_begins_after_a_close_is_merged_with_one_before_it() {
     let ran = &AtomicU64::new(0);
     thread::scope(|scope| {
         let first = scope.spawn(move || {
-            take_one(accounts, |attempt| {
+            take_one(accounts, move |attempt| {
                 if attempt == 1 {
                     inside.send(()).unwrap();
                     ends.recv_timeout(SOON).unwrap();
@@ -1165,32 +1141,6 @@ fn a_block_that_only_reads_the_key_commits_although_another_one_writes_it_often(
     });
 }
 
-/// With merges it waits for no other block's EXEC either.
-#[test]
-fn a_thread_with_a_connection_does_not_wait_for_a_turn() {
-    for most in [1, 16] {
-        let fixture = start_with(1, |builder| builder.max_merged(most));
-        let accounts = &fixture.accounts();
-        thread::scope(|scope| {
-            let ended = accounts.reading().run(|read, tx| {
-                let _: Option<i64> = read.get("stock")?;
-                // It has the turn, and waits for the connection of this thread.
-                let waits = waits(scope, || take_one(accounts, |_| {}));
-                fixture.waiting(1);
-                let inner = take_one(accounts, |_| {}).unwrap_err();
-                assert!(
-                    matches!(inner, Error::Checkout(CheckoutError::WouldDeadlock { .. })),
-                    "{inner:?}"
-                );
-                drop(waits);
-                Ok(tx.incr("other", 1))
-            });
-            ended.unwrap();
-        });
-        assert_eq!(fixture.stock(), 9, "the block that waited was applied");
-    }
-}
-
 #[test]
 fn a_merged_leader_that_waits_for_its_turn_keeps_the_lead() {
     let fixture = start_with(8, |builder| builder.max_merged(16));
@@ -1203,7 +1153,7 @@ fn a_merged_leader_that_waits_for_its_turn_keeps_the_lead() {
     thread::scope(|scope| {
         let alone = &alone;
         scope.spawn(move || {
-            let held = alone.watch(["stock"]).run(|_, tx| {
+            let held = alone.watch(["stock"]).run(move |_, tx| {
                 inside.send(()).unwrap();
                 ends.recv_timeout(SOON).unwrap();
                 Ok(tx.set("stock", 8))
@@ -1224,4 +1174,56 @@ fn a_merged_leader_that_waits_for_its_turn_keeps_the_lead() {
     let execs = stats.lines().find_map(|line| line.strip_prefix("cmdstat_exec:calls=")).unwrap();
     let execs: u64 = execs.split(',').next().unwrap().parse().unwrap();
     assert!(execs <= 5, "{execs} EXECs for 1 block and 8 merged ones");
+}
+
+threads_only! {
+    #[test]
+    fn a_scope_that_was_swapped_out_of_its_run_has_no_turn_after_it() {
+        let fixture = start(4);
+        let accounts = &fixture.accounts();
+        let mut other = accounts.watch(["another"]).begin().unwrap();
+        let swapped = accounts.watch(["stock"]).run(|read, tx| {
+            std::mem::swap(read, &mut other);
+            Ok(tx.incr("other", 1))
+        });
+        swapped.unwrap();
+        let conflicts = fixture.conflicts();
+        let late = || {
+            let mut tx = other.multi();
+            tx.incr("other", 1);
+            _ = tx.commit().unwrap();
+        };
+        let (held, waited) = behind(&fixture, accounts, &[accounts; 3], late);
+        assert_eq!(held.unwrap(), (10, 1));
+        let waited: Vec<_> = waited.into_iter().map(Result::unwrap).collect();
+        assert_eq!(waited, [(9, 1), (8, 1), (7, 1)]);
+        assert_eq!(fixture.conflicts() - conflicts, 0);
+        fixture.is_whole();
+    }
+
+    /// With merges it waits for no other block's EXEC either.
+    #[test]
+    fn a_thread_with_a_connection_does_not_wait_for_a_turn() {
+        for most in [1, 16] {
+            let fixture = start_with(1, |builder| builder.max_merged(most));
+            let accounts = &fixture.accounts();
+            thread::scope(|scope| {
+                let ended = accounts.reading().run(|read, tx| {
+                    let _: Option<i64> = read.get("stock")?;
+                    // It has the turn, and waits for the connection of this thread.
+                    let waits = waits(scope, || take_one(accounts, |_| {}));
+                    fixture.waiting(1);
+                    let inner = take_one(accounts, |_| {}).unwrap_err();
+                    assert!(
+                        matches!(inner, Error::Checkout(CheckoutError::WouldDeadlock { .. })),
+                        "{inner:?}"
+                    );
+                    drop(waits);
+                    Ok(tx.incr("other", 1))
+                });
+                ended.unwrap();
+            });
+            assert_eq!(fixture.stock(), 9, "the block that waited was applied");
+        }
+    }
 }

@@ -64,6 +64,8 @@ mod spawn;
 #[cfg(feature = "tokio")]
 mod task_early_watches;
 #[cfg(feature = "tokio")]
+mod task_hot_keys;
+#[cfg(feature = "tokio")]
 mod task_locks;
 #[cfg(feature = "tokio")]
 mod task_merges;

@@ -133,6 +133,7 @@ const SUITES: &[&str] = &[
     "exactly_once",
     "failover",
     "faults",
+    "hot_keys",
     "leaks",
     "lock_fencing",
     "locks",

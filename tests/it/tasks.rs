@@ -21,6 +21,8 @@ mod exactly_once;
 mod failover;
 mod faults;
 mod fixture;
+#[cfg(target_os = "linux")]
+mod hot_keys;
 mod leaks;
 mod lock_fencing;
 mod locks;

@@ -27,11 +27,10 @@ use super::*;
 use crate::pool::early_watch::WatchOffer;
 use crate::pool::model::{Held, assert_found, check, every_caller, patient};
 use crate::pool::semaphore::model::nothing_is_lost;
-use crate::pool::semaphore::{Granted, IsWaiting, QueuePlace};
 
 const WATCH: &[u8] = b"*2\r\n$5\r\nWATCH\r\n$1\r\nk\r\n";
 
-type Turn = KeyTurn<usize>;
+type Turn = KeyTurn<KeyQueue<usize>>;
 
 /// What a caller does at the end of its block.
 #[derive(Clone, Copy, PartialEq)]
@@ -95,7 +94,7 @@ impl Watched {
             needs: None,
             turn: None,
         };
-        let left = KeyRequest::new(offer.early_watch().unwrap(), &[7]).left(Duration::MAX);
+        let left = KeyRequest::left(offer.early_watch().unwrap(), &[7], Duration::MAX);
         let may_wait = |_: &IsWaiting<'_>| {
             self.joined.lock().unwrap().push(caller);
             Ok::<_, ()>(())
@@ -116,7 +115,7 @@ impl Watched {
         let passed = if passed_on { left.request.take() } else { None };
         assert_eq!(passed.is_some(), passed_on, "a turn without its connection");
         self.passed_on.fetch_add(usize::from(passed_on), Ordering::Relaxed);
-        Some(Turn::new(Box::new([Arc::clone(&self.queue)]), WATCH, &[7], passed))
+        Some(Turn::new(Box::new([Arc::clone(&self.queue)]), WATCH, &[(7, ())], passed))
     }
 
     fn take_permit(&self) -> usize {
@@ -137,7 +136,7 @@ impl Watched {
         let taken = match end {
             End::GivesUp => None,
             End::Commits | End::Loses if is_kept_long => None,
-            End::Commits | End::Loses => turn.take_next(None),
+            End::Commits | End::Loses => turn.take_next((), None),
         };
         thread::yield_now();
         self.in_turn.store(false, Ordering::SeqCst);

@@ -64,7 +64,7 @@ struct Watched {
     steps: Steps,
     held: Held,
     passed_on: AtomicUsize,
-    served: Log<Vec<u64>>,
+    served: Log<Vec<i64>>,
 }
 
 impl Watched {
@@ -89,8 +89,8 @@ impl Watched {
             needs: None,
             turn: None,
         };
-        let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::ZERO);
-        let waiter = match self.permits.queue(Some(left)) {
+        let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::ZERO, &[]);
+        let waiter = match self.permits.queue(QueuePlace::Last, Some(left)) {
             Ok(waiter) => waiter,
             Err(acquired) => return self.took(acquired),
         };
@@ -266,8 +266,8 @@ impl Watched {
             needs: None,
             turn: None,
         };
-        let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::MAX);
-        let acquired = match self.permits.queue(Some(left)) {
+        let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::MAX, &[]);
+        let acquired = match self.permits.queue(QueuePlace::Last, Some(left)) {
             Err(acquired) => acquired,
             Ok(waiter) => {
                 let give_back = |right: Arc<Right>, _| (RIGHT.give_back)(&self.permits, &right);

@@ -2,23 +2,24 @@
 //!
 //! Guarantee: turns
 
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
 use super::*;
+use crate::pool::semaphore::QueuePlace;
+use crate::sync::now::now;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(20)
 }
 
 fn wait(deadline: Instant) -> TurnWait {
-    TurnWait { deadline, place: QueuePlace::Last, patience: Duration::MAX }
+    TurnWait { deadline, place: QueuePlace::Last, patience: Duration::MAX, term: Duration::MAX }
 }
 
 /// Enters as a block that is not inside another one.
 fn enter(hot_keys: &Arc<HotKeys>, buckets: &[u16], deadline: Instant) -> Turn {
-    let outer = OuterBlock { of_thread: PhantomData };
-    let turn = hot_keys.enter(buckets, Some(&outer), wait(deadline), None);
-    // The mark is not this thread's.
-    std::mem::forget(outer);
-    turn
+    now(pin!(hot_keys.enter(buckets, false, wait(deadline), None)))
 }
 
 fn hot(buckets: &[u16]) -> Arc<HotKeys> {
@@ -63,7 +64,7 @@ fn one_block_has_the_turn_and_the_next_one_gets_it_at_its_end() {
 fn a_block_has_the_turn_in_all_its_hot_buckets_or_returns_what_it_has() {
     let hot_keys = hot(&[3, 7]);
     let both = enter(&hot_keys, &[3, 5, 7], soon());
-    assert_eq!(both.entered, [(3, TURN), (7, TURN)]);
+    assert_eq!(both.entered, [(3, ()), (7, ())]);
     drop(both);
     let one = enter(&hot_keys, &[7], soon());
     drop(enter(&hot_keys, &[3, 7], soon()));
@@ -82,7 +83,7 @@ fn a_bucket_that_is_not_hot_any_more_lets_all_go_on_that_wait() {
     std::thread::scope(|scope| {
         let waiting: Vec<_> =
             (0..4).map(|_| scope.spawn(|| enter(&hot_keys, &[7], late))).collect();
-        let queue = &hot_keys.turns(7).unwrap().queue;
+        let queue = hot_keys.queue(7).unwrap();
         while queue.waiting() < 4 {
             std::thread::yield_now();
         }
@@ -97,10 +98,11 @@ fn a_bucket_that_is_not_hot_any_more_lets_all_go_on_that_wait() {
 fn a_block_inside_a_block_does_not_wait() {
     let hot_keys = hot(&[7]);
     let outer = OuterBlock::enter();
-    let turn = hot_keys.enter(&[7], outer.as_ref(), wait(soon()), None);
-    assert!(turn.is_held() && turn.waits(&[1]));
+    let turn = enter(&hot_keys, &[7], soon());
+    assert!(outer.is_some() && turn.is_held() && turn.waits(&[1]));
     let late = Instant::now() + Duration::from_secs(20);
-    let nested = hot_keys.enter(&[7], OuterBlock::enter().as_ref(), wait(late), None);
+    let is_nested = OuterBlock::enter().is_none();
+    let nested = now(pin!(hot_keys.enter(&[7], is_nested, wait(late), None)));
     assert!(!nested.is_held() && !nested.waits(&[1]));
     assert!(Instant::now() < late);
 }

@@ -30,7 +30,9 @@ fn callers_that_give_up_together_cost_no_more_than_their_number() {
         let callers: Vec<_> = (0..CALLERS)
             .map(|_| {
                 let permits = Arc::clone(&permits);
-                tokio::spawn(async move { permits.acquire(deadline, None, |_, _| {}).await })
+                tokio::spawn(async move {
+                    permits.acquire(QueuePlace::Last, deadline, None, |_, _| {}).await
+                })
             })
             .collect();
         for caller in callers {
@@ -47,7 +49,8 @@ fn callers_that_give_up_together_cost_no_more_than_their_number() {
 fn a_caller_that_waits_ends_in_a_forked_child() {
     let permits = Permits::<()>::new(1);
     let Some(Acquired::Right(_right, _)) = permits.try_acquire() else { panic!("none is free") };
-    let mut waiting = Box::pin(permits.acquire(Instant::now() + SOON, None, |_, _| ()));
+    let mut waiting =
+        Box::pin(permits.acquire(QueuePlace::Last, Instant::now() + SOON, None, |_, _| ()));
     let polled = async { poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context))).await };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert!(runtime.block_on(polled).is_pending());

@@ -24,14 +24,16 @@ use crate::pool::context::PoolContext;
 use crate::pool::early_watch::EarlyWatch;
 use crate::pool::entry::Kept;
 use crate::pool::first_packet::Armed;
+use crate::pool::key_turn::KeyTurn;
 use crate::pool::line::Line;
 use crate::pool::reauthentication::reauthenticate;
 use crate::pool::scopes::{Holder, PinnedConnection, ScopeLine};
 use crate::pool::tasks::core::TaskCore;
 use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::idle::{Found, TaskConnection};
+use crate::pool::tasks::key_queue::KeyQueue;
 use crate::pool::tasks::right::Right;
-use crate::pool::tasks::waiter::TakenWatch;
+use crate::pool::tasks::waiter::{LeftWatch, TakenWatch};
 use crate::protocol::connection_state::CloseReason;
 use crate::status::metrics::InUse;
 use crate::sync::boxed::boxed;
@@ -39,6 +41,12 @@ use crate::sync::timer::until;
 
 /// A scope's access to its connection.
 pub(crate) type TaskPin = PinnedConnection<TaskLine>;
+
+/// The turn on a hot key for which tasks wait.
+pub(crate) type TaskKeyQueue = KeyQueue<TaskLine>;
+
+/// A turn on hot keys, for tasks.
+pub(crate) type TaskKeyTurn = KeyTurn<TaskKeyQueue>;
 
 /// A connection that one task has alone, and the permit for it. On drop a clean connection is idle
 /// again; any other is cleaned by its own task, which then passes the permit on.
@@ -58,6 +66,8 @@ pub(crate) struct TaskLine {
     in_use: InUse,
     /// The caller whose WATCH was taken. It gets the permit with the connection.
     next_caller: Option<TakenWatch<TaskConnection>>,
+    /// The turn on hot keys of the scope that has the line.
+    turn: Option<Arc<TaskKeyTurn>>,
 }
 
 impl Drop for TaskLine {
@@ -65,12 +75,17 @@ impl Drop for TaskLine {
         let Some(right) = self.right.take() else { return };
         if self.core.settings().is_forked_child() {
             // They belong to the parent, and the mutexes may stay locked forever.
-            let next_caller = self.next_caller.take();
-            std::mem::forget((self.connection.take(), right, Arc::clone(&self.core), next_caller));
+            let next = (self.next_caller.take(), self.turn.take());
+            std::mem::forget((self.connection.take(), right, Arc::clone(&self.core), next));
             return;
         }
         if let Some(next_caller) = self.next_caller.take()
             && self.pass_on(next_caller, &right)
+        {
+            return self.log();
+        }
+        if let Some(turn) = self.turn.take_if(|turn| turn.has_taken())
+            && self.pass_turn_on(&turn, &right)
         {
             return self.log();
         }
@@ -116,7 +131,17 @@ impl TaskLine {
             is_cleaned: false,
             in_use: InUse::default(),
             next_caller: None,
+            turn: None,
         }
+    }
+
+    /// Has the scope's EXEC followed by the WATCH of the caller that gets the turn next.
+    pub(in crate::pool) fn set_turn(&mut self, turn: &Arc<TaskKeyTurn>) {
+        self.turn = Some(Arc::clone(turn));
+    }
+
+    pub(in crate::pool) fn is_of(&self, core: &Arc<TaskCore>) -> bool {
+        Arc::ptr_eq(&self.core, core)
     }
 
     /// Returns whether the line has a connection that was passed to it. One that the pool has taken back
@@ -128,18 +153,36 @@ impl TaskLine {
         self.connection.is_some()
     }
 
+    /// Takes the connection out, if it may be passed to the caller whose WATCH was sent on it.
+    fn take_to_pass_on(&mut self) -> Option<TaskConnection> {
+        let (generation, is_closed) = (self.core.generation(), self.core.shared.is_closed());
+        self.connection.take_if(|connection| {
+            let is_open = !is_closed && !connection.wire().task().is_closed();
+            is_open && connection.can_be_passed_on(Instant::now(), generation)
+        })
+    }
+
+    /// Passes the turn to the caller whose WATCH was sent on the connection, with the connection and the permit.
+    /// Returns false if that one waits on.
+    #[inline(never)]
+    fn pass_turn_on(&mut self, turn: &TaskKeyTurn, right: &Right) -> bool {
+        if let Some(connection) = self.take_to_pass_on() {
+            if let Some(right) = self.core.permits.take_over(right) {
+                // If that caller has given up, the connection's own task cleans it.
+                drop(turn.pass_on(Self::new(&self.core, right, Some(connection))));
+                return true;
+            }
+            self.connection = Some(connection);
+        }
+        turn.leave_next();
+        false
+    }
+
     /// Passes permit and connection to the caller whose WATCH was sent on it. Returns false if that one
     /// waits on, or has given up.
     #[inline(never)]
     fn pass_on(&mut self, next_caller: TakenWatch<TaskConnection>, right: &Right) -> bool {
-        let generation = self.core.generation();
-        let can_be_passed_on = |connection: &mut TaskConnection| {
-            let is_open = !connection.wire().task().is_closed();
-            is_open && connection.can_be_passed_on(Instant::now(), generation)
-        };
-        if !self.core.shared.is_closed()
-            && let Some(connection) = self.connection.take_if(can_be_passed_on)
-        {
+        if let Some(connection) = self.take_to_pass_on() {
             match self.core.permits.pass_on(&next_caller, right, connection) {
                 Ok(()) => return true,
                 Err(connection) => self.connection = Some(connection),
@@ -199,6 +242,7 @@ impl TaskLine {
             is_cleaned: true,
             in_use: InUse::default(),
             next_caller: None,
+            turn: None,
         };
         let cleaning = async move { clean_or_log(&mut line, None).await };
         if let Some(task) = task
@@ -379,7 +423,14 @@ impl Line for TaskLine {
             return None;
         }
         let runtime = connection.wire().task().runtime();
-        let fits = |watch: &EarlyWatch, of| of == Some(runtime) && watch.fits(armed);
+        if let Some(turn) = &self.turn
+            && !(turn.is_kept_long() && self.core.permits.queued() > 0)
+            && !self.core.permits.is_closed()
+            && let Some(watch) = turn.take_next(runtime, armed)
+        {
+            return Some(watch);
+        }
+        let fits = |left: &LeftWatch, of| of == Some(runtime) && left.watch.fits(armed);
         let taken = self.core.permits.take_watch(fits)?;
         let watch = taken.watch();
         self.next_caller = Some(taken);
@@ -387,15 +438,26 @@ impl Line for TaskLine {
     }
 
     fn has_early_watch(&self) -> bool {
-        self.next_caller.as_ref().is_some_and(TakenWatch::is_awaited)
+        let Self { next_caller, turn, .. } = self;
+        next_caller.as_ref().is_some_and(TakenWatch::is_awaited)
+            || turn.as_ref().is_some_and(|turn| turn.has_next())
     }
 
     #[cold]
     fn leave_early_watch(&mut self) {
-        let Some(next_caller) = self.next_caller.take() else { return };
+        let next_caller = self.next_caller.take();
+        let turn = self.turn.take().filter(|turn| turn.has_taken());
+        if next_caller.is_none() && turn.is_none() {
+            return;
+        }
         self.taint(CloseReason::LeftDirty);
         self.close();
-        self.core.permits.return_watch(next_caller);
+        if let Some(next_caller) = next_caller {
+            self.core.permits.return_watch(next_caller);
+        }
+        if let Some(turn) = turn {
+            turn.leave_next();
+        }
     }
 }
 
@@ -431,6 +493,12 @@ impl ScopeLine for TaskLine {
 
     fn mark_reclaimed(&mut self) {
         self.logs_elsewhere = true;
+    }
+
+    fn end_turn(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            turn.give_back();
+        }
     }
 
     fn end_call(ender: &LineRevoker) {

@@ -4,6 +4,7 @@
 pub(crate) mod core;
 pub(crate) mod holder;
 pub(crate) mod idle;
+pub(crate) mod key_queue;
 pub(crate) mod lane;
 pub(crate) mod lane_line;
 pub(crate) mod lane_loop;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Id as RuntimeId;
 
-use crate::pool::early_watch::EarlyWatch;
+use crate::pool::semaphore::QueuePlace;
 use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::idle::TaskConnection;
 use crate::pool::tasks::right::{Ended, Right};
@@ -39,7 +39,9 @@ struct PermitState<C> {
     waiters: VecDeque<shim::Arc<Waiter<C>>>,
     /// Number of the callers whose WATCH is taken.
     taken: usize,
-    last_number: u64,
+    last_number: i64,
+    /// That of the caller that came before all others.
+    first_number: i64,
 }
 
 /// The result of a wait for a permit.
@@ -81,9 +83,19 @@ impl<C> PermitState<C> {
     }
 
     /// The place of this number in the queue, or the place where it belongs.
-    fn place_of(&self, number: u64) -> Result<usize, usize> {
+    fn place_of(&self, number: i64) -> Result<usize, usize> {
         // Callers that give up together do so in any order on a busy machine.
         self.waiters.binary_search_by_key(&number, |waiter| waiter.number)
+    }
+
+    /// Ends the right, and lends its permit again. `None`: it has ended before.
+    fn lend_again(&mut self, from: &Right) -> Option<Arc<Right>> {
+        let Ended { task } = from.end()?;
+        let right = self.lend(from.number());
+        if let Some(task) = task {
+            right.attach(task);
+        }
+        Some(right)
     }
 
     /// Has a caller wait again, before all that came after it. Returns its permit, if one is free.
@@ -102,7 +114,8 @@ impl<C: Send> Permits<C> {
         let max_size = max_size as usize;
         let (free, rights) = ((0..max_size).rev().collect(), vec![None; max_size]);
         let waiters = VecDeque::new();
-        let state = PermitState { closed: false, free, rights, waiters, taken: 0, last_number: 0 };
+        let (closed, taken, last_number, first_number) = (false, 0, 0, 0);
+        let state = PermitState { closed, free, rights, waiters, taken, last_number, first_number };
         Self { state: OwnMutex::new(state), max_size }
     }
 
@@ -120,11 +133,12 @@ impl<C: Send> Permits<C> {
     /// future passes on what it was granted, by `give_back`.
     pub(in crate::pool) async fn acquire(
         &self,
+        place: QueuePlace,
         deadline: Instant,
         left: Option<LeftWatch>,
         give_back: impl Fn(Arc<Right>, Option<C>) + Send,
     ) -> Acquired<C> {
-        let mut waiting = match self.queue(left) {
+        let mut waiting = match self.queue(place, left) {
             Ok(waiter) => Waiting { permits: self, waiter, give_back },
             Err(acquired) => return acquired,
         };
@@ -145,7 +159,11 @@ impl<C: Send> Permits<C> {
     }
 
     /// Takes a free permit, or a place in the queue.
-    fn queue(&self, left: Option<LeftWatch>) -> Result<shim::Arc<Waiter<C>>, Acquired<C>> {
+    fn queue(
+        &self,
+        place: QueuePlace,
+        left: Option<LeftWatch>,
+    ) -> Result<shim::Arc<Waiter<C>>, Acquired<C>> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Acquired::Closed);
@@ -153,10 +171,21 @@ impl<C: Send> Permits<C> {
         if let Some(number) = state.free.pop() {
             return Err(Acquired::Right(state.lend(number), None));
         }
-        state.last_number += 1;
-        let waiter = Waiter::new(state.last_number, HolderTask::here(), left);
-        state.waiters.push_back(shim::Arc::clone(&waiter));
-        Ok(waiter)
+        let waiting = |number| Waiter::new(number, HolderTask::here(), left);
+        Ok(match place {
+            QueuePlace::First => {
+                state.first_number -= 1;
+                let waiter = waiting(state.first_number);
+                state.waiters.push_front(shim::Arc::clone(&waiter));
+                waiter
+            }
+            QueuePlace::Last => {
+                state.last_number += 1;
+                let waiter = waiting(state.last_number);
+                state.waiters.push_back(shim::Arc::clone(&waiter));
+                waiter
+            }
+        })
     }
 
     /// Ends a wait before its end, and returns what the caller was granted.
@@ -178,7 +207,7 @@ impl<C: Send> Permits<C> {
     /// queue, and gets the permit of the one that has taken its WATCH.
     pub(in crate::pool) fn take_watch(
         &self,
-        fits: impl FnOnce(&EarlyWatch, Option<RuntimeId>) -> bool,
+        fits: impl FnOnce(&LeftWatch, Option<RuntimeId>) -> bool,
     ) -> Option<TakenWatch<C>> {
         let mut state = self.state.lock();
         let taken = TakenWatch::take(state.waiters.front()?, fits)?;
@@ -200,17 +229,19 @@ impl<C: Send> Permits<C> {
         if state.closed || !waiter.grant.is_taken() {
             return Err(connection);
         }
-        let Some(Ended { task }) = from.end() else { return Err(connection) };
-        let right = state.lend(from.number());
-        if let Some(task) = task {
-            right.attach(task);
-        }
+        let Some(right) = state.lend_again(from) else { return Err(connection) };
         let waker = waiter.settle(Grant::Granted(right, Some(connection)));
         drop(waiter);
         state.taken -= 1;
         drop(state);
         wake(waker);
         Ok(())
+    }
+
+    /// Takes the permit of `from` for another caller. `None`: the pool has taken it back, or is closed.
+    pub(in crate::pool) fn take_over(&self, from: &Right) -> Option<Arc<Right>> {
+        let mut state = self.state.lock();
+        if state.closed { None } else { state.lend_again(from) }
     }
 
     /// Returns a WATCH that will have no replies: its caller waits in its former place again, unless it has
@@ -252,6 +283,10 @@ impl<C: Send> Permits<C> {
         wakers.into_iter().for_each(wake);
     }
 
+    pub(in crate::pool) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
     /// The lent permits.
     pub(in crate::pool) fn rights(&self) -> Vec<Arc<Right>> {
         self.state.lock().rights.iter().flatten().cloned().collect()
@@ -260,6 +295,11 @@ impl<C: Send> Permits<C> {
     /// Returns whether the task or thread waits for a permit.
     pub(in crate::pool) fn is_waiting(&self, holder: &HolderTask) -> bool {
         self.state.lock().waiters.iter().any(|waiter| waiter.holder == *holder)
+    }
+
+    /// Number of callers in the queue.
+    pub(in crate::pool) fn queued(&self) -> usize {
+        self.state.lock().waiters.len()
     }
 
     /// Number of callers that wait for a permit, also of those whose WATCH is taken.

@@ -28,11 +28,12 @@ use crate::pool::early_watch::WatchOffer;
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
+use crate::pool::semaphore::QueuePlace;
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::pool::tasks::core::{LinesSeen, TaskCore};
 use crate::pool::tasks::lane::LaneCall;
 use crate::pool::tasks::lanes::KnownLanes;
-use crate::pool::tasks::line::{TaskLine, TaskPin};
+use crate::pool::tasks::line::{TaskKeyQueue, TaskKeyTurn, TaskLine, TaskPin};
 use crate::pool::tasks::permits::Acquired;
 use crate::pool::tasks::waiter::LeftWatch;
 use crate::status::metrics::PoolLevels;
@@ -78,16 +79,30 @@ impl TaskPool {
             Acquired::Closed => Err(CheckoutError::Closed),
             Acquired::TimedOut { waiters } => Err(self.timed_out(started, waiters)),
         };
-        let name = self.config.name;
         match &mut checkout {
-            Ok(line) => {
-                line.begin_use(started);
-                self.config.counters.checkouts.add();
-                line.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
-            }
+            Ok(line) => self.begin_use(line, started),
             Err(error) => self.on_refused(error),
         }
         checkout
+    }
+
+    /// Counts and logs a checkout.
+    fn begin_use(&self, line: &mut TaskLine, started: Instant) {
+        let name = self.config.name;
+        line.begin_use(started);
+        self.config.counters.checkouts.add();
+        line.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
+    }
+
+    /// Takes the connection that came with the caller's turn. `None`: none came, or it is to another server, or
+    /// the pool has taken it back or is being closed.
+    fn take_with_turn(&self, offer: Option<WatchOffer<'_, TaskKeyTurn>>) -> Option<TaskLine> {
+        let mut line = offer?.turn?.take_connection()?;
+        let is_usable = line.is_of(self) && !self.permits.is_closed() && line.has_passed_on();
+        is_usable.then(|| {
+            self.begin_use(&mut line, Instant::now());
+            line
+        })
     }
 
     /// See [`Lanes::try_submit`](crate::pool::tasks::lanes::Lanes::try_submit).
@@ -104,7 +119,7 @@ impl TaskPool {
     async fn take(
         &self,
         deadline: Instant,
-        offer: Option<WatchOffer<'_, ()>>,
+        offer: Option<WatchOffer<'_, TaskKeyTurn>>,
     ) -> Result<TaskLine, CheckoutError> {
         let started = Instant::now();
         let acquired = match self.permits.try_acquire() {
@@ -117,10 +132,10 @@ impl TaskPool {
                 self.warn_if_all_wait();
                 let patience = self.settings().response_timeout / 4;
                 let watch = offer.and_then(|offer| offer.early_watch());
-                let left = watch.map(|watch| LeftWatch::new(watch, patience));
+                let left = watch.map(|watch| LeftWatch::new(watch, patience, &[]));
                 // A connection on which WATCH was sent is cleaned by its own task.
                 let give_back = |right, passed_on| drop(TaskLine::new(self, right, passed_on));
-                self.permits.acquire(deadline, left, give_back).await
+                self.permits.acquire(QueuePlace::Last, deadline, left, give_back).await
             }
         };
         self.connect(acquired, started, deadline).await
@@ -233,7 +248,7 @@ impl ServerPool for TaskPool {
     type Io = Tasks;
     type Line = TaskLine;
     type Pin = TaskPin;
-    type Turn = ();
+    type Turns = TaskKeyQueue;
     /// Lanes send all batches.
     type Group = Infallible;
     /// A forgotten scope does not keep the pool alive. (The line in the scope's entry does, until the
@@ -322,10 +337,17 @@ impl ServerPool for TaskPool {
         deadline: Instant,
         needs_asking: bool,
         router: Arc<dyn Any + Send + Sync>,
-        offer: Option<WatchOffer<'_, ()>>,
+        offer: Option<WatchOffer<'_, TaskKeyTurn>>,
     ) -> Result<TaskPin, CheckoutError> {
-        let line = self.take(deadline, offer).await?.with_ask(needs_asking);
+        let line = match self.take_with_turn(offer) {
+            Some(line) => line,
+            None => self.take(deadline, offer).await?,
+        };
+        let mut line = line.with_ask(needs_asking);
         line.set_scoped();
+        if let Some(turn) = offer.and_then(|offer| offer.turn) {
+            line.set_turn(turn);
+        }
         Ok(self.scopes.open(line, origin, router))
     }
 

@@ -11,11 +11,13 @@ use crate::connection::tasks::wire::ConnectionTask;
 use crate::sync::lock;
 
 /// The right to a permit and its connection.
-pub(in crate::pool) struct Right {
+pub(crate) struct Right {
     /// The number of the permit.
     number: usize,
     /// Number of uses of the connection. From it the reaper knows that the line is in use.
     uses: AtomicU64,
+    /// The uses by callers that had it before.
+    unused_at: AtomicU64,
     /// Whether a scope has the line, which then decides when it is reclaimed.
     scoped: AtomicBool,
     state: Mutex<RightState>,
@@ -41,6 +43,7 @@ impl Right {
         Self {
             number,
             uses: AtomicU64::new(0),
+            unused_at: AtomicU64::new(0),
             scoped: AtomicBool::new(false),
             state: Mutex::new(RightState { held: true, task: None, cleaned_since: None }),
         }
@@ -56,6 +59,16 @@ impl Right {
 
     pub(in crate::pool) fn on_use(&self) {
         self.uses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records that another caller has the right, and has not used it.
+    pub(in crate::pool) fn on_passed(&self) {
+        self.unused_at.store(self.uses.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Returns whether its caller has used it.
+    pub(in crate::pool) fn is_used(&self) -> bool {
+        self.uses() > self.unused_at.load(Ordering::Relaxed)
     }
 
     pub(in crate::pool) fn set_scoped(&self) {

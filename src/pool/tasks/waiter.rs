@@ -18,7 +18,7 @@ use crate::sync::shim::{Arc, Mutex, MutexGuard, lock};
 /// A task that waits for a permit.
 pub(super) struct Waiter<C> {
     /// Its place: the queue is in the order of the numbers.
-    pub(super) number: u64,
+    pub(super) number: i64,
     pub(super) holder: HolderTask,
     pub(super) left: Option<LeftWatch>,
     /// Locked after the permits' state, if both are locked.
@@ -27,7 +27,9 @@ pub(super) struct Waiter<C> {
 
 /// A WATCH that a holder of a permit may send.
 pub(in crate::pool) struct LeftWatch {
-    watch: std::sync::Arc<EarlyWatch>,
+    pub(super) watch: std::sync::Arc<EarlyWatch>,
+    /// The buckets in which a caller that waits for its turn on hot keys needs it.
+    pub(super) buckets: Box<[u16]>,
     /// Time after which the task waits for any permit again, if the WATCH was taken. The holder's
     /// connection may have gone silent, or its future is polled no more.
     pub(super) patience: Duration,
@@ -52,8 +54,8 @@ pub(super) enum Grant<C> {
 }
 
 impl LeftWatch {
-    pub(in crate::pool) fn new(watch: EarlyWatch, patience: Duration) -> Self {
-        Self { watch: std::sync::Arc::new(watch), patience }
+    pub(in crate::pool) fn new(watch: EarlyWatch, patience: Duration, buckets: &[u16]) -> Self {
+        Self { watch: std::sync::Arc::new(watch), buckets: buckets.into(), patience }
     }
 }
 
@@ -83,7 +85,7 @@ impl<C> WaiterState<C> {
 }
 
 impl<C> Waiter<C> {
-    pub(super) fn new(number: u64, holder: HolderTask, left: Option<LeftWatch>) -> Arc<Self> {
+    pub(super) fn new(number: i64, holder: HolderTask, left: Option<LeftWatch>) -> Arc<Self> {
         let state = WaiterState { grant: Grant::Waiting, waker: None, runtime: None };
         Arc::new(Self { number, holder, left, state: Mutex::new(state) })
     }
@@ -101,17 +103,17 @@ impl<C> Waiter<C> {
 /// A WATCH that a holder of a permit has taken. Its task waits until the holder
 /// [passes its permit on](crate::pool::tasks::permits::Permits::pass_on) or
 /// [returns](crate::pool::tasks::permits::Permits::return_watch) the WATCH.
-pub(in crate::pool) struct TakenWatch<C>(pub(super) Arc<Waiter<C>>);
+pub(crate) struct TakenWatch<C>(pub(super) Arc<Waiter<C>>);
 
 impl<C> TakenWatch<C> {
     /// Takes the WATCH of a task in the queue, if it has left one that `fits` a connection of its runtime.
     pub(super) fn take(
         waiter: &Arc<Waiter<C>>,
-        fits: impl FnOnce(&EarlyWatch, Option<RuntimeId>) -> bool,
+        fits: impl FnOnce(&LeftWatch, Option<RuntimeId>) -> bool,
     ) -> Option<Self> {
-        let LeftWatch { watch, .. } = waiter.left.as_ref()?;
+        let left = waiter.left.as_ref()?;
         let mut state = waiter.lock();
-        if !fits(watch, state.runtime) {
+        if !fits(left, state.runtime) {
             return None;
         }
         state.grant = Grant::Taken(Instant::now());

@@ -6,13 +6,14 @@ use redis::{Cmd, FromRedisValue};
 
 use crate::error::any::Error;
 use crate::pool::router::Router;
+use crate::pool::tasks::line::TaskKeyQueue;
 use crate::pool::tasks::pool::TaskPool;
 use crate::protocol::queue::CommandQueue;
 use crate::transaction::commands::sealed::Queue;
 use crate::transaction::keys::Keys;
 use crate::transaction::pending::Pending;
 use crate::transaction::retry_loop::WatchAttempts;
-use crate::transaction::tasks::turns::{InLoop, TaskTurns};
+use crate::transaction::tasks::turns::InLoop;
 use crate::transaction::tasks::watching::{EncodedRead, Watching};
 use crate::transaction::watched_reads::WatchedRead;
 
@@ -43,7 +44,7 @@ use crate::transaction::watched_reads::WatchedRead;
 #[must_use = "dropped without commit() the attempt applies nothing"]
 pub struct Attempt<'t> {
     pub(crate) router: &'t Router<TaskPool>,
-    pub(crate) attempts: &'t mut WatchAttempts<TaskTurns>,
+    pub(crate) attempts: &'t mut WatchAttempts<TaskKeyQueue>,
     /// The keys of the watch.
     pub(crate) keys: Option<&'t Keys>,
     /// Whether the loop has counted the end of this attempt.

@@ -37,7 +37,7 @@ use crate::pool::ask::{Question, ask};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::cleanup::{clean, clean_or_log};
 use crate::pool::line::{Line, ensure_alive};
-use crate::pool::pending::stub::{NoTurns, StubPool};
+use crate::pool::pending::stub::StubPool;
 use crate::pool::pool::Pool;
 use crate::pool::redirect_pause;
 use crate::pool::retry_budget::RetryBudget;
@@ -143,7 +143,7 @@ fn a_transaction<P: Side>(router: &Router<P>, mut pinned: Pinned<P>, deadline: I
     is_send(Reading::begin(pinned, any(), 1, deadline));
     let mut reading: Reading<P> = any();
     is_send(reading.reply_to("GET", b""));
-    let mut attempts: WatchAttempts<NoTurns<P>> = any();
+    let mut attempts: WatchAttempts<P::Turns> = any();
     is_send(attempts.next(router, any()));
     is_send(attempts.failed(router, any()));
     is_send(attempts.commit(router, None, any(), &mut pending));

@@ -24,7 +24,7 @@ use crate::pool::ask::{Question, ask};
 use crate::pool::cleanup::clean;
 use crate::pool::line::Line;
 use crate::pool::pending::run;
-use crate::pool::pending::stub::{Cut, NoTurns, StubPool, set_cut};
+use crate::pool::pending::stub::{Cut, StubPool, set_cut};
 use crate::pool::pool::Pool;
 use crate::pool::router::Router;
 use crate::pool::scope_origin::ScopeOrigin;
@@ -352,7 +352,7 @@ pub(super) async fn a_watching_run<P: Side>(router: &Router<P>, server: &Server)
     let policy = RetryPolicy::default();
     let binding = router.binding();
     let run = WatchRun { owner: origin(), plan: plan.clone(), policy, binding };
-    let mut attempts: WatchAttempts<NoTurns<P>> = WatchAttempts::new(router, run);
+    let mut attempts: WatchAttempts<P::Turns> = WatchAttempts::new(router, run);
     let mut found = Found::new();
     loop {
         let mut reading = attempts.next(router, target).await.unwrap();

@@ -14,8 +14,9 @@ use crate::connection::connection::Connection;
 use crate::connection::deadline::Deadline;
 use crate::error::any::{CommitError, Error};
 use crate::pool::ask::{Question, ask};
+use crate::pool::key_turn::KeyQueue;
 use crate::pool::pending::conversations::{self, READ_BOTH, on_server, soon, tasks};
-use crate::pool::pending::stub::{NoTurns, StubLine, StubPool, StubWire};
+use crate::pool::pending::stub::{StubLine, StubWire};
 use crate::pool::pending::{poll_at_most, run};
 use crate::pool::retry_budget::RetryBudget;
 use crate::pool::tests::{SOON, Server, eventually};
@@ -181,7 +182,8 @@ fn a_closure_that_goes_on_after_a_dropped_read_commits_nothing_or_reads_right() 
         let (owner, policy) = (conversations::origin(), RetryPolicy::default());
         let binding = router.binding();
         let watch_run = WatchRun { owner, plan: plan.clone(), policy, binding };
-        let mut attempts: WatchAttempts<NoTurns<StubPool>> = WatchAttempts::new(&router, watch_run);
+        let mut attempts: WatchAttempts<KeyQueue<StubLine>> =
+            WatchAttempts::new(&router, watch_run);
         let mut reading = run(attempts.next(&router, target)).unwrap();
         let get = |key| conversations::packed(&["GET", key]);
         let ended = poll_at_most(polls, reading.reply_to("GET", &get("a"))).is_some();

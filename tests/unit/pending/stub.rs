@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -32,6 +31,7 @@ use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
 use crate::pool::early_watch::{EarlyWatch, WatchOffer};
 use crate::pool::first_packet::Armed;
+use crate::pool::key_turn::KeyQueue;
 use crate::pool::line::{Line, ensure_alive};
 use crate::pool::pending::pending_once;
 use crate::pool::scope_origin::ScopeOrigin;
@@ -44,7 +44,6 @@ use crate::settings::settings::Settings;
 use crate::status::lanes::LaneStatus;
 use crate::status::node::NodeStatus;
 use crate::sync::lock;
-use crate::transaction::hot_keys::TurnSemaphore;
 
 /// The callers are tasks of this stub.
 pub(super) struct StubIo;
@@ -221,7 +220,7 @@ impl ServerPool for StubPool {
     type Io = StubIo;
     type Line = StubLine;
     type Pin = StubPin;
-    type Turn = ();
+    type Turns = KeyQueue<StubLine>;
     type Group = BatchRequest;
     type Weak = Weak<StubShared>;
 
@@ -519,19 +518,4 @@ impl PinnedLine for StubPin {
     }
 
     fn touch(&self) {}
-}
-
-/// The turns of blocks that take none.
-pub(super) struct NoTurns<P>(PhantomData<fn() -> P>);
-
-impl<P: ServerPool> TurnSemaphore for NoTurns<P> {
-    type Key = P::Turn;
-
-    fn new() -> Self {
-        Self(PhantomData)
-    }
-
-    fn release(&self, _turn: usize) {}
-
-    fn close(&self) {}
 }
