@@ -15,6 +15,7 @@ use crate::connection::tasks::socket::TaskSocket;
 use crate::connection::transport::closed;
 use crate::error::connection::ConnectionError;
 use crate::process::current::Process;
+use crate::protocol::resp::decode::SharedArrays;
 use crate::protocol::resp::reply::Reply;
 use crate::sync::lock;
 
@@ -55,7 +56,7 @@ pub(super) struct Exchange {
     pub(super) caller: Option<Waker>,
     pub(super) max_reply_bytes: Option<usize>,
     /// If the first replies to the message are for several callers: their parts, and their number.
-    pub(super) shared_replies: Option<(Vec<(u64, Vec<u32>)>, u64)>,
+    pub(super) shared_replies: Option<(SharedArrays, u64)>,
     /// Whether bytes have arrived of which the runtime may not know yet.
     pub(super) has_come: bool,
     /// Whether the server sends messages at any time, each of which is a reply.

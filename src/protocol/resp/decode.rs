@@ -91,6 +91,9 @@ pub(crate) struct Parser {
     shared: Option<SharedReplies>,
 }
 
+/// The arrays that are for several callers: the number of replies before each, and the lengths of its parts.
+pub(crate) type SharedArrays = Vec<(u64, Vec<u32>)>;
+
 /// Replies for several callers. A part that is larger than the bound is read and dropped, and
 /// [`too_large`] stands for it.
 #[derive(Default)]
