@@ -448,7 +448,7 @@ fn model_finds_a_void_result_that_is_kept() {
         },
         ..RIGHT
     };
-    let found = ["a closure ran on another number", "deadlock"];
+    let found = ["a closure ran on another number", "two lead at once", "deadlock"];
     assert_found_at_random(|| blocks(PLAIN, MISTAKE, 2, 0), &found);
 }
 
