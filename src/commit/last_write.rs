@@ -12,6 +12,7 @@ use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::{Collector, Verdict};
 use crate::protocol::queue::{CommandQueue, Prefix};
 use crate::protocol::replication::{Durability, ReplicaAcks};
+use crate::protocol::resp::decode::SharedArrays;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
@@ -133,7 +134,7 @@ impl LastWrite {
     /// number of all replies. `parts`: number
     /// of commands of each caller.
     #[cold]
-    pub(crate) fn shared_replies(&self, parts: &[u32]) -> (Vec<(u64, Vec<u32>)>, u64) {
+    pub(crate) fn shared_replies(&self, parts: &[u32]) -> (SharedArrays, u64) {
         let parts = parts.iter().copied().chain([self.internal_commands]).collect();
         let count = |(_, count): &(Expect, u32)| u64::from(*count);
         let before = self.expected.iter().take_while(|(expect, _)| *expect != Expect::Exec);

@@ -15,7 +15,9 @@ use crate::connection::polling::Polling;
 use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::process::sockets::OwnSocket;
-use crate::protocol::resp::decode::{Fault, FaultKind, MAX_DEPTH, Parser, Unsolicited};
+use crate::protocol::resp::decode::{
+    Fault, FaultKind, MAX_DEPTH, Parser, SharedArrays, Unsolicited,
+};
 use crate::protocol::resp::reply::Reply;
 
 /// Maximum number of reads in one check for unexpected bytes. A peer that has sent more is not
@@ -310,7 +312,7 @@ impl Wire for Transport {
         self.parser.set_max_bytes(bytes);
     }
 
-    fn share_replies(&mut self, arrays: Vec<(u64, Vec<u32>)>, replies: u64) {
+    fn share_replies(&mut self, arrays: SharedArrays, replies: u64) {
         self.parser.share(arrays, replies);
     }
 

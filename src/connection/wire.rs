@@ -2,6 +2,7 @@
 
 use crate::connection::deadline::Deadline;
 use crate::error::connection::ConnectionError;
+use crate::protocol::resp::decode::SharedArrays;
 use crate::protocol::resp::reply::Reply;
 
 /// The bytes of one connection. Every wait has a deadline.
@@ -14,7 +15,7 @@ pub(crate) trait Wire: Send {
 
     /// The first `replies` to the next message are for several callers: each counts by itself, and of the
     /// arrays, each behind so many replies, each part, whose lengths these are. See [`Parser::share`](crate::protocol::resp::decode::Parser::share).
-    fn share_replies(&mut self, arrays: Vec<(u64, Vec<u32>)>, replies: u64);
+    fn share_replies(&mut self, arrays: SharedArrays, replies: u64);
 
     /// The first `own` replies to the next message are passed to its caller without the others, which are the next
     /// caller's.

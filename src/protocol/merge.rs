@@ -16,6 +16,7 @@ use redis::Value;
 use crate::protocol::batch::RequestKind;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::exec::{Collector, RejectedCommand, Unproven, Verdict};
+use crate::protocol::resp::decode::SharedArrays;
 use crate::protocol::resp::encode::{EXEC, MULTI};
 use crate::protocol::resp::reply::{Reply, is_too_large};
 use crate::protocol::server_error::ServerError;
@@ -138,7 +139,7 @@ impl MergedWrite {
 
     /// The parts of each group's replies that are for one block, by their lengths, with the number of replies
     /// before that of the group's EXEC.
-    pub(crate) fn shared_replies(&self) -> Vec<(u64, Vec<u32>)> {
+    pub(crate) fn shared_replies(&self) -> SharedArrays {
         let (mut commands, mut behind) = (self.blocks.iter().copied(), 0);
         let arrays = self.parts.iter().filter_map(|part| {
             behind += u64::from(part.kind.replies());

@@ -17,6 +17,7 @@ use crate::connection::tasks::socket_loop::ConnectionLoop;
 use crate::connection::transport::closed;
 use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::protocol::resp::decode::SharedArrays;
 use crate::protocol::resp::reply::Reply;
 use crate::sync::timer::DeadlineTimer;
 
@@ -208,7 +209,7 @@ impl Wire for TaskWire {
         self.task.shared.lock().max_reply_bytes = Some(bytes);
     }
 
-    fn share_replies(&mut self, arrays: Vec<(u64, Vec<u32>)>, replies: u64) {
+    fn share_replies(&mut self, arrays: SharedArrays, replies: u64) {
         self.task.shared.lock().shared_replies = Some((arrays, replies));
     }
 

@@ -102,7 +102,7 @@ struct SharedReplies {
     left: u64,
     /// The parts of each array that is for several callers, by their lengths, in reverse, with the number of
     /// replies that are still to come when it comes.
-    arrays: Vec<(u64, Vec<u32>)>,
+    arrays: SharedArrays,
     /// The parts of the incomplete reply, in reverse; the last one is incomplete.
     parts: Vec<u32>,
     /// Whether a value was skipped because it is too large.
@@ -168,7 +168,7 @@ impl Parser {
 
     /// The next replies, of this number, are for several callers: each reply counts by itself, and of the
     /// next arrays, each behind so many replies, each part, whose lengths these are.
-    pub(crate) fn share(&mut self, mut arrays: Vec<(u64, Vec<u32>)>, replies: u64) {
+    pub(crate) fn share(&mut self, mut arrays: SharedArrays, replies: u64) {
         arrays.reverse();
         for (at, parts) in &mut arrays {
             *at = replies.saturating_sub(*at);
