@@ -681,6 +681,9 @@ fn permits_and_connections_are_counted_right_under_drops_losses_and_forgotten_fu
     drop(killer);
     // The forgotten ones are taken back.
     eventually(SOON, "the permits are back", || pool.in_use() == 0);
+    eventually(SOON, "what was killed is noticed", || {
+        server.clients().len() == pool.idle.sizes()[0] as usize
+    });
     let lines = one.block_on(async {
         [checkout(&pool).await, checkout(&pool).await, checkout(&pool).await, checkout(&pool).await]
     });
