@@ -171,11 +171,12 @@ impl<Q: TurnQueue> HotKeys<Q> {
             }
         }
         turn.leave_cold();
-        if let Some(offer) = offer.filter(|_| !hot.is_empty()) {
+        if !hot.is_empty() {
             let queue = |(bucket, _): &(u16, Q::Turn)| self.queue(*bucket).map(Arc::clone);
             let queues = turn.entered.iter().filter_map(queue).collect();
-            let key = KeyTurn::new(queues, offer.watch, &turn.entered, passed);
-            if turn.entered.len() < hot.len() {
+            let watch = offer.map_or(&[][..], |offer| offer.watch);
+            let key = KeyTurn::new(queues, watch, &turn.entered, passed);
+            if offer.is_none() || turn.entered.len() < hot.len() {
                 key.keep();
             }
             turn.key = Some(Arc::new(key));

@@ -823,6 +823,28 @@ fn the_turn_of_a_scope_that_was_reclaimed_is_given_to_the_next_block() {
 }
 
 #[test]
+fn the_turn_of_a_merged_leader_that_was_reclaimed_is_given_to_the_next_block() {
+    let fixture = start_with(4, |builder| builder.max_pin_time(SLACK).max_merged(4));
+    let accounts = &fixture.accounts();
+    let before = fixture.stock();
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let holder = scope.spawn(move || take_one(accounts, wait));
+        is_inside.recv().unwrap();
+        let begun = Instant::now();
+        let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| take_one(accounts, |_| {}))).collect();
+        waiting.into_iter().for_each(|waits| _ = waits.join().unwrap().unwrap());
+        assert!(begun.elapsed() < SOON, "they waited for it");
+        eventually(SOON, "its scope is reclaimed", || fixture.sessions.open_scopes().is_empty());
+        go.send(()).unwrap();
+        let ended = holder.join().unwrap();
+        assert!(matches!(ended, Err(Error::PinExpired(_))), "{ended:?}");
+    });
+    assert_eq!(fixture.stock(), before - 4);
+    fixture.is_whole();
+}
+
+#[test]
 fn a_connection_that_is_replaced_between_blocks_is_counted_with_its_true_reason() {
     let fixture = start_with(2, |builder| builder.max_lifetime(Some(Duration::from_millis(50))));
     let accounts = fixture.accounts();
