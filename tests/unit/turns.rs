@@ -55,6 +55,14 @@ fn an_attempt_begins_the_term_anew() {
     assert!(!turns.attempts(&turn));
 }
 
+#[test]
+fn the_term_of_a_turn_begins_with_its_last_use_and_not_with_the_first_caller_that_waits() {
+    let (turns, term) = (Turns::single(), Duration::from_millis(100));
+    let _lost = turns.try_take().unwrap();
+    std::thread::sleep(term * 2);
+    assert!(take(&turns, term / 2, term).is_some());
+}
+
 /// Callers that wait behind a lost turn, all of them, get it one after another.
 #[test]
 fn every_caller_that_waits_for_a_lost_turn_gets_it_in_the_order_of_arrival() {

@@ -38,7 +38,7 @@ pub(crate) struct KeyQueue<C> {
     seen: Mutex<Option<Seen>>,
 }
 
-/// The turn, as it was seen first with this number of uses.
+/// The turn, as it was used last, or seen first with this number of uses.
 struct Seen {
     right: Arc<Right>,
     uses: u64,
@@ -57,10 +57,7 @@ impl<C: Send + 'static> KeyQueue<C> {
         let is_known = |seen: &&Seen| Arc::ptr_eq(&seen.right, &right) && seen.uses == uses;
         let since = match seen.as_ref().filter(is_known) {
             Some(seen) => seen.since,
-            None => {
-                *seen = Some(Seen { right: Arc::clone(&right), uses, since: now });
-                now
-            }
+            None => seen.insert(Seen { right: Arc::clone(&right), uses, since: now }).since,
         };
         drop(seen);
         let ends = later(since, if right.is_used() { term } else { GRACE });
@@ -69,6 +66,13 @@ impl<C: Send + 'static> KeyQueue<C> {
         }
         self.release(&right);
         look
+    }
+
+    /// Records that the turn is used: its term begins again.
+    fn on_use(&self, right: &Arc<Right>) {
+        right.on_use();
+        let (right, uses, since) = (Arc::clone(right), right.uses(), Instant::now());
+        *lock(&self.seen) = Some(Seen { right, uses, since });
     }
 
     async fn wait(
@@ -105,7 +109,7 @@ impl<C: Send + 'static> TurnQueue for KeyQueue<C> {
 
     fn try_take(&self) -> Option<Arc<Right>> {
         let Some(Acquired::Right(right, _)) = self.turn.try_acquire() else { return None };
-        right.on_use();
+        self.on_use(&right);
         Some(right)
     }
 
@@ -115,10 +119,6 @@ impl<C: Send + 'static> TurnQueue for KeyQueue<C> {
         watch: Option<(EarlyWatch, &[u16])>,
         release: impl Fn(&Turns<Arc<Right>>) + Send + Sync,
     ) -> Option<(Arc<Right>, Option<PassedOn<C>>)> {
-        if !has_timers() {
-            // Without a runtime the attempt fails.
-            return None;
-        }
         let TurnWait { deadline, mut place, patience, term } = wait;
         let give_back = |right: Arc<Right>, passed: Option<PassedOn<C>>| {
             self.release(&right);
@@ -128,12 +128,19 @@ impl<C: Send + 'static> TurnQueue for KeyQueue<C> {
         };
         let mut left = watch.map(|(watch, buckets)| LeftWatch::new(watch, patience, buckets));
         loop {
+            if !has_timers() {
+                // Without a runtime the attempt fails.
+                return None;
+            }
             let acquired = self.wait((place, deadline, term), left.take(), give_back).await;
             let Acquired::Right(right, passed) = acquired else { return None };
-            if self.attempts(&right) || passed.is_some() {
+            if self.attempts(&right) {
                 return Some((right, passed));
             }
-            // It was polled too late.
+            // It was polled too late, and others may have changed the keys since its WATCH.
+            if let Some(passed) = passed {
+                release(&passed.others);
+            }
             place = QueuePlace::First;
         }
     }
@@ -149,8 +156,11 @@ impl<C: Send + 'static> TurnQueue for KeyQueue<C> {
     }
 
     fn attempts(&self, turn: &Arc<Right>) -> bool {
-        turn.on_use();
-        turn.is_held()
+        let is_held = turn.is_held();
+        if is_held {
+            self.on_use(turn);
+        }
+        is_held
     }
 
     fn is_held(turn: &Arc<Right>) -> bool {

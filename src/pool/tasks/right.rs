@@ -63,7 +63,8 @@ impl Right {
 
     /// Records that another caller has the right, and has not used it.
     pub(in crate::pool) fn on_passed(&self) {
-        self.unused_at.store(self.uses.load(Ordering::Relaxed), Ordering::Relaxed);
+        let uses = self.uses.fetch_add(1, Ordering::Relaxed) + 1;
+        self.unused_at.store(uses, Ordering::Relaxed);
     }
 
     /// Returns whether its caller has used it.
