@@ -31,6 +31,7 @@ use crate::process::current::Process;
 use crate::protocol::effects::ReadValues;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::resp::reply::is_too_large;
+use crate::sync::caught::wake;
 use crate::sync::fork_check::ForkCheck;
 use crate::sync::shim::{Arc, Mutex, lock};
 
@@ -326,7 +327,7 @@ impl HotWatch {
         let mut woken = Vec::new();
         state.admit(&mut woken);
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        woken.into_iter().for_each(wake);
         Some(caller)
     }
 
@@ -337,7 +338,7 @@ impl HotWatch {
         let changed = change(&mut state, &mut woken);
         state.admit(&mut woken);
         drop(state);
-        woken.into_iter().for_each(Waker::wake);
+        woken.into_iter().for_each(wake);
         changed
     }
 
@@ -781,7 +782,7 @@ impl Followers {
         let members = self.members.drain(..).zip(pieces);
         let give = |(member, piece): (Appended, _)| member.caller.give(Step::Ended(piece));
         let woken: Vec<_> = members.filter_map(give).collect();
-        woken.into_iter().for_each(Waker::wake);
+        woken.into_iter().for_each(wake);
     }
 }
 
@@ -795,7 +796,7 @@ impl Drop for Followers {
                 true => Step::Ended(Piece::Failed(ended())),
                 false => Step::Again,
             });
-            woken.into_iter().for_each(Waker::wake);
+            woken.into_iter().for_each(wake);
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::idle::TaskConnection;
 use crate::pool::tasks::right::{Ended, Right};
 use crate::pool::tasks::waiter::{Grant, LeftWatch, TakenWatch, Waiter};
+use crate::sync::caught;
 use crate::sync::own_mutex::OwnMutex;
 use crate::sync::shim;
 use crate::sync::timer::DeadlineTimer;
@@ -314,9 +315,7 @@ impl<C: Send> Permits<C> {
 }
 
 fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
-    }
+    waker.into_iter().for_each(caught::wake);
 }
 
 /// A caller that waits for a permit, until this is dropped.
