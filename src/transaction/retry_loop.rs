@@ -434,7 +434,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending.record(pinned, &committed, attempt);
         // The turn ends with the last attempt, however long this value lives.
         self.turn = None;
-        replies(committed, attempt).map(Some)
+        replies(committed, self.limits.counted()).map(Some)
     }
 }
 
@@ -562,7 +562,6 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         committed: Result<Committed, CommitError>,
         has_failed: bool,
     ) -> Result<Option<Replies>, Error> {
-        let attempt = self.limits.number();
         let why = match &committed {
             Ok(Committed::Conflict) => Some("conflict"),
             Err(error) if is_repeatable(error, router) => Some("not sent"),
@@ -588,11 +587,11 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         if has_failed && committed.is_ok() {
             // Its own error is returned.
             pinned.record_discard();
-            return replies(committed, attempt).map(Some);
+            return replies(committed, self.limits.counted()).map(Some);
         }
         pending.begun_at(self.begun);
-        pending.record(&pinned, &committed, attempt);
-        replies(committed, attempt).map(Some)
+        pending.record(&pinned, &committed, self.limits.number());
+        replies(committed, self.limits.counted()).map(Some)
     }
 }
 
