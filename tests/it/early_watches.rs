@@ -146,6 +146,7 @@ fn a_watch_that_travels_counts_as_waiting_until_it_has_its_connection() {
         let travels = scope.spawn(|| {
             eventually(SOON, "WATCH is sent", || fixture.server.calls("watch") == 1);
             let counted = waiting();
+            eventually(SOON, "the replies are held", || fixture.proxy.fired() > 0);
             fixture.proxy.release();
             counted
         });

@@ -570,6 +570,8 @@ fn a_panic_on_the_values_of_another_block_reaches_its_caller_at_once_and_no_othe
             thread::sleep(Duration::from_millis(100));
             end.send(()).unwrap();
             let at_once = met(|| panics.is_finished()) && !slow.is_finished();
+            // What is held later than this would be held for good.
+            eventually(SOON, "the replies are held", || proxy.fired() > 0);
             proxy.disarm();
             proxy.release();
             slow.join().unwrap().unwrap();

@@ -242,7 +242,10 @@ impl Target {
         };
         let Spread { median, lower, upper, .. } = match self.against {
             Against::Peer(peer) => measured.ratio(&self.row, raw, peer, self.metric)?,
-            _ => measured.spread(&self.row, raw, self.metric)?,
+            Against::Best => {
+                measured.ratio(&self.row, raw, measured.best_peer(&self.row)?, self.metric)?
+            }
+            Against::NoPeer => measured.spread(&self.row, raw, self.metric)?,
         };
         Some(format!("{} ({} to {})", figure(median), figure(lower), figure(upper)))
     }
