@@ -198,7 +198,8 @@ impl<Q: TurnQueue> KeyTurn<Q> {
     /// Whether the connection has stayed with the turn for so long that others get it first.
     pub(in crate::pool) fn is_kept_long(&self) -> bool {
         let Kept { since, commits } = lock(&self.state).kept;
-        commits >= MAX_COMMITS || since.elapsed() >= MAX_KEPT
+        // Those before the commit of this turn.
+        commits + 1 >= MAX_COMMITS || since.elapsed() >= MAX_KEPT
     }
 
     /// Takes WATCH and the reads of the caller that gets the turn next, if it can get the connection in this

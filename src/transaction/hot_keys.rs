@@ -159,7 +159,7 @@ impl<Q: TurnQueue> HotKeys<Q> {
             let watch = offer.filter(|_| !turn.is_held()).and_then(|offer| offer.early_watch());
             let watch = watch.map(|watch| (watch, &*hot));
             let taking = queue.take(wait, watch, |turns| self.release(turns));
-            let Some((taken, with)) = boxed(taking).await else { return turn };
+            let Some((taken, with)) = boxed(taking).await else { break };
             turn.entered.push((*bucket, taken));
             if let Some(with) = with {
                 let others = with.others.iter().filter(|(bucket, other)| {

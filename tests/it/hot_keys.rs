@@ -822,6 +822,52 @@ fn the_turn_of_a_scope_that_was_reclaimed_is_given_to_the_next_block() {
     a_stuck_block_loses_its_turn(TransactionOptions::new().exactly_once_as("key", 6 * SOON));
 }
 
+/// A block on two hot keys gets the turn on one of them, and attempts when its time for the other is over. Either key
+/// may be the first that it waits for.
+#[test]
+fn the_turn_on_one_of_two_keys_of_a_scope_that_was_reclaimed_is_given_to_the_next_block() {
+    for (held, free) in [("stock", "b"), ("b", "stock")] {
+        let fixture = start_with(4, |builder| builder.max_pin_time(SLACK));
+        let accounts = &fixture.accounts();
+        let heated = accounts.watch(["b"]).run(|read, tx| {
+            if read.attempt() == 1 {
+                fixture.server.ask::<()>(&["SET", "b", "1"]);
+            }
+            Ok(tx.incr("b", 1))
+        });
+        heated.unwrap();
+        let retry = |time| accounts.with(TransactionOptions::new().retry(patient().deadline(time)));
+        let (hasty, unhurried) = (&retry(SLACK / 2), &retry(3 * SOON));
+        thread::scope(|scope| {
+            let stuck = |accounts: &Transactional, keys: Vec<&'static str>| {
+                let (wait, is_inside, go) = gate();
+                let accounts = accounts.clone();
+                let block = scope.spawn(move || {
+                    accounts.watch(keys).run(|read, tx| {
+                        wait(read.attempt());
+                        Ok(tx.incr("other", 1))
+                    })
+                });
+                is_inside.recv().unwrap();
+                (block, go)
+            };
+            let holder = stuck(accounts, vec![held]);
+            let both = stuck(hasty, vec!["stock", "b"]);
+            let begun = Instant::now();
+            unhurried.watch([free]).run(|_, tx| Ok(tx.incr(free, 1))).unwrap();
+            assert!(begun.elapsed() < SOON, "it waited for a turn that was lost");
+            let are_reclaimed = || fixture.sessions.open_scopes().is_empty();
+            eventually(SOON, "their scopes are reclaimed", are_reclaimed);
+            for (block, go) in [holder, both] {
+                go.send(()).unwrap();
+                let ended = block.join().unwrap();
+                assert!(matches!(ended, Err(Error::PinExpired(_))), "{ended:?}");
+            }
+        });
+        fixture.is_whole();
+    }
+}
+
 #[test]
 fn the_turn_of_a_merged_leader_that_was_reclaimed_is_given_to_the_next_block() {
     let fixture = start_with(4, |builder| builder.max_pin_time(SLACK).max_merged(4));
