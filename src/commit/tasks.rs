@@ -67,6 +67,7 @@ struct Queries {
 /// A resolution under way. It ends when no caller waits for it.
 struct UnderWay {
     token: CommitToken,
+    begun: Instant,
     runtime: runtime::Id,
     result: Weak<watch::Sender<Option<Resolution>>>,
 }
@@ -142,7 +143,8 @@ impl TaskResolver {
     ) -> Resolution {
         let Queries { resolver, .. } = &*self.queries;
         let within = within.unwrap_or(resolver.router.settings().checkout_timeout);
-        let deadline = deadline::later(Instant::now(), within);
+        let asked = Instant::now();
+        let deadline = deadline::later(asked, within);
         loop {
             let runtime = Handle::try_current();
             let (Ok(()), Ok(runtime)) = (resolver.router.here(), runtime) else {
@@ -150,7 +152,8 @@ impl TaskResolver {
                 let turn = |deadline| self.queries.turn(deadline);
                 return Box::pin(resolver.resolve(token, Some(within), turn)).await;
             };
-            let (result, is_own) = self.queries.result(token, deadline, &runtime);
+            let (result, begun) = self.queries.result(token, deadline, &runtime);
+            let is_own = begun.is_none();
             let mut result = QueryCaller::new(resolver.router.settings(), result);
             let ended_by = deadline::later(deadline, QUERY_GRACE);
             let ended = match result.receiver() {
@@ -160,6 +163,12 @@ impl TaskResolver {
             let resolution = ended.and_then(|ended| ended.ok()?.clone());
             let has_moved = || Handle::try_current().is_ok_and(|here| here.id() != runtime.id());
             let asks_again = match &resolution {
+                // What the server said before this call may have passed.
+                Some(Resolution::StillUnknown { .. })
+                    if begun.is_some_and(|begun| begun < asked) =>
+                {
+                    true
+                }
                 Some(Resolution::StillUnknown { why }) => !is_own && may_pass(why),
                 Some(_) => false,
                 None => !is_own || has_moved(),
@@ -185,23 +194,30 @@ fn no_result(deadline: Instant) -> ConnectionError {
 }
 
 impl Queries {
-    /// The result of a resolution under way in this runtime, or of a new one, and whether it is new.
+    /// The result of a resolution under way in this runtime, and when it began, or of a new one.
     fn result(
         self: &Arc<Self>,
         token: &CommitToken,
         deadline: Instant,
         runtime: &Handle,
-    ) -> (watch::Receiver<Option<Resolution>>, bool) {
+    ) -> (watch::Receiver<Option<Resolution>>, Option<Instant>) {
         let mut resolutions = lock(&self.resolutions);
-        resolutions.retain(|other| other.result.strong_count() > 0);
+        // One that has its result is over.
+        let is_under_way = |result: &Weak<watch::Sender<Option<Resolution>>>| {
+            result.upgrade().is_some_and(|sender| sender.borrow().is_none())
+        };
+        resolutions.retain(|other| is_under_way(&other.result));
         let same = |other: &&UnderWay| other.token == *token && other.runtime == runtime.id();
-        if let Some(sender) = resolutions.iter().find(same).and_then(|same| same.result.upgrade()) {
-            return (sender.subscribe(), false);
+        if let Some(same) = resolutions.iter().find(same)
+            && let Some(sender) = same.result.upgrade()
+        {
+            return (sender.subscribe(), Some(same.begun));
         }
         let (sender, result) = watch::channel(None);
         let sender = Arc::new(sender);
         let (token, weak) = (token.clone(), Arc::downgrade(&sender));
-        let under_way = UnderWay { token: token.clone(), runtime: runtime.id(), result: weak };
+        let (runtime_id, begun) = (runtime.id(), Instant::now());
+        let under_way = UnderWay { token: token.clone(), begun, runtime: runtime_id, result: weak };
         resolutions.push(under_way);
         drop(resolutions);
         let queries = Arc::clone(self);
@@ -219,7 +235,7 @@ impl Queries {
             }
         };
         spawn_query(self.resolver.router.settings(), runtime, query);
-        (result, true)
+        (result, None)
     }
 
     /// Waits for the turn to query. Dropped before its end, the future has taken none.

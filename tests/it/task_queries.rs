@@ -4,7 +4,7 @@
 
 use std::future::{Future, poll_fn};
 use std::mem;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -82,6 +82,29 @@ fn a_query_that_is_polled_no_more_holds_up_no_other_one() {
     assert_eq!(runtime.block_on(sessions.resolve(token, within)), Resolution::Committed);
     runtime.block_on(ready).unwrap();
     assert_eq!(runtime.block_on(resolution), Resolution::Committed);
+}
+
+#[test]
+fn what_the_server_said_before_a_call_is_not_its_result() {
+    let fixture = fixture();
+    let Fixture { runtime, server, proxy, sessions, token } = &fixture;
+    server.config_set("min-replicas-to-write", "1");
+    let fired = proxy.fired();
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("PEXPIRE"), Fault::HoldReplies)).once());
+    let resolve = |token: CommitToken| {
+        let sessions = sessions.clone();
+        runtime.spawn(async move { sessions.resolve(&token, LONG).await })
+    };
+    let first = resolve(token.clone());
+    eventually(SOON, "the server has answered", || proxy.fired() > fired);
+    server.config_set("min-replicas-to-write", "0");
+    let mut second = pin!(sessions.resolve(token, LONG));
+    let polled = poll_fn(|context| Poll::Ready(second.as_mut().poll(context).is_pending()));
+    assert!(runtime.block_on(polled), "it waits for the query under way");
+    proxy.release();
+    assert_eq!(runtime.block_on(second), Resolution::Committed);
+    let first = runtime.block_on(first).unwrap();
+    assert!(matches!(first, Resolution::StillUnknown { .. }), "{first:?}");
 }
 
 /// A block too large for a lane ends its register and begins another one.
