@@ -30,6 +30,8 @@ pub(crate) struct TaskWire {
     /// The replies that the caller has not taken yet.
     replies: VecDeque<Reply>,
     failure: Option<Failure>,
+    /// If the next message's first replies are for several callers: their parts, and their number.
+    shared_replies: Option<(SharedArrays, u64)>,
 }
 
 /// A reference to a connection's task, which does not keep the connection open.
@@ -43,7 +45,7 @@ pub(super) fn pair(socket: TaskSocket, runtime: runtime::Id) -> (TaskWire, Conne
     let socket = Arc::new(socket);
     let shared = Arc::new(Shared::new(&socket, runtime));
     let task = ConnectionTask { shared: Arc::clone(&shared) };
-    let wire = TaskWire { task, replies: VecDeque::new(), failure: None };
+    let wire = TaskWire { task, replies: VecDeque::new(), failure: None, shared_replies: None };
     (wire, ConnectionLoop::new(shared, socket))
 }
 
@@ -76,6 +78,7 @@ impl TaskWire {
         exchange.bytes.extend_from_slice(bytes);
         exchange.message = Some(awaited + exchange.message.unwrap_or_default());
         exchange.awaits = awaited > 0;
+        exchange.shared_replies = self.shared_replies.take();
         exchange.deadline = deadline.at();
         shared.wake_after(exchange);
         Ok(())
@@ -210,7 +213,8 @@ impl Wire for TaskWire {
     }
 
     fn share_replies(&mut self, arrays: SharedArrays, replies: u64) {
-        self.task.shared.lock().shared_replies = Some((arrays, replies));
+        // Not yet the task's: an earlier message may be waiting there.
+        self.shared_replies = Some((arrays, replies));
     }
 
     fn split_replies(&mut self, own: u64) {
