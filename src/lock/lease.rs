@@ -19,6 +19,7 @@ use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::{LeaseTimes, Timing, renew};
 use crate::protocol::lock::script::ScriptCall;
 use crate::status::locks::LockCounters;
+use crate::sync::caught::wake;
 use crate::sync::lock;
 
 /// The lease of one held lock.
@@ -194,7 +195,7 @@ impl LockLease {
         drop(state);
         self.counters.held.decrement();
         self.counters.on_lost();
-        watchers.into_iter().for_each(|(_, task)| task.wake());
+        watchers.into_iter().for_each(|(_, task)| wake(task));
         // The callbacks run first, because a log belongs to the user and may panic.
         run_callbacks(callbacks);
         tracing::warn!(%why, lease = ?self.lease, "lock lost");

@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::sync::caught;
 use crate::sync::own_mutex::OwnMutex;
 use crate::sync::shim::MutexGuard;
 use crate::sync::timer::DeadlineTimer;
@@ -143,7 +144,7 @@ impl Places {
         drop(state);
         for waiter in queue.into_values() {
             if let WaiterState::Waits(waker) = waiter.state {
-                waker.wake();
+                caught::wake(waker);
             }
         }
     }
@@ -153,7 +154,7 @@ impl Places {
 type Woken = (Option<Waker>, Vec<Waker>);
 
 fn wake((first, others): Woken) {
-    first.into_iter().chain(others).for_each(Waker::wake);
+    first.into_iter().chain(others).for_each(caught::wake);
 }
 
 impl PlacesState {

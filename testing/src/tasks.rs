@@ -2,7 +2,8 @@
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -38,4 +39,18 @@ pub async fn poll_at_most<T>(most: usize, future: impl Future<Output = T>) -> Op
         }
     })
     .await
+}
+
+/// The waker of an executor that panics.
+#[must_use]
+pub fn panicking_waker() -> Waker {
+    struct Panics;
+
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("of the executor");
+        }
+    }
+
+    Waker::from(Arc::new(Panics))
 }

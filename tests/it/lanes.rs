@@ -7,7 +7,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -18,7 +18,7 @@ use rediscope::{Block, CommitError, Error, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::several as runtime;
+use rediscope_testing::tasks::{panicking_waker, several as runtime};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::fixture::{SLACK, SOON};
@@ -838,15 +838,6 @@ fn a_block_whose_lane_is_being_prepared_ends_at_its_deadline() {
     assert_eq!(server.ask::<Option<i64>>(&["GET", "late"]), None);
 }
 
-/// A waker of an executor that panics.
-struct Panics;
-
-impl Wake for Panics {
-    fn wake(self: Arc<Self>) {
-        panic!("of the executor");
-    }
-}
-
 #[test]
 fn a_waker_that_panics_takes_no_other_caller_of_the_group_its_outcome() {
     let (runtime, server) = (runtime(), Server::start());
@@ -867,7 +858,7 @@ fn a_waker_that_panics_takes_no_other_caller_of_the_group_its_outcome() {
     let mut members = [add("one"), add("two"), add("three")];
     {
         let _runtime = runtime.enter();
-        let panics = Waker::from(Arc::new(Panics));
+        let panics = panicking_waker();
         for (member, waker) in members.iter_mut().zip([Waker::noop(), &panics, Waker::noop()]) {
             assert!(member.as_mut().poll(&mut Context::from_waker(waker)).is_pending());
         }

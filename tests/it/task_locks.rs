@@ -17,7 +17,7 @@ use rediscope::prelude::*;
 use rediscope::{Builder, Error};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::{poll_at_most, several, single};
+use rediscope_testing::tasks::{panicking_waker, poll_at_most, several, single};
 use rediscope_testing::{eventually, try_for};
 use tokio::task::LocalSet;
 
@@ -269,6 +269,27 @@ fn a_call_under_a_lock_ends_where_it_waits_when_the_lock_is_lost() {
         let lost = guard.lost();
         guard.release().await.unwrap();
         assert!(tokio::time::timeout(Duration::from_millis(50), lost).await.is_err());
+    });
+}
+
+#[test]
+fn a_waker_that_panics_takes_no_other_task_and_no_callback_the_loss_of_its_lock() {
+    let server = Server::start();
+    several().block_on(async {
+        let (sessions, other) = (connect(&server), connect(&server));
+        let guard =
+            sessions.lock("l").lease(Duration::from_millis(600)).acquire(SOON).await.unwrap();
+        let called = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&called);
+        guard.on_lost(move || flag.store(true, Ordering::SeqCst));
+        let mut first = Box::pin(guard.lost());
+        let panics = panicking_waker();
+        assert!(first.as_mut().poll(&mut Context::from_waker(&panics)).is_pending());
+        let second = tokio::spawn(guard.lost());
+        tokio::task::yield_now().await;
+        assert!(other.lock("l").force_release().await.unwrap());
+        soon("the other task is woken", second).await.unwrap();
+        eventually(SOON, "the callback is called", || called.load(Ordering::SeqCst));
     });
 }
 

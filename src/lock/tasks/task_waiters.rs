@@ -6,6 +6,7 @@ use std::task::{Poll, Waker};
 use std::time::Instant;
 
 use crate::lock::waiters::{Flags, Giving, Notifier, Registration, Waiters};
+use crate::sync::caught::wake;
 use crate::sync::shim::{Mutex, lock};
 use crate::sync::timer::DeadlineTimer;
 
@@ -27,9 +28,7 @@ impl TaskNotifier {
 
 impl Notifier for TaskNotifier {
     fn notify(&self) {
-        if let Some(waker) = self.replace(None) {
-            waker.wake();
-        }
+        self.replace(None).into_iter().for_each(wake);
     }
 
     async fn wait(&self, flags: &Mutex<Flags>, until: Instant) -> bool {
