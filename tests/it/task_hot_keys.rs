@@ -3,9 +3,8 @@
 //!
 //! Guarantee: turns, tasks
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{SessionManager, Transactional};
@@ -16,20 +15,13 @@ use rediscope::{Builder, Error, Outcome, RetryPolicy, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
-use tokio::runtime::{self, Runtime};
+use rediscope_testing::tasks::{poll_at_most, poll_once, several, single};
+use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
 use crate::fixture::SOON;
 
 type Taken = Result<(i64, u32), Error>;
-
-fn single() -> Runtime {
-    runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
-
-fn several() -> Runtime {
-    runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
 
 struct Fixture {
     proxy: Proxy,
@@ -135,27 +127,6 @@ fn hold(
 ) -> impl Future<Output = Taken> + Send + 'static {
     let (accounts, door) = (accounts.clone(), Arc::clone(door));
     async move { take_one_at(&accounts, Some(&door)).await }
-}
-
-fn poll_once<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(Waker::noop()))
-}
-
-/// Polls the future at most `most` times, each time it was woken, then drops it.
-async fn poll_at_most<T>(most: usize, future: impl Future<Output = T>) -> Option<T> {
-    let (mut future, mut polls) = (pin!(future), 0);
-    std::future::poll_fn(|context| {
-        if polls == most {
-            return Poll::Ready(None);
-        }
-        polls += 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if polls == most => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// Has the tasks that were spawned begin to wait.

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use shuttle::thread;
 
+use crate::pool::early_watch::{EarlyWatch, WatchOffer};
+
 /// Schedules that each way of looking explores of a right model.
 const ITERATIONS: usize = 10_000;
 
@@ -43,6 +45,12 @@ impl Held {
     pub(crate) fn give_back(&self, permit: usize) {
         assert!(self.0[permit].swap(false, Ordering::SeqCst), "permit {permit} was not held");
     }
+}
+
+/// What a caller that waits leaves with its place.
+pub(crate) fn early_watch(watch: &[u8]) -> EarlyWatch {
+    let offer = WatchOffer::<()> { watch, travels: true, reads: (b"", 0), needs: None, turn: None };
+    offer.early_watch().unwrap()
 }
 
 /// The deadline of a caller that never gives up.

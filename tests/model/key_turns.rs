@@ -24,8 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use shuttle::thread;
 
 use super::*;
-use crate::pool::early_watch::WatchOffer;
-use crate::pool::model::{Held, assert_found, check, every_caller, patient};
+use crate::pool::model::{Held, assert_found, check, early_watch, every_caller, patient};
 use crate::pool::semaphore::model::nothing_is_lost;
 
 const WATCH: &[u8] = b"*2\r\n$5\r\nWATCH\r\n$1\r\nk\r\n";
@@ -87,14 +86,7 @@ impl Watched {
 
     /// Waits for the turn. `None`: the caller attempts without one.
     fn enter(&self, caller: usize, place: QueuePlace, deadline: Instant) -> Option<Turn> {
-        let offer = WatchOffer::<()> {
-            watch: WATCH,
-            travels: true,
-            reads: (b"", 0),
-            needs: None,
-            turn: None,
-        };
-        let left = KeyRequest::left(offer.early_watch().unwrap(), &[7], Duration::MAX);
+        let left = KeyRequest::left(early_watch(WATCH), &[7], Duration::MAX);
         let may_wait = |_: &IsWaiting<'_>| {
             self.joined.lock().unwrap().push(caller);
             Ok::<_, ()>(())

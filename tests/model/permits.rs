@@ -25,8 +25,7 @@ use shuttle::future::block_on;
 use shuttle::thread;
 
 use super::*;
-use crate::pool::early_watch::WatchOffer;
-use crate::pool::model::{Held, assert_found, check, every_caller};
+use crate::pool::model::{Held, assert_found, check, early_watch, every_caller};
 
 /// The connection is the number of its permit.
 type Numbers = Permits<usize>;
@@ -82,14 +81,7 @@ impl Watched {
         if let Some(acquired) = self.permits.try_acquire() {
             return self.took(acquired);
         }
-        let offer = WatchOffer::<()> {
-            watch: b"WATCH k",
-            travels: true,
-            reads: (b"", 0),
-            needs: None,
-            turn: None,
-        };
-        let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::ZERO, &[]);
+        let left = LeftWatch::new(early_watch(b"WATCH k"), Duration::ZERO, &[]);
         let waiter = match self.permits.queue(QueuePlace::Last, Some(left)) {
             Ok(waiter) => waiter,
             Err(acquired) => return self.took(acquired),
@@ -259,14 +251,7 @@ fn model_of_permits_that_close_or_are_taken_back_while_watches_are_taken() {
 
 impl Watched {
     fn permits_only(&self) -> Option<Arc<Right>> {
-        let offer = WatchOffer::<()> {
-            watch: b"WATCH k",
-            travels: true,
-            reads: (b"", 0),
-            needs: None,
-            turn: None,
-        };
-        let left = LeftWatch::new(offer.early_watch().unwrap(), Duration::MAX, &[]);
+        let left = LeftWatch::new(early_watch(b"WATCH k"), Duration::MAX, &[]);
         let acquired = match self.permits.queue(QueuePlace::Last, Some(left)) {
             Err(acquired) => acquired,
             Ok(waiter) => {

@@ -24,9 +24,8 @@ use shuttle::thread;
 use tokio::runtime::{Builder, Handle};
 
 use super::*;
-use crate::pool::early_watch::WatchOffer;
 use crate::pool::key_turn::KeyTurn;
-use crate::pool::model::{assert_found, check, every_caller, patient};
+use crate::pool::model::{assert_found, check, early_watch, every_caller, patient};
 
 const WATCH: &[u8] = b"*2\r\n$5\r\nWATCH\r\n$1\r\nk\r\n";
 
@@ -75,14 +74,7 @@ impl Watched {
 
     /// Waits for the turn. `None`: the caller was dropped after so many polls.
     fn enter(&self, polls: usize) -> Option<Entered> {
-        let offer = WatchOffer::<()> {
-            watch: WATCH,
-            travels: true,
-            reads: (b"", 0),
-            needs: None,
-            turn: None,
-        };
-        let watch = Some((offer.early_watch().unwrap(), &[7][..]));
+        let watch = Some((early_watch(WATCH), &[7][..]));
         let (patience, term) = (Duration::MAX, Duration::MAX);
         let wait = TurnWait { deadline: patient(), place: QueuePlace::Last, patience, term };
         let entered = match self.queue.try_take() {
