@@ -27,6 +27,8 @@ use crate::sync::now::now;
 /// were taken, it ends those that were not sent.
 pub(crate) struct LedGroup {
     core: Arc<PoolCore>,
+    /// Number of its leader's permit.
+    permit: usize,
     place: ThreadMembership,
     kind: RequestKind,
     is_taken: bool,
@@ -53,9 +55,14 @@ impl Drop for LedGroup {
 
 impl LedGroup {
     /// `kind`: of the caller's own request.
-    pub(crate) fn new(core: &Arc<PoolCore>, place: ThreadMembership, kind: RequestKind) -> Self {
+    pub(crate) fn new(
+        core: &Arc<PoolCore>,
+        permit: usize,
+        place: ThreadMembership,
+        kind: RequestKind,
+    ) -> Self {
         let (core, waiting) = (Arc::clone(core), VecDeque::new());
-        Self { core, place, kind, is_taken: false, is_woken: false, waiting }
+        Self { core, permit, place, kind, is_taken: false, is_woken: false, waiting }
     }
 
     /// The kind of the caller's own request.
@@ -65,7 +72,7 @@ impl LedGroup {
 
     /// Takes the requests. Until one is sent, its caller may withdraw it.
     fn take(&mut self) {
-        self.waiting = self.core.semaphore.take_group(&self.place);
+        self.waiting = self.core.semaphore.take_group(self.permit, &self.place);
         self.is_taken = true;
     }
 

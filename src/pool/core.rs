@@ -4,6 +4,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::connection::endpoint::Endpoint;
 use crate::pool::blocking::BlockingCommands;
@@ -13,7 +14,7 @@ use crate::pool::early_watch::EarlyRequest;
 use crate::pool::group_request::{GroupAnswer, GroupJob, GroupRequest};
 use crate::pool::idle::{IdleConnections, TakenConnection};
 use crate::pool::rejected_shapes::RejectedShapes;
-use crate::pool::semaphore::{Batchable, FairSemaphore, Membership};
+use crate::pool::semaphore::{Batchable, FairSemaphore, LeaderLimits, Membership};
 use crate::pool::waiting_group::GroupLimits;
 use crate::protocol::connection_state::CloseReason;
 use crate::protocol::handshake::Purpose;
@@ -79,16 +80,20 @@ impl PoolCore {
     }
 }
 
+/// Time after which pooled commands no longer wait for others' connections while one is free.
+const LEAD_PATIENCE: Duration = Duration::from_micros(500);
+
 fn semaphore(config: &PoolConfig) -> ThreadSemaphore {
     let settings = &config.settings;
     let (permits, requests) = (settings.max_size as usize, settings.max_group as usize);
-    let leading = match config.purpose {
-        Purpose::Transactional => settings.max_leaders as usize,
-        _ => permits,
+    let patience = match config.purpose {
+        Purpose::Transactional => None,
+        // A slow network is not to hold up commands while connections are free.
+        _ => Some(LEAD_PATIENCE),
     };
     FairSemaphore::with_groups(
         permits,
-        leading,
+        LeaderLimits { most: settings.max_leaders as usize, patience },
         GroupLimits { requests, bytes: settings.flush_bytes },
     )
 }

@@ -147,7 +147,7 @@ impl Pool {
         });
         let response = match acquired {
             Ok(Acquired::Leads(number, place)) => {
-                let mut group = Some(LedGroup::new(self, place, kind));
+                let mut group = Some(LedGroup::new(self, number, place, kind));
                 let checkout = Checkout::new(self.permit_of(number), None, started, deadline);
                 if checkout.is_err() {
                     // Before a log is written: the next member leads.

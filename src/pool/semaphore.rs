@@ -44,8 +44,16 @@ use crate::sync::under_way::CallUnderWay;
 pub(crate) struct FairSemaphore<T, R, K = ()> {
     state: Mutex<SemaphoreState<T, R, K>>,
     limits: GroupLimits,
-    /// Maximum number of permits that lead groups.
-    most_leading: usize,
+    leaders: LeaderLimits,
+}
+
+/// The number of permits that lead groups at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeaderLimits {
+    pub(crate) most: usize,
+    /// More than `most` permits lead while fewer requests are sent than there are permits, and where a
+    /// group has waited that long. `None`: never more.
+    pub(crate) patience: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -57,7 +65,7 @@ struct SemaphoreState<T, R, K> {
     /// requests.
     open: Option<Arc<WaitingGroup<T, R>>>,
     /// The permits that lead groups.
-    leading: Vec<usize>,
+    leading: Vec<Leading>,
     taken: TakenCount,
     closed: bool,
 }
@@ -69,7 +77,19 @@ enum QueueEntry<T, R, K> {
         thread: ThreadId,
         waiter: Arc<Waiter<K>>,
     },
-    Group(Arc<WaitingGroup<T, R>>),
+    Group {
+        group: Arc<WaitingGroup<T, R>>,
+        /// It has waited for too long.
+        is_impatient: bool,
+    },
+}
+
+/// A permit that leads a group.
+#[derive(Clone, Copy, Debug)]
+struct Leading {
+    permit: usize,
+    /// Number of requests that its holder has taken.
+    requests: usize,
 }
 
 /// A caller that was granted a permit, and sleeps.
@@ -157,12 +177,11 @@ const NO_GROUPS: GroupLimits = GroupLimits { requests: 1, bytes: 0 };
 impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     /// A semaphore for callers without requests.
     pub(crate) fn new(permits: usize) -> Self {
-        Self::with_groups(permits, permits, NO_GROUPS)
+        Self::with_groups(permits, LeaderLimits { most: permits, patience: None }, NO_GROUPS)
     }
 
-    /// A semaphore whose groups have at most that size. `most_leading`: maximum number of permits that
-    /// lead groups.
-    pub(crate) fn with_groups(permits: usize, most_leading: usize, limits: GroupLimits) -> Self {
+    /// A semaphore whose groups have at most that size.
+    pub(crate) fn with_groups(permits: usize, leaders: LeaderLimits, limits: GroupLimits) -> Self {
         Self {
             state: Mutex::new(SemaphoreState {
                 free: (0..permits).rev().collect(),
@@ -173,7 +192,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 closed: false,
             }),
             limits,
-            most_leading,
+            leaders: LeaderLimits { most: leaders.most.min(permits), ..leaders },
         }
     }
 
@@ -186,7 +205,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     /// Takes a free permit for a request, unless as many lead groups as may.
     pub(crate) fn try_lead(&self) -> Option<usize> {
         let mut state = lock(&self.state);
-        if state.closed { None } else { state.lead(self.most_leading) }
+        if state.closed { None } else { state.lead(self.leaders) }
     }
 
     /// Takes a permit, and waits for it until `deadline`. Before the wait it calls `may_wait`,
@@ -288,10 +307,10 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         fits: impl FnOnce(&K) -> bool,
     ) -> Option<TakenRequest<K>> {
         let mut state = lock(&self.state);
-        if state.leading.contains(&permit) {
+        if state.leading.iter().any(|leading| leading.permit == permit) {
             return None;
         }
-        let at = state.next(self.most_leading)?;
+        let at = state.next(self.leaders)?;
         let QueueEntry::Caller { thread, waiter } = state.queue.get(at)? else { return None };
         let taken = TakenRequest::take(*thread, waiter, &state.taken, fits)?;
         state.queue.remove(at);
@@ -301,7 +320,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     /// Whether the caller that would be granted a permit now has left a request.
     pub(crate) fn has_request(&self) -> bool {
         let state = lock(&self.state);
-        let next = state.next(self.most_leading).and_then(|at| state.queue.get(at));
+        let next = state.next(self.leaders).and_then(|at| state.queue.get(at));
         matches!(next, Some(QueueEntry::Caller { waiter, .. }) if waiter.request(|_| true).is_some())
     }
 
@@ -314,8 +333,8 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         send: impl FnOnce(&K) -> bool,
     ) -> Returned<K> {
         let mut state = lock(&self.state);
-        state.leading.retain(|leading| *leading != permit);
-        let next = state.next(self.most_leading);
+        state.end_lead(permit);
+        let next = state.next(self.leaders);
         let Some((at, QueueEntry::Caller { thread, waiter })) =
             next.and_then(|at| Some((at, state.queue.get(at)?)))
         else {
@@ -359,7 +378,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
             return waiter.settle(Grant::Closed);
         }
         state.queue.push_front(QueueEntry::Caller { thread, waiter });
-        let granted = state.grant(self.most_leading);
+        let granted = state.grant(self.leaders);
         drop(state);
         granted.into_iter().for_each(Asleep::wake);
     }
@@ -380,7 +399,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
             if state.closed {
                 return Err(AcquireError::Closed);
             }
-            if let Some(permit) = state.lead(self.most_leading) {
+            if let Some(permit) = state.lead(self.leaders) {
                 return Ok(Acquired::Leads(permit, Membership::first(request, bytes)));
             }
             if state.free.is_empty() {
@@ -400,8 +419,12 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         let _call = CallUnderWay::begin();
         let (mut until, mut is_late) = (deadline, false);
         loop {
-            match place.group.wait(place.number, &place.job, until) {
+            match place.group.wait(place.number, &place.job, until, self.leaders.patience) {
                 Woken::Leads(permit) => return Ok(Acquired::Leads(permit, place)),
+                Woken::Impatient => {
+                    self.grant_beyond(&place.group);
+                    continue;
+                }
                 Woken::Response(response) => return Ok(Acquired::Response(response)),
                 Woken::Closed => return Err(AcquireError::Closed),
                 Woken::TimedOut => {}
@@ -423,6 +446,19 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         }
     }
 
+    /// Grants a free permit beyond the limit, because a group has waited for too long.
+    fn grant_beyond(&self, place: &Arc<WaitingGroup<T, R>>) {
+        let mut state = lock(&self.state);
+        for entry in &mut state.queue {
+            if let QueueEntry::Group { group, is_impatient } = entry {
+                *is_impatient |= Arc::ptr_eq(group, place);
+            }
+        }
+        let granted = state.grant(self.leaders);
+        drop(state);
+        granted.into_iter().for_each(Asleep::wake);
+    }
+
     /// Withdraws a request after its deadline, and returns the former number of waiting callers. A
     /// permit that arrived meanwhile stays valid, because it would otherwise be lost.
     fn give_up(&self, place: &Membership<T, R>) -> (GaveUp, usize) {
@@ -436,12 +472,21 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     }
 
     /// Takes the requests of the group that a caller leads, its own and those that have joined.
-    pub(crate) fn take_group(&self, place: &Membership<T, R>) -> VecDeque<Arc<Job<T, R>>> {
+    /// `permit`: the caller's.
+    pub(crate) fn take_group(
+        &self,
+        permit: usize,
+        place: &Membership<T, R>,
+    ) -> VecDeque<Arc<Job<T, R>>> {
         let mut state = lock(&self.state);
         if state.open.as_ref().is_some_and(|open| Arc::ptr_eq(open, &place.group)) {
             state.open = None;
         }
-        place.group.jobs()
+        let jobs = place.group.jobs();
+        if let Some(leading) = state.leading.iter_mut().find(|leading| leading.permit == permit) {
+            leading.requests = jobs.len();
+        }
+        jobs
     }
 
     /// Ends the lead of a caller that cannot send: the next member leads. The permit is returned
@@ -454,8 +499,8 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         if state.closed {
             return place.group.close();
         }
-        state.queue.push_front(QueueEntry::Group(Arc::clone(&place.group)));
-        let granted = state.grant(self.most_leading);
+        state.queue.push_front(QueueEntry::of(&place.group));
+        let granted = state.grant(self.leaders);
         drop(state);
         granted.into_iter().for_each(Asleep::wake);
     }
@@ -475,7 +520,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         let waiters = state.waiting();
         let is_this = |entry: &QueueEntry<T, R, K>| match entry {
             QueueEntry::Caller { waiter: queued, .. } => Arc::ptr_eq(queued, waiter),
-            QueueEntry::Group(_) => false,
+            QueueEntry::Group { .. } => false,
         };
         match state.queue.iter().position(is_this) {
             Some(at) => _ = state.queue.remove(at),
@@ -488,11 +533,11 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     /// Returns a permit: to the first caller in the queue, or to the free permits.
     pub(crate) fn release(&self, permit: usize) {
         let mut state = lock(&self.state);
-        state.leading.retain(|leading| *leading != permit);
+        state.end_lead(permit);
         state.free.push(permit);
         // Under the semaphore's mutex, so that a caller that gives up finds itself either queued or
         // granted.
-        let granted = state.grant(self.most_leading);
+        let granted = state.grant(self.leaders);
         drop(state);
         // Waking a thread takes longer than all the rest, so the mutex is released first.
         granted.into_iter().for_each(Asleep::wake);
@@ -506,7 +551,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         for entry in state.queue.drain(..) {
             match entry {
                 QueueEntry::Caller { waiter, .. } => waiter.settle(Grant::Closed),
-                QueueEntry::Group(group) => group.close(),
+                QueueEntry::Group { group, .. } => group.close(),
             }
         }
     }
@@ -533,36 +578,54 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
 
 impl<T, R, K> SemaphoreState<T, R, K> {
     /// Takes a free permit that leads a group.
-    fn lead(&mut self, most_leading: usize) -> Option<usize> {
-        if self.leading.len() >= most_leading {
+    fn lead(&mut self, limits: LeaderLimits) -> Option<usize> {
+        if !self.may_lead(limits) {
             return None;
         }
         let permit = self.free.pop()?;
-        self.leading.push(permit);
+        self.leading.push(Leading { permit, requests: 1 });
         Some(permit)
     }
 
+    /// Whether one more permit may lead a group.
+    fn may_lead(&self, limits: LeaderLimits) -> bool {
+        if self.leading.len() < limits.most {
+            return true;
+        }
+        let sent = || self.leading.iter().map(|leading| leading.requests).sum::<usize>();
+        let is_impatient = |entry: &QueueEntry<T, R, K>| {
+            matches!(entry, QueueEntry::Group { is_impatient: true, .. })
+        };
+        limits.patience.is_some()
+            && (sent() < self.leading.len() + self.free.len()
+                || self.queue.iter().any(is_impatient))
+    }
+
+    fn end_lead(&mut self, permit: usize) {
+        self.leading.retain(|leading| leading.permit != permit);
+    }
+
     /// The place of the first caller that may have a permit.
-    fn next(&self, most_leading: usize) -> Option<usize> {
-        let may_lead = self.leading.len() < most_leading;
+    fn next(&self, limits: LeaderLimits) -> Option<usize> {
+        let may_lead = self.may_lead(limits);
         let is_next = |entry: &QueueEntry<T, R, K>| match entry {
             QueueEntry::Caller { .. } => true,
-            QueueEntry::Group(_) => may_lead,
+            QueueEntry::Group { .. } => may_lead,
         };
         self.queue.iter().position(is_next)
     }
 
     /// Grants a free permit to the first caller that may have it. Returns the caller if it sleeps.
-    fn grant(&mut self, most_leading: usize) -> Option<Asleep<T, R, K>> {
+    fn grant(&mut self, limits: LeaderLimits) -> Option<Asleep<T, R, K>> {
         let permit = *self.free.last()?;
-        let at = self.next(most_leading)?;
+        let at = self.next(limits)?;
         self.free.pop();
         match self.queue.remove(at)? {
             QueueEntry::Caller { waiter, .. } => {
                 waiter.grant(Grant::Permit(permit)).then_some(Asleep::Caller(waiter))
             }
-            QueueEntry::Group(group) => {
-                self.leading.push(permit);
+            QueueEntry::Group { group, .. } => {
+                self.leading.push(Leading { permit, requests: group.len() });
                 group.grant(permit).then_some(Asleep::Leader(group))
             }
         }
@@ -578,7 +641,7 @@ impl<T, R, K> SemaphoreState<T, R, K> {
         }
         let group = WaitingGroup::new(Arc::clone(&job), bytes);
         self.open = Some(Arc::clone(&group));
-        self.queue.push_back(QueueEntry::Group(Arc::clone(&group)));
+        self.queue.push_back(QueueEntry::of(&group));
         Membership { group, number: 0, job }
     }
 
@@ -586,7 +649,7 @@ impl<T, R, K> SemaphoreState<T, R, K> {
     fn forget(&mut self, group: &Arc<WaitingGroup<T, R>>) {
         self.open.take_if(|open| Arc::ptr_eq(open, group));
         self.queue.retain(|entry| match entry {
-            QueueEntry::Group(queued) => !Arc::ptr_eq(queued, group),
+            QueueEntry::Group { group: queued, .. } => !Arc::ptr_eq(queued, group),
             QueueEntry::Caller { .. } => true,
         });
     }
@@ -594,12 +657,12 @@ impl<T, R, K> SemaphoreState<T, R, K> {
     /// The groups whose requests were not taken.
     fn groups(&self) -> impl Iterator<Item = &Arc<WaitingGroup<T, R>>> {
         let queued = self.queue.iter().filter_map(|entry| match entry {
-            QueueEntry::Group(group) => Some(group),
+            QueueEntry::Group { group, .. } => Some(group),
             QueueEntry::Caller { .. } => None,
         });
         let is_queued = |open: &&Arc<WaitingGroup<T, R>>| {
             self.queue.iter().any(|entry| match entry {
-                QueueEntry::Group(group) => Arc::ptr_eq(group, open),
+                QueueEntry::Group { group, .. } => Arc::ptr_eq(group, open),
                 QueueEntry::Caller { .. } => false,
             })
         };
@@ -610,7 +673,7 @@ impl<T, R, K> SemaphoreState<T, R, K> {
     fn has(&self, thread: ThreadId) -> bool {
         let is_caller = |entry: &QueueEntry<T, R, K>| match entry {
             QueueEntry::Caller { thread: queued, .. } => *queued == thread,
-            QueueEntry::Group(_) => false,
+            QueueEntry::Group { .. } => false,
         };
         self.queue.iter().any(is_caller) || self.groups().any(|group| group.has(thread))
     }
@@ -647,6 +710,10 @@ impl<T, R, K> Asleep<T, R, K> {
 impl<T, R, K> QueueEntry<T, R, K> {
     fn here(waiter: &Arc<Waiter<K>>) -> Self {
         Self::Caller { thread: this_thread(), waiter: Arc::clone(waiter) }
+    }
+
+    fn of(group: &Arc<WaitingGroup<T, R>>) -> Self {
+        Self::Group { group: Arc::clone(group), is_impatient: false }
     }
 }
 

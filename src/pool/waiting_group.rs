@@ -6,8 +6,9 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::thread::ThreadId;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use crate::connection::deadline::later;
 use crate::pool::job::Job;
 use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
@@ -30,6 +31,8 @@ struct GroupState<T, R> {
     leader: usize,
     stage: Stage,
     bytes: usize,
+    /// The leader has waited for too long.
+    is_impatient: bool,
     leader_sleeps: bool,
     /// Number of other members that sleep.
     asleep: usize,
@@ -61,6 +64,8 @@ pub(crate) enum Woken<R> {
     Response(R),
     /// No permit will be granted. The request is withdrawn.
     Closed,
+    /// It leads and has waited for longer than its patience. Returned once to a group.
+    Impatient,
     TimedOut,
 }
 
@@ -93,6 +98,7 @@ impl<T, R> WaitingGroup<T, R> {
             leader: 0,
             stage: Stage::Waiting,
             bytes,
+            is_impatient: false,
             leader_sleeps: false,
             asleep: 0,
         };
@@ -117,8 +123,15 @@ impl<T, R> WaitingGroup<T, R> {
         Some(number)
     }
 
-    /// Sleeps until the member leads, has its response, or `until`.
-    pub(super) fn wait(&self, number: usize, job: &Job<T, R>, until: Instant) -> Woken<R> {
+    /// Sleeps until the member leads, has its response, or `until`. `patience`: of a leader.
+    pub(super) fn wait(
+        &self,
+        number: usize,
+        job: &Job<T, R>,
+        until: Instant,
+        patience: Option<Duration>,
+    ) -> Woken<R> {
+        let patient_until = patience.map(|patience| later(Instant::now(), patience));
         let mut state = lock(&self.state);
         loop {
             if let Some(response) = job.response() {
@@ -132,13 +145,24 @@ impl<T, R> WaitingGroup<T, R> {
                 Stage::Closed if job.take().is_some() => return Woken::Closed,
                 _ => {}
             }
-            let left = until.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let mut left = until.saturating_duration_since(now);
             let taken = || job.look(|_| ()).is_none();
             // A request that a leader has taken is not withdrawn.
             if left.is_zero() || cancel::is_cancelled() && !taken() {
                 return Woken::TimedOut;
             }
             let leads = state.leader == number;
+            if leads
+                && !state.is_impatient
+                && let Some(patient_until) = patient_until
+            {
+                if patient_until <= now {
+                    state.is_impatient = true;
+                    return Woken::Impatient;
+                }
+                left = left.min(patient_until - now);
+            }
             state.sleeps(leads, true);
             let condvar = if leads { &self.granted } else { &self.settled };
             let woken = condvar.wait_timeout(state, cancel::tick(left));
@@ -199,6 +223,7 @@ impl<T, R> WaitingGroup<T, R> {
         let waits = |member: &Member<T, R>| member.job.look(|_| ()).is_some();
         let Some(next) = state.members.iter().position(waits) else { return GaveUp::Dissolved };
         state.leader = next;
+        state.is_impatient = false;
         drop(state);
         // The new leader sleeps among the others.
         self.settled.notify_all();
@@ -221,6 +246,11 @@ impl<T, R> WaitingGroup<T, R> {
     /// Whether a thread waits here.
     pub(super) fn has(&self, thread: ThreadId) -> bool {
         lock(&self.state).members.iter().any(|member| member.thread == thread)
+    }
+
+    /// Number of members.
+    pub(super) fn len(&self) -> usize {
+        lock(&self.state).members.len()
     }
 
     /// Number of members that wait.

@@ -97,7 +97,9 @@ macro_rules! settings {
             /// Maximum number of connections of the transactional pool that carry groups of
             /// [`grouped`](crate::TransactionOptions::grouped) blocks at once, in a cluster of each
             /// master's. With fewer of them, more blocks wait for each and share its writes. Other
-            /// transactions use the rest of the pool meanwhile. Default 4, at least 1.
+            /// transactions use the rest of the pool meanwhile. Commands of the pooled handle share writes in
+            /// the same way once more of them are sent than there are connections; they take a free
+            /// connection beyond this number after 0.5 ms. Default 4, at least 1.
             max_leaders: u32 = 4;
             /// Maximum number of blocks of `watch(..).run` in one EXEC. Above 1, blocks are merged that
             /// watch the same keys and have [declared](crate::Watch::declare) the same reads, each a

@@ -35,7 +35,7 @@ type Jobs = VecDeque<Arc<Job<usize, usize>>>;
 /// How a leader works.
 #[derive(Clone, Copy)]
 struct Leader {
-    jobs: fn(&FairSemaphore, &Membership<usize, usize>) -> Jobs,
+    jobs: fn(&FairSemaphore, usize, &Membership<usize, usize>) -> Jobs,
     take: fn(&Job<usize, usize>) -> Option<usize>,
     abandon: fn(&FairSemaphore, &Membership<usize, usize>),
     wakes_first: bool,
@@ -57,14 +57,18 @@ fn take_in_two_steps(job: &Job<usize, usize>) -> Option<usize> {
 }
 
 /// The second: a caller that needs a permit of its own is passed over.
-fn jobs_past_a_scope(gate: &FairSemaphore, place: &Membership<usize, usize>) -> Jobs {
-    let mut jobs = gate.take_group(place);
+fn jobs_past_a_scope(
+    gate: &FairSemaphore,
+    permit: usize,
+    place: &Membership<usize, usize>,
+) -> Jobs {
+    let mut jobs = gate.take_group(permit, place);
     let mut state = lock(&gate.state);
     state.open = None;
     let queue = std::mem::take(&mut state.queue);
     for entry in queue {
         match entry {
-            QueueEntry::Group(group) => jobs.extend(group.jobs()),
+            QueueEntry::Group { group, .. } => jobs.extend(group.jobs()),
             caller => state.queue.push_back(caller),
         }
     }
@@ -92,9 +96,11 @@ const HASTY: usize = 4;
 /// The caller that cannot send when it leads.
 const UNABLE: usize = 1;
 
-fn callers_with_jobs(permits: usize, leader: Leader) {
+/// `patience`: of a group for which one permit leads already.
+fn callers_with_jobs(permits: usize, patience: Option<Duration>, leader: Leader) {
     let limits = GroupLimits { requests: 3, bytes: 100 };
-    let gate = Plain::new(FairSemaphore::with_groups(permits, 1, limits));
+    let gate =
+        Plain::new(FairSemaphore::with_groups(permits, LeaderLimits { most: 1, patience }, limits));
     let ledger = Plain::new(Log::new(Ledger::default()));
     let slots: Vec<_> = (0..permits).map(|_| gate.try_acquire().unwrap()).collect();
     let threads: Vec<_> = (0..5)
@@ -147,7 +153,7 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leade
             None
         }
         Ok(Acquired::Leads(slot, place)) => {
-            let jobs = (leader.jobs)(gate, &place);
+            let jobs = (leader.jobs)(gate, slot, &place);
             if leader.wakes_first {
                 place.group.wake_members();
             }
@@ -173,35 +179,43 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leade
 
 #[test]
 fn model_of_groups_and_callers_that_give_up() {
-    check(|| callers_with_jobs(1, RIGHT));
+    check(|| callers_with_jobs(1, None, RIGHT));
 }
 
 #[test]
 fn model_of_groups_that_wait_for_a_leader_although_a_permit_is_free() {
-    check(|| callers_with_jobs(2, RIGHT));
+    check(|| callers_with_jobs(2, None, RIGHT));
+}
+
+#[test]
+fn model_of_groups_that_lead_beyond_the_limit() {
+    check(|| callers_with_jobs(2, Some(Duration::ZERO), RIGHT));
 }
 
 #[test]
 fn model_finds_a_job_that_is_done_although_its_caller_gave_up() {
     let leader = Leader { take: take_in_two_steps, ..RIGHT };
-    assert_found_at_random(move || callers_with_jobs(1, leader), &["returned None"]);
+    assert_found_at_random(move || callers_with_jobs(1, None, leader), &["returned None"]);
 }
 
 #[test]
 fn model_finds_a_scope_that_is_passed_over() {
     let leader = Leader { jobs: jobs_past_a_scope, ..RIGHT };
     // Its group is stolen before the scope runs, and its members may never be woken.
-    assert_found_at_random(move || callers_with_jobs(1, leader), &["passed over", "deadlock"]);
+    assert_found_at_random(
+        move || callers_with_jobs(1, None, leader),
+        &["passed over", "deadlock"],
+    );
 }
 
 #[test]
 fn model_finds_a_group_without_a_leader() {
     let leader = Leader { abandon: abandon_alone, ..RIGHT };
-    assert_found_at_random(move || callers_with_jobs(1, leader), &["deadlock"]);
+    assert_found_at_random(move || callers_with_jobs(1, None, leader), &["deadlock"]);
 }
 
 #[test]
 fn model_finds_members_that_are_woken_before_their_responses() {
     let leader = Leader { wakes_first: true, ..RIGHT };
-    assert_found_at_random(move || callers_with_jobs(1, leader), &["deadlock"]);
+    assert_found_at_random(move || callers_with_jobs(1, None, leader), &["deadlock"]);
 }

@@ -390,7 +390,7 @@ fn a_block_whose_leader_is_late_has_the_token_of_its_group_whose_number_stays_in
         let Acquired::Leads(number, place) = leads.join().unwrap() else { panic!("no lead") };
         let (permit, begun) = (Permit::new(Arc::clone(&pool), number), Instant::now());
         let mut line = Checkout::new(permit, None, begun, begun + SOON).unwrap();
-        let mut jobs = pool.semaphore.take_group(&place);
+        let mut jobs = pool.semaphore.take_group(number, &place);
         let deadline = Deadline::after(SOON);
         assert!(now(group_prepare::arm(&mut line, None, deadline)).unwrap().is_none());
         let connection = line.current().unwrap();

@@ -20,8 +20,12 @@ impl Batchable for u32 {
 
 /// Groups of at most three requests, of which one is led at a time.
 fn with_groups(permits: usize) -> std::sync::Arc<FairSemaphore> {
+    with_leaders(permits, LeaderLimits { most: 1, patience: None })
+}
+
+fn with_leaders(permits: usize, leaders: LeaderLimits) -> std::sync::Arc<FairSemaphore> {
     let limits = GroupLimits { requests: 3, bytes: 100 };
-    std::sync::Arc::new(FairSemaphore::with_groups(permits, 1, limits))
+    std::sync::Arc::new(FairSemaphore::with_groups(permits, leaders, limits))
 }
 
 fn soon() -> Instant {
@@ -54,8 +58,8 @@ fn waiting_with(
 }
 
 /// Takes the requests of a group, and returns them.
-fn taken(gate: &FairSemaphore, place: &Membership<u32, ()>) -> Vec<u32> {
-    gate.take_group(place).iter().filter_map(|job| job.take()).collect()
+fn taken(gate: &FairSemaphore, permit: usize, place: &Membership<u32, ()>) -> Vec<u32> {
+    gate.take_group(permit, place).iter().filter_map(|job| job.take()).collect()
 }
 
 fn take(gate: &FairSemaphore, wait: Duration) -> Result<usize, AcquireError<Infallible>> {
@@ -116,7 +120,7 @@ fn no_caller_waits_for_ever_for_the_leader_that_took_its_request() {
     }
     gate.release(slot);
     let Acquired::Leads(slot, place) = leader.join().unwrap().unwrap() else { panic!("no lead") };
-    assert_eq!(taken(&gate, &place), [6, 7]);
+    assert_eq!(taken(&gate, slot, &place), [6, 7]);
     // It is delayed, and settles no job.
     assert!(matches!(waiting.join().unwrap(), Ok(Acquired::Unknown(None))));
     gate.release(slot);
@@ -133,13 +137,13 @@ fn requests_gather_in_groups_of_a_limited_size_and_wait_for_a_leader_although_a_
     assert_eq!((gate.free(), gate.waiting()), (1, 5), "one group is led at a time");
     // A caller for itself passes them: they wait for no connection.
     gate.release(take(&gate, Duration::ZERO).unwrap());
-    assert_eq!(taken(&gate, &place), [0]);
+    assert_eq!(taken(&gate, slot, &place), [0]);
     gate.release(slot);
     let mut waiting = waiting.into_iter();
     for expected in [vec![1, 2, 3], vec![4, 5]] {
         let leader = waiting.next().unwrap().join().unwrap();
         let Ok(Acquired::Leads(slot, place)) = leader else { panic!("{leader:?}") };
-        let jobs = gate.take_group(&place);
+        let jobs = gate.take_group(slot, &place);
         let requests: Vec<_> = jobs.iter().filter_map(|job| job.take()).collect();
         assert_eq!(requests, expected);
         jobs.iter().for_each(|job| assert_eq!(job.settle(()), Submitter::Waits));
@@ -153,6 +157,70 @@ fn requests_gather_in_groups_of_a_limited_size_and_wait_for_a_leader_although_a_
     assert_eq!((gate.free(), gate.waiting()), (2, 0));
 }
 
+/// Takes and settles the requests of a group.
+fn serve(gate: &FairSemaphore, permit: usize, place: &Membership<u32, ()>) -> Vec<u32> {
+    let jobs = gate.take_group(permit, place);
+    let requests = jobs.iter().filter_map(|job| job.take()).collect();
+    jobs.iter().for_each(|job| assert_eq!(job.settle(()), Submitter::Waits));
+    place.group.wake_members();
+    requests
+}
+
+/// Has three requests be sent with one permit, and returns it.
+#[expect(clippy::unwrap_used, clippy::panic, reason = "test code outside of a test's function")]
+fn three_requests_sent(gate: &std::sync::Arc<FairSemaphore>) -> usize {
+    let permits: Vec<_> = std::iter::from_fn(|| gate.try_acquire()).collect();
+    let callers: Vec<_> = (0..3).map(|request| waiting_with(gate, request)).collect();
+    permits.into_iter().for_each(|permit| gate.release(permit));
+    let mut callers = callers.into_iter().map(|caller| caller.join().unwrap());
+    let Ok(Acquired::Leads(permit, place)) = callers.next().unwrap() else { panic!("no lead") };
+    assert_eq!(serve(gate, permit, &place), [0, 1, 2]);
+    callers.for_each(|other| assert!(matches!(other, Ok(Acquired::Response(())))));
+    permit
+}
+
+#[test]
+fn with_no_more_requests_than_permits_each_leads_at_once() {
+    let hour = Duration::from_secs(3_600);
+    let gate = with_leaders(3, LeaderLimits { most: 1, patience: Some(hour) });
+    let permits: Vec<_> = (0..3).map(|_| gate.try_lead().expect("a permit")).collect();
+    permits.into_iter().for_each(|permit| gate.release(permit));
+    // Three requests share one write, so the next one waits, although two permits are free.
+    let slot = three_requests_sent(&gate);
+    assert_eq!((gate.free(), gate.try_lead()), (2, None));
+    let next = waiting_with(&gate, 3);
+    gate.release(slot);
+    let Ok(Acquired::Leads(slot, place)) = next.join().unwrap() else { panic!("no lead") };
+    assert_eq!(serve(&gate, slot, &place), [3]);
+    gate.release(slot);
+    assert_eq!((gate.free(), gate.waiting()), (3, 0));
+}
+
+#[test]
+fn a_group_that_has_waited_for_too_long_leads_beyond_the_limit() {
+    let patience = Some(Duration::from_millis(50));
+    let gate = with_leaders(2, LeaderLimits { most: 1, patience });
+    let slot = three_requests_sent(&gate);
+    let first = waiting_with(&gate, 3);
+    let Ok(Acquired::Leads(beyond, place)) = first.join().unwrap() else { panic!("no lead") };
+    assert_eq!(serve(&gate, beyond, &place), [3]);
+    // One that waits for a permit that is not free is granted the first one that is returned.
+    assert_eq!(gate.free(), 0);
+    let second = waiting_with(&gate, 4);
+    let has_waited = |entry: &QueueEntry<u32, (), ()>| {
+        matches!(entry, QueueEntry::Group { is_impatient: true, .. })
+    };
+    while !lock(&gate.state).queue.iter().any(has_waited) {
+        std::thread::yield_now();
+    }
+    // The other one leads still.
+    gate.release(slot);
+    let Ok(Acquired::Leads(slot, place)) = second.join().unwrap() else { panic!("no lead") };
+    assert_eq!(serve(&gate, slot, &place), [4]);
+    [slot, beyond].into_iter().for_each(|permit| gate.release(permit));
+    assert_eq!((gate.free(), gate.waiting()), (2, 0));
+}
+
 #[test]
 fn a_leader_that_cannot_send_passes_the_lead_on() {
     let gate = with_groups(1);
@@ -163,7 +231,7 @@ fn a_leader_that_cannot_send_passes_the_lead_on() {
     gate.abandon_group(&place);
     gate.release(slot);
     let Acquired::Leads(slot, place) = second.join().unwrap().unwrap() else { panic!("no lead") };
-    assert_eq!(taken(&gate, &place), [2]);
+    assert_eq!(taken(&gate, slot, &place), [2]);
     gate.release(slot);
     assert_eq!((gate.free(), gate.waiting()), (1, 0));
 }

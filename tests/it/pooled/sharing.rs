@@ -2,7 +2,7 @@
 //!
 //! Guarantee: the-pooled-handle
 
-use crate::fixture::OF_ONE;
+use crate::fixture::{LONG, OF_ONE, SOON, unhurried};
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
 use std::thread;
@@ -12,6 +12,8 @@ use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
 
 use super::fixture::{id, pool_is_whole, sized, trusting, typed};
+use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 
 #[test]
@@ -89,6 +91,51 @@ fn a_drained_transactional_pool_leaves_single_commands_alone() {
 }
 
 crate::side::threads_only! {
+    /// With more commands than connections, one connection leads at a time here, but not for ever.
+    #[test]
+    fn commands_use_a_free_connection_though_one_that_is_silent_leads() {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let builder = sized(&proxy.url(), 2).max_leaders(1).trust_window(LONG);
+        let sessions = unhurried(builder).build_side().unwrap();
+        let holds = |command| {
+            let held = (Trigger::BeforeReplyTo(command), Fault::HoldReplies);
+            proxy.arm(Script::from(held).once());
+        };
+        let fired = |times| eventually(SOON, "a reply is held", || proxy.fired() == times);
+        let pooled = || sessions.status().pooled;
+        thread::scope(|scope| {
+            let call = |command: &'static str| {
+                let mut db = sessions.pooled();
+                scope.spawn(move || redis::cmd(command).arg("key").query::<Option<i64>>(&mut db))
+            };
+            // Fewer commands than connections: each has one at once.
+            let mut alone = Vec::new();
+            for times in 1..=2 {
+                holds("GET");
+                alone.push(call("GET"));
+                fired(times);
+            }
+            let group: Vec<_> = (1..=3)
+                .map(|waiting| {
+                    let member = call("STRLEN");
+                    eventually(SOON, "it waits", || pooled().waiting == waiting);
+                    member
+                })
+                .collect();
+            holds("STRLEN");
+            proxy.release();
+            alone.into_iter().for_each(|one| assert_eq!(one.join().unwrap().unwrap(), None));
+            fired(3);
+            // One connection leads three commands and is silent; the other one is free.
+            assert_eq!(call("GET").join().unwrap().unwrap(), None);
+            assert!(group.iter().all(|member| !member.is_finished()));
+            proxy.release();
+            group.into_iter().for_each(|one| assert_eq!(one.join().unwrap().unwrap(), Some(0)));
+        });
+        assert_eq!(server.clients(), 2);
+    }
+
     #[test]
     fn a_command_inside_with_raw_on_a_pool_of_one_fails_as_a_deadlock() {
         let server = Server::start();
