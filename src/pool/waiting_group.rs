@@ -4,7 +4,6 @@
 //! The first caller leads. If it gives up, the next one does.
 
 use std::collections::VecDeque;
-use std::mem;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -209,19 +208,20 @@ impl<T, R> WaitingGroup<T, R> {
         }
     }
 
-    /// Ends the lead of a member that cannot send. Called under the semaphore's mutex.
+    /// Ends the lead of a member, whose request is withdrawn if it was not sent. Called under the
+    /// semaphore's mutex.
     pub(super) fn abandon(&self, job: &Job<T, R>) -> GaveUp {
         let mut state = lock(&self.state);
-        let own = job.take();
-        debug_assert!(own.is_some(), "a leader that has taken no request has its own");
+        drop(job.take());
         state.stage = Stage::Waiting;
         self.pass_lead(state)
     }
 
     /// Has the next member lead.
     fn pass_lead(&self, mut state: MutexGuard<'_, GroupState<T, R>>) -> GaveUp {
-        let waits = |member: &Member<T, R>| member.job.look(|_| ()).is_some();
-        let Some(next) = state.members.iter().position(waits) else { return GaveUp::Dissolved };
+        let Some(next) = state.members.iter().position(Member::waits) else {
+            return GaveUp::Dissolved;
+        };
         state.leader = next;
         state.is_impatient = false;
         drop(state);
@@ -237,15 +237,17 @@ impl<T, R> WaitingGroup<T, R> {
         self.settled.notify_all();
     }
 
-    /// Takes out the members' requests, in the order of their arrival.
+    /// The requests of the members that wait, in the order of their arrival.
     pub(super) fn jobs(&self) -> VecDeque<Arc<Job<T, R>>> {
-        let members = mem::take(&mut lock(&self.state).members);
-        members.into_iter().map(|member| member.job).collect()
+        let state = lock(&self.state);
+        let waiting = state.members.iter().filter(|member| member.waits());
+        waiting.map(|member| Arc::clone(&member.job)).collect()
     }
 
     /// Whether a thread waits here.
     pub(super) fn has(&self, thread: ThreadId) -> bool {
-        lock(&self.state).members.iter().any(|member| member.thread == thread)
+        let is_this = |member: &Member<T, R>| member.thread == thread && member.waits();
+        lock(&self.state).members.iter().any(is_this)
     }
 
     /// Number of members.
@@ -255,8 +257,14 @@ impl<T, R> WaitingGroup<T, R> {
 
     /// Number of members that wait.
     pub(super) fn waiting(&self) -> usize {
-        let waits = |member: &&Member<T, R>| member.job.look(|_| ()).is_some();
-        lock(&self.state).members.iter().filter(waits).count()
+        lock(&self.state).members.iter().filter(|member| member.waits()).count()
+    }
+}
+
+impl<T, R> Member<T, R> {
+    /// Whether its request was neither taken nor withdrawn.
+    fn waits(&self) -> bool {
+        self.job.look(|_| ()).is_some()
     }
 }
 

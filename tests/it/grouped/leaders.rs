@@ -2,6 +2,7 @@
 //!
 //! Guarantee: grouped
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -113,4 +114,46 @@ fn callers_of_a_group_without_a_server_fail_in_time_and_nothing_is_applied() {
     assert_eq!(fixture.list("list"), ["4"]);
     let status = fixture.sessions.status().transactional;
     assert_eq!((status.in_use, status.waiting), (0, 0));
+}
+
+/// A caller that has given up does not wait, although the group in which it has waited still does.
+#[test]
+fn a_caller_that_has_left_its_group_is_no_part_of_a_deadlock() {
+    let fixture = start_with(|builder| builder.max_size(2));
+    let accounts = fixture.sessions.transactional();
+    let short = TransactionOptions::new().within(Duration::from_millis(500));
+    let (grouped, short) = (fixture.grouped(), fixture.grouped().with(short));
+    let (accounts, grouped, short) = (&accounts, &grouped, &short);
+    let waiting = || fixture.sessions.status().transactional.waiting;
+    let waiting = &waiting;
+    let [(holds, held), (begins, begun), (leaves, left)] = [(); 3].map(|()| mpsc::channel());
+    thread::scope(|scope| {
+        let gives_up = scope.spawn(move || {
+            accounts.watch(["left"]).run(|_, tx| {
+                held.recv_timeout(SOON).unwrap();
+                begins.send(()).unwrap();
+                let late = push(0)(short);
+                let is_late = matches!(late, Err(Error::Checkout(CheckoutError::Timeout(_))));
+                assert!(is_late, "{late:?}");
+                leaves.send(()).unwrap();
+                eventually(SOON, "the others wait", || waiting() == 2);
+                Ok(tx.incr("left", 1))
+            })
+        });
+        let stays = scope.spawn(move || {
+            accounts.watch(["right"]).run(|_, tx| {
+                holds.send(()).unwrap();
+                begun.recv_timeout(SOON).unwrap();
+                // It waits in the group of the one that leaves.
+                let member = scope.spawn(move || push(1)(grouped));
+                left.recv_timeout(SOON).unwrap();
+                eventually(SOON, "the member waits", || waiting() == 1);
+                assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1)))?, 1);
+                assert_eq!(member.join().unwrap()?, 1);
+                Ok(tx.incr("right", 1))
+            })
+        });
+        assert_eq!(gives_up.join().unwrap().unwrap(), 1);
+        assert_eq!(stays.join().unwrap().unwrap(), 1);
+    });
 }
