@@ -23,8 +23,8 @@ use crate::protocol::batch::RequestKind;
 use crate::protocol::connection_state::CloseReason;
 use crate::sync::now::now;
 
-/// The group that a caller with a permit leads. Its drop has the next member lead; once the requests
-/// were taken, it ends those that were not sent.
+/// The group that a caller with a permit leads. Its drop has the next member lead; while the caller sends
+/// the requests, it ends those that were not sent.
 pub(crate) struct LedGroup {
     core: Arc<PoolCore>,
     /// Number of its leader's permit.
@@ -74,6 +74,12 @@ impl LedGroup {
     fn take(&mut self) {
         self.waiting = self.core.semaphore.take_group(self.permit, &self.place);
         self.is_taken = true;
+    }
+
+    /// Has the next member send the requests that are left.
+    fn hand_over(&mut self) {
+        self.waiting.clear();
+        self.is_taken = false;
     }
 
     /// Ends the requests that were not sent.
@@ -126,8 +132,9 @@ pub(crate) fn ensure_multi(
     }
 }
 
-/// Sends the requests of the group, sets the response of each, and returns the connection.
-/// After the deadline the connection is lost for all of them.
+/// Sends the requests of the group, sets the response of each, and returns the connection. After the deadline
+/// of a write the connection is lost for all of them. A caller that has its own response by the first
+/// deadline, or later, sends nothing after it.
 pub(crate) fn send_batch(
     mut checkout: Checkout,
     mut group: LedGroup,
@@ -136,15 +143,20 @@ pub(crate) fn send_batch(
     if !group.is_taken {
         group.take();
     }
-    let mut lost = None;
+    let (first, mut own, mut lost) = (deadline, None, None);
     while lost.is_none() && !group.waiting.is_empty() {
+        if own.is_some() && first.timeout().is_none() {
+            group.hand_over();
+            break;
+        }
         lost = send_once(&mut checkout, &mut group, deadline).err();
         // From here on a log may be written; it belongs to the user and may take its time.
         group.place.group.wake_members();
         group.is_woken = group.waiting.is_empty();
+        own = own.or_else(|| group.place.job.response());
         deadline = checkout.response_deadline();
     }
-    let own = group.place.job.response();
+    let own = own.or_else(|| group.place.job.response());
     drop(group);
     if let Some(cause) = lost {
         checkout.on_lost(&cause);

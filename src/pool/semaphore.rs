@@ -471,8 +471,8 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         (gave_up, waiters)
     }
 
-    /// Takes the requests of the group that a caller leads, its own and those that have joined.
-    /// `permit`: the caller's.
+    /// Returns the requests of the group that a caller leads, its own and those that have joined. No more
+    /// will join. `permit`: the caller's.
     pub(crate) fn take_group(
         &self,
         permit: usize,
@@ -489,8 +489,8 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         jobs
     }
 
-    /// Ends the lead of a caller that cannot send: the next member leads. The permit is returned
-    /// separately.
+    /// Ends the lead of a caller that does not send what is left: the next member leads. The permit is
+    /// returned separately.
     pub(crate) fn abandon_group(&self, place: &Membership<T, R>) {
         let mut state = lock(&self.state);
         if place.group.abandon(&place.job) == GaveUp::Dissolved {

@@ -2,13 +2,14 @@
 //!
 //! Guarantee: grouped
 
+use std::iter;
 use std::time::Duration;
 
 use crate::fixture::{Fixture, SOON};
 use rediscope::error::{Applied, ReplyError};
 use rediscope::prelude::*;
 use rediscope::status::CloseReason;
-use rediscope::{Builder, CommitError, Error, SessionManager, TransactionOptions};
+use rediscope::{Builder, CommitError, Error, SessionManager, TransactionOptions, Transactional};
 
 use super::fixture::{Call, push, start, start_with, timeouts};
 use rediscope_testing::eventually;
@@ -212,6 +213,36 @@ fn blocks_like_one_that_was_refused_go_alone_for_a_second() {
         assert!(reported.iter().all(Result::is_ok), "{reported:?}");
         fixture.sent() == ["MULTI", "RPUSH", "INCRBY", "RPUSH", "INCRBY", "EXEC"]
     });
+}
+
+/// Each exactly-once block that goes alone has a write of its own. The caller that leads has its own outcome
+/// after the first one.
+#[test]
+fn a_caller_with_its_own_outcome_does_not_send_for_others_past_its_time() {
+    let server = Server::start();
+    server.acl(&["SETUSER", "app", "on", ">secret", "~list", "~nothing", "~rediscope:*", "+@all"]);
+    let fixture = Fixture::as_user(server, "secret", timeouts);
+    refuse_incr(&fixture);
+    fixture.server.acl(&["SETUSER", "app", "~forbidden"]);
+    let once = |handle: &Transactional| handle.with(TransactionOptions::new().exactly_once());
+    let execs = || fixture.sent().iter().filter(|name| *name == "EXEC").count();
+    let leader: Call<'_, i64> = Box::new(|handle| {
+        let pushed = once(handle).run(|tx| Ok(tx.rpush("list", 0)));
+        // What was sent until now does not count.
+        execs();
+        pushed
+    });
+    let other = || -> Call<'_, i64> {
+        Box::new(|handle| once(handle).run(|tx| Ok(tx.incr("forbidden", 1))))
+    };
+    let calls = iter::once(leader).chain((0..8).map(|_| other())).collect();
+    let reported = fixture.at_once(calls, || {
+        fixture.proxy.set_delays(Duration::ZERO, Duration::from_millis(300));
+    });
+    let others = execs();
+    assert!(reported.iter().all(Result::is_ok), "{reported:?}");
+    assert_eq!(fixture.number("forbidden"), 8);
+    assert!(others > 0, "the others are sent by one of them");
 }
 
 #[test]
