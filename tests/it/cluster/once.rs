@@ -231,3 +231,60 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() 
     assert_eq!(sum(&String::clone), applied);
     assert_eq!(sum(&|key| beside(key, "other")), -applied);
 }
+
+/// Plain and exactly-once blocks of several slots of each master, in groups.
+#[test]
+fn grouped_blocks_of_several_slots_are_applied_once_while_slots_move() {
+    let fixture = ClusterFixture::of(Cluster::start(3, 0));
+    let cluster = &fixture.cluster;
+    let first = fixture.keys("sum");
+    let slots = [0, 1, 2].map(|nth| cluster.slot(&first[nth]));
+    let others = slots.map(|slot| cluster.key_in(slot + 1, "sum"));
+    let keys = [first, others].concat();
+    let sessions = builder(cluster).max_size(1).build_side().unwrap();
+    let grouped = sessions.transactional().with(TransactionOptions::new().grouped());
+    let (over, applied) = (AtomicBool::new(false), AtomicU64::new(0));
+    thread::scope(|scope| {
+        for writer in 0..12_usize {
+            let (keys, over, applied) = (&keys, &over, &applied);
+            let once = grouped.with(TransactionOptions::new().exactly_once());
+            let handle = if writer % 2 == 0 { once } else { grouped.clone() };
+            scope.spawn(move || {
+                let mut made = 0;
+                while !over.load(Ordering::Relaxed) {
+                    made += 1;
+                    let key = &keys[(writer + made) % keys.len()];
+                    let done = handle.run(|tx| {
+                        tx.decr(beside(key, "other"), 1);
+                        Ok(tx.incr(key, 1))
+                    });
+                    let _: i64 = done.expect("run sees nothing of it");
+                    applied.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Also where this panics: the others would go on for ever.
+        defer! { over.store(true, Ordering::Relaxed) }
+        let enough = |count| {
+            eventually(SOON, "more was applied", || applied.load(Ordering::Relaxed) >= count);
+        };
+        enough(100);
+        for round in 0..12_usize {
+            let slot = slots[round % 3];
+            let from = cluster.owner(slot).unwrap();
+            let to = (from + 1 + round / 3 % 2) % 3;
+            cluster.begin_migration(slot, to);
+            enough(applied.load(Ordering::Relaxed) + 5);
+            cluster.move_keys(slot, from, to, 1);
+            enough(applied.load(Ordering::Relaxed) + 5);
+            cluster.end_migration(slot, from, to);
+            enough(applied.load(Ordering::Relaxed) + 20);
+        }
+    });
+    let applied = applied.load(Ordering::Relaxed) as i64;
+    let sum = |key: &dyn Fn(&String) -> String| -> i64 {
+        let of_key = |name| cluster.read::<Option<i64>>(&["GET", &key(name)]).unwrap_or_default();
+        keys.iter().map(of_key).sum()
+    };
+    assert_eq!((sum(&String::clone), sum(&|key| beside(key, "other"))), (applied, -applied));
+}
