@@ -89,7 +89,7 @@ impl Tries {
             let watching = watch.next(attempts).await?;
             *counted = false;
             let pending = watching.pending();
-            let in_loop = watch.limited_keys().map(|_| InLoop::enter());
+            let in_loop = InLoop::enter(watch.limited_keys().is_some());
             let keys = watch.keys();
             Ok(Attempt { router, attempts, keys, counted, watching, pending, in_loop })
         }

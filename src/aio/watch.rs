@@ -250,7 +250,8 @@ impl Watch {
             let target = self.target(attempts.binding());
             if let Some(keys) = self.limited_keys()
                 && attempts.can_be_merged(&self.router, target)
-                && !turns::is_nested()
+                // Its leader might wait for the connection of this task.
+                && turns::may_wait(&self.router)
             {
                 let enter = |wait| self.hot_keys.enter(keys.buckets(), false, wait, None);
                 let closure = closure.clone();
@@ -355,7 +356,7 @@ impl Watch {
             && let Some(wait) = attempts.turn_wait(&self.router)
         {
             let offer = attempts.offer(self.target(attempts.binding()));
-            let is_nested = turns::is_nested();
+            let is_nested = !turns::may_take_turn(&self.router, &self.hot_keys, keys);
             let turn = self.hot_keys.enter(keys.buckets(), is_nested, wait, offer).await;
             attempts.set_turn(turn);
         }

@@ -84,7 +84,7 @@ impl Pool {
     /// Whether this thread has an open scope.
     pub(in crate::pool) fn is_held_by_this_thread(&self) -> bool {
         let this = this_thread();
-        self.scopes.is_held_by(|holder| holder.id == this)
+        self.scopes.is_held_by(|holder, _| holder.id == this)
     }
 
     /// Takes a connection for the permit, and counts and logs the outcome.

@@ -406,6 +406,14 @@ impl<P: ServerPool> Pools<P> {
         all
     }
 
+    /// Whether one of the pools is so.
+    pub(in crate::pool) fn is_any(&self, is_so: impl Fn(&P) -> bool) -> bool {
+        match &self.servers {
+            Servers::One(pool) => is_so(pool),
+            Servers::Masters(_) => self.all().iter().any(|(_, pool)| is_so(pool)),
+        }
+    }
+
     pub(crate) fn scopes(&self) -> Vec<OpenScope> {
         self.all().iter().flat_map(|(_, pool)| pool.open_scopes()).collect()
     }
@@ -465,10 +473,7 @@ pub(crate) enum Joined<L> {
 impl Pools<Pool> {
     /// Whether this thread has an open scope.
     pub(crate) fn is_held_by_this_thread(&self) -> bool {
-        match &self.servers {
-            Servers::One(pool) => pool.is_held_by_this_thread(),
-            Servers::Masters(_) => self.all().iter().any(|(_, pool)| pool.is_held_by_this_thread()),
-        }
+        self.is_any(Pool::is_held_by_this_thread)
     }
 }
 

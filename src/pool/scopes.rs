@@ -141,9 +141,10 @@ impl<L: ScopeLine> OpenScopes<L> {
         self.entries.iter().filter_map(scope).collect()
     }
 
-    /// Whether one of the open scopes has such a holder.
-    pub(crate) fn is_held_by(&self, is_this: impl Fn(&L::Holder) -> bool) -> bool {
-        let is_held = |entry: &Entry<L>| entry.read(|record, _| is_this(&record.info.holder));
+    /// Whether one of the open scopes has such a holder and origin.
+    pub(crate) fn is_held_by(&self, is_this: impl Fn(&L::Holder, &ScopeOrigin) -> bool) -> bool {
+        let is_this = |info: &ScopeInfo<L::Holder>| is_this(&info.holder, &info.origin);
+        let is_held = |entry: &Entry<L>| entry.read(|record, _| is_this(&record.info));
         self.entries.iter().filter_map(is_held).any(|is_held| is_held)
     }
 

@@ -6,8 +6,8 @@
 //! take turns. A block that waits for its turn leaves its WATCH, which is sent behind the EXEC of the
 //! block before it; see [`key_turn`](crate::pool::key_turn). The data is protected by WATCH; turns only
 //! save attempts. A block waits for a part of its policy's time at most, and then attempts without a
-//! turn. A block inside another block on the same thread, or in the same task, does not wait, because it
-//! might wait for the outer one.
+//! turn. A block of a thread or task that is inside another block, or has a connection, does not wait: it
+//! might wait for that.
 
 use std::cell::Cell;
 use std::fmt;

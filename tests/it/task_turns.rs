@@ -13,7 +13,8 @@ use rediscope::prelude::*;
 use rediscope::{Error, Outcome, RetryPolicy};
 use rediscope_testing::server::Server;
 use rediscope_testing::tasks::several as runtime;
-use tokio::sync::Barrier;
+use tokio::sync::{Barrier, Notify};
+use tokio::task::JoinHandle;
 
 use crate::fixture::SOON;
 
@@ -235,5 +236,86 @@ fn a_block_without_a_turn_attempts_within_its_policy() {
         assert!(
             kept.iter_mut().all(|run| matches!(run.as_mut().poll(&mut context), Poll::Pending))
         );
+    });
+}
+
+/// Has a block with the turn wait in its first attempt, until the returned value is notified.
+async fn hold(accounts: &Transactional) -> (Arc<Notify>, JoinHandle<Result<i64, Error>>) {
+    let (inside, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (accounts, doors) = (accounts.clone(), (Arc::clone(&inside), Arc::clone(&go)));
+    let held = tokio::spawn(async move {
+        let watch = patient(&accounts);
+        let run = watch.run(async |read, tx| {
+            if read.attempt() == 1 {
+                doors.0.notify_one();
+                doors.1.notified().await;
+            }
+            Ok(tx.incr("hot", 1))
+        });
+        run.await
+    });
+    soon("the closure", inside.notified()).await;
+    (go, held)
+}
+
+/// It might wait for a block that waits for its connection. With merges it waits for no other block's EXEC
+/// either.
+#[test]
+fn a_task_with_a_connection_does_not_wait_for_a_turn() {
+    for most in [1, 16] {
+        let (server, runtime) = (Server::start(), runtime());
+        runtime.block_on(async {
+            let accounts =
+                &builder(&server).max_merged(most).build_async().unwrap().transactional();
+            heat(&server, accounts).await;
+            let (go, held) = hold(accounts).await;
+            let reading = accounts.reading();
+            let in_closure = reading.run(async |read, tx| {
+                let _: Option<i64> = read.get("hot").await?;
+                assert_eq!(increment(accounts).await?, 1);
+                Ok(tx.incr("other", 1))
+            });
+            soon("a block in a closure", in_closure).await.unwrap();
+            let mut tries = accounts.reading().tries();
+            let mut at = soon("an attempt", tries.next()).await.unwrap();
+            let read: i64 = at.get("hot").await.unwrap();
+            assert_eq!(read, 1);
+            assert_eq!(soon("a block in a loop", increment(accounts)).await.unwrap(), 2);
+            drop(at);
+            let guard = accounts.watch(["other"]).begin().await.unwrap();
+            assert_eq!(soon("a block beside a guard", increment(accounts)).await.unwrap(), 3);
+            drop(guard);
+            go.notify_one();
+            assert_eq!(soon("the block with the turn", held).await.unwrap().unwrap(), 4);
+        });
+    }
+}
+
+/// A connection of one of them is none of the others.
+#[test]
+fn futures_of_one_task_take_turns() {
+    let (server, runtime) = (Server::start(), runtime());
+    runtime.block_on(async {
+        let sessions = builder(&server).build_async().unwrap();
+        let accounts = &sessions.transactional();
+        heat(&server, accounts).await;
+        let conflicts = || sessions.status().transactional.counts.conflicts;
+        let before = conflicts();
+        let ended = Notify::new();
+        let reading = accounts.reading();
+        let reading = reading.run(async |read, tx| {
+            let _: Option<i64> = read.get("hot").await?;
+            ended.notified().await;
+            Ok(tx.incr("other", 1))
+        });
+        let increments = async {
+            let increments = || async { (increment(accounts).await, increment(accounts).await) };
+            let all = tokio::join!(increments(), increments(), increments(), increments());
+            ended.notify_one();
+            all
+        };
+        _ = soon("the blocks", async { tokio::join!(reading, increments) }).await;
+        assert_eq!(server.ask::<i64>(&["GET", "hot"]), 8);
+        assert_eq!(conflicts() - before, 0);
     });
 }

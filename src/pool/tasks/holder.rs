@@ -14,7 +14,7 @@ pub(crate) enum HolderTask {
 }
 
 impl HolderTask {
-    pub(in crate::pool) fn here() -> Self {
+    pub(crate) fn here() -> Self {
         match tokio::task::try_id() {
             Some(id) => Self::Task(id),
             None => Self::Thread(this_thread(), thread_name()),

@@ -31,6 +31,7 @@ use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
 use crate::pool::semaphore::QueuePlace;
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::pool::tasks::core::{LinesSeen, TaskCore};
+use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::lane::LaneCall;
 use crate::pool::tasks::lanes::KnownLanes;
 use crate::pool::tasks::line::{TaskKeyQueue, TaskKeyTurn, TaskLine, TaskPin};
@@ -103,6 +104,14 @@ impl TaskPool {
             self.begin_use(&mut line, Instant::now());
             line
         })
+    }
+
+    /// Whether this task has an open scope. That of a closure may be another future's of the task; it counts
+    /// `with_closures`.
+    pub(in crate::pool) fn is_held_by_this_task(&self, with_closures: bool) -> bool {
+        let this = HolderTask::here();
+        let counts = |origin: &ScopeOrigin| with_closures || !origin.is_closure;
+        self.scopes.is_held_by(|holder, origin| *holder == this && counts(origin))
     }
 
     /// See [`Lanes::try_submit`](crate::pool::tasks::lanes::Lanes::try_submit).

@@ -1,4 +1,4 @@
-//! The end of all pools, for callers that are tasks.
+//! All pools, for callers that are tasks.
 
 use std::time::Instant;
 
@@ -6,6 +6,11 @@ use crate::pool::router::Pools;
 use crate::pool::tasks::pool::TaskPool;
 
 impl Pools<TaskPool> {
+    /// See [`TaskPool::is_held_by_this_task`].
+    pub(crate) fn is_held_by_this_task(&self, with_closures: bool) -> bool {
+        self.is_any(|pool| pool.is_held_by_this_task(with_closures))
+    }
+
     /// See [`TaskPool::drain`].
     pub(crate) async fn drain(&self, deadline: Instant) -> usize {
         let mut scopes = 0;

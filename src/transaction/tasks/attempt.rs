@@ -51,8 +51,8 @@ pub struct Attempt<'t> {
     pub(crate) counted: &'t mut bool,
     pub(crate) watching: Watching,
     pub(crate) pending: Pending,
-    /// Blocks that the task runs meanwhile do not wait for the loop's turn.
-    pub(crate) in_loop: Option<InLoop>,
+    /// Blocks that the task runs meanwhile do not wait for turns.
+    pub(crate) in_loop: InLoop,
 }
 
 impl fmt::Debug for Attempt<'_> {

@@ -1,74 +1,90 @@
-//! Whether a task is inside a block that may have a turn on hot keys.
+//! Whether a task may wait for a turn on hot keys: not inside a block that may have one, nor while it has a
+//! connection.
+//!
+//! A closure's scope is that of the futures inside it, so other futures of the task wait.
 
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Mutex;
-use std::thread::ThreadId;
 
 use crate::pool::own_writes::{self, OwnWrites};
+use crate::pool::router::Router;
+use crate::pool::tasks::holder::HolderTask;
+use crate::pool::tasks::line::TaskKeyQueue;
+use crate::pool::tasks::pool::TaskPool;
 use crate::sync::fork_check::ForkCheck;
 use crate::sync::lock;
+use crate::transaction::hot_keys::HotKeys;
+use crate::transaction::keys::Keys;
 
 tokio::task_local! {
-    /// Set while the closure of a block that may have a turn is polled: a block inside it must not
-    /// wait for the outer one.
-    static INSIDE_BLOCK: ();
+    /// Set while the closure of a block is polled; true: the block, or one around it, may have a turn.
+    static INSIDE_BLOCK: bool;
 }
 
-/// The tasks that have an attempt of a loop: what the task-local is for a closure, for code that no
-/// future of this crate contains.
-static LOOPS: Mutex<Vec<LoopTask>> = Mutex::new(Vec::new());
+/// The tasks that have an attempt of a loop, and whether the loop may have a turn: what the task-local is
+/// for a closure, for code that no future of this crate contains.
+static LOOPS: Mutex<Vec<(HolderTask, bool)>> = Mutex::new(Vec::new());
 
-/// Whether the task is inside a block that may have a turn.
-pub(crate) fn is_nested() -> bool {
-    INSIDE_BLOCK.try_with(|()| ()).is_ok() || InLoop::is_here()
+/// Whether the block around this one may have a turn. `None`: the task is inside no block.
+fn outer() -> Option<bool> {
+    INSIDE_BLOCK.try_with(|has_turn| *has_turn).ok().max(InLoop::here())
+}
+
+/// Whether the task may wait for other blocks on these keys. One with a connection might wait for a caller
+/// that waits for that connection.
+pub(crate) fn may_wait(router: &Router<TaskPool>) -> bool {
+    let outer = outer();
+    outer != Some(true) && !router.is_held_by_this_task(outer.is_some())
+}
+
+/// The same for its turn on these keys.
+pub(crate) fn may_take_turn(
+    router: &Router<TaskPool>,
+    hot_keys: &HotKeys<TaskKeyQueue>,
+    keys: &Keys,
+) -> bool {
+    match hot_keys.is_any_hot(keys.buckets()) {
+        true => may_wait(router),
+        false => outer() != Some(true),
+    }
 }
 
 /// Polls the closure of a block, and keeps what it writes past the block. `has_turn`: blocks inside it do
-/// not wait for turns.
+/// not wait for turns, whatever connections they use.
 pub(crate) async fn run_closure<F: Future>(
     has_turn: bool,
     writes: &mut Option<OwnWrites>,
     mut closure: Pin<&mut F>,
 ) -> F::Output {
+    let has_turn = has_turn || outer() == Some(true);
     poll_fn(|context| {
-        let mut poll = || closure.as_mut().poll(context);
-        own_writes::during(writes, || match has_turn {
-            true => INSIDE_BLOCK.sync_scope((), poll),
-            false => poll(),
-        })
+        let poll = || closure.as_mut().poll(context);
+        own_writes::during(writes, || INSIDE_BLOCK.sync_scope(has_turn, poll))
     })
     .await
 }
 
-/// The task that is polled, or the thread that polls a future outside of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LoopTask {
-    Task(tokio::task::Id),
-    Thread(ThreadId),
-}
-
-impl LoopTask {
-    fn here() -> Self {
-        tokio::task::try_id().map_or_else(|| Self::Thread(std::thread::current().id()), Self::Task)
-    }
-}
-
-/// Marks that the task is between the begin and the end of an attempt of a loop that may have a turn,
-/// until this is dropped: blocks inside it do not wait for turns.
+/// Marks that the task is between the begin and the end of an attempt of a loop, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct InLoop(LoopTask, ForkCheck);
+pub(crate) struct InLoop((HolderTask, bool), ForkCheck);
 
 impl InLoop {
-    pub(crate) fn enter() -> Self {
-        let task = LoopTask::here();
-        lock(&LOOPS).push(task);
-        Self(task, ForkCheck::here())
+    /// `has_turn`: blocks inside it do not wait for turns, whatever connections they use.
+    pub(crate) fn enter(has_turn: bool) -> Self {
+        let entry = (HolderTask::here(), has_turn);
+        lock(&LOOPS).push(entry.clone());
+        Self(entry, ForkCheck::here())
     }
 
-    fn is_here() -> bool {
+    /// Whether a loop of this task may have a turn. `None`: the task is in no loop.
+    fn here() -> Option<bool> {
         let loops = lock(&LOOPS);
-        !loops.is_empty() && loops.contains(&LoopTask::here())
+        if loops.is_empty() {
+            return None;
+        }
+        let this = HolderTask::here();
+        loops.iter().filter(|(task, _)| *task == this).map(|(_, has_turn)| *has_turn).max()
     }
 }
 
@@ -78,7 +94,7 @@ impl Drop for InLoop {
             return;
         }
         let mut loops = lock(&LOOPS);
-        if let Some(at) = loops.iter().position(|task| *task == self.0) {
+        if let Some(at) = loops.iter().position(|entry| *entry == self.0) {
             loops.swap_remove(at);
         }
     }
