@@ -25,6 +25,7 @@ pub(in crate::pool) mod model;
 mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Weak;
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -67,6 +68,8 @@ struct SemaphoreState<T, R, K> {
     /// The permits that lead groups.
     leading: Vec<Leading>,
     taken: TakenCount,
+    /// The callers whose requests are taken, and some that wait no more.
+    taken_callers: Vec<Weak<Waiter<K>>>,
     closed: bool,
 }
 
@@ -189,6 +192,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 open: None,
                 leading: Vec::new(),
                 taken: TakenCount::default(),
+                taken_callers: Vec::new(),
                 closed: false,
             }),
             limits,
@@ -314,6 +318,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         let QueueEntry::Caller { thread, waiter } = state.queue.get(at)? else { return None };
         let taken = TakenRequest::take(*thread, waiter, &state.taken, fits)?;
         state.queue.remove(at);
+        state.on_taken(&taken.waiter);
         Some(taken)
     }
 
@@ -356,7 +361,10 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         match was_sent {
             true if asleep => waiter.ready.notify_one(),
             true => {}
-            false => return Returned::Unsent(TakenRequest { thread, waiter }),
+            false => {
+                lock(&self.state).on_taken(&waiter);
+                return Returned::Unsent(TakenRequest { thread, waiter });
+            }
         }
         Returned::PassedOn
     }
@@ -525,7 +533,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         match state.queue.iter().position(is_this) {
             Some(at) => _ = state.queue.remove(at),
             // Under the semaphore's mutex, because a taken request may just be returned.
-            None => waiter.abandon(),
+            None => waiter.end_taken(Grant::Abandoned),
         }
         waiters
     }
@@ -554,6 +562,11 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 QueueEntry::Group { group, .. } => group.close(),
             }
         }
+        let taken: Vec<_> = state.taken_callers.drain(..).filter_map(|it| it.upgrade()).collect();
+        taken.iter().for_each(|waiter| waiter.end_taken(Grant::Closed));
+        // A request that is dropped here may have a connection.
+        drop(state);
+        drop(taken);
     }
 
     /// Number of waiting callers, also of those whose requests are taken.
@@ -603,6 +616,16 @@ impl<T, R, K> SemaphoreState<T, R, K> {
 
     fn end_lead(&mut self, permit: usize) {
         self.leading.retain(|leading| leading.permit != permit);
+    }
+
+    /// Notes a caller whose request was taken.
+    fn on_taken(&mut self, waiter: &Arc<Waiter<K>>) {
+        if self.closed {
+            return waiter.end_taken(Grant::Closed);
+        }
+        let is_other = |taken: &Weak<_>| taken.as_ptr() != Arc::as_ptr(waiter);
+        self.taken_callers.retain(|taken| taken.strong_count() > 0 && is_other(taken));
+        self.taken_callers.push(Arc::downgrade(waiter));
     }
 
     /// The place of the first caller that may have a permit.

@@ -139,11 +139,13 @@ impl<K> Waiter<K> {
         }
     }
 
-    /// Gives up if the request was taken. The holder learns it when it has the replies.
-    pub(super) fn abandon(&self) {
+    /// Ends the wait if the request was taken. The holder learns it when it has the replies.
+    pub(super) fn end_taken(&self, grant: Grant) {
         let mut state = lock(&self.state);
         if state.grant == Grant::Taken {
-            state.set(Grant::Abandoned);
+            state.set(grant);
+            drop(state);
+            self.ready.notify_one();
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::sync::Barrier;
 use std::thread::{self, ScopedJoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
@@ -583,8 +583,10 @@ fn a_manager_that_closes_ends_a_watch_that_waits() {
 }
 
 #[test]
-fn a_watch_that_travels_while_its_manager_closes_does_not_begin() {
-    let fixture = start();
+fn a_watch_that_travels_while_its_manager_closes_ends_at_once() {
+    // It would look again after a quarter of that.
+    let fixture =
+        start_with(|builder| builder.response_timeout(8 * SOON).checkout_timeout(18 * SOON));
     let accounts = fixture.accounts();
     let probe = fixture.with(TransactionOptions::new().within(Duration::from_millis(1)));
     thread::scope(|scope| {
@@ -599,10 +601,12 @@ fn a_watch_that_travels_while_its_manager_closes_does_not_begin() {
         eventually(SOON, "the manager is closed", || {
             matches!(probe.begin(), Err(Error::Checkout(CheckoutError::Closed)))
         });
-        fixture.proxy.release();
-        holder.join().unwrap().unwrap();
+        let begun = Instant::now();
         let ended = waits.join().unwrap();
         assert!(matches!(ended, Err(Error::Checkout(CheckoutError::Closed))), "{ended:?}");
+        assert!(begun.elapsed() < SOON, "it waited for the reply to EXEC");
+        fixture.proxy.release();
+        holder.join().unwrap().unwrap();
         assert_eq!(closes.join().unwrap().scopes, 0);
     });
     assert_eq!(fixture.stock(), 11);

@@ -757,8 +757,10 @@ fn a_manager_that_closes_ends_the_waits_for_a_turn_while_its_holder_goes_on() {
 }
 
 #[test]
-fn a_block_that_got_the_turn_while_its_manager_closes_does_not_begin() {
-    let fixture = start(1);
+fn a_block_that_travels_for_its_turn_while_its_manager_closes_ends_at_once() {
+    // It would look again after a quarter of that.
+    let fixture =
+        start_with(1, |builder| builder.response_timeout(8 * SOON).checkout_timeout(18 * SOON));
     let accounts = &fixture.accounts();
     thread::scope(|scope| {
         let (wait, is_inside, go) = gate();
@@ -771,10 +773,12 @@ fn a_block_that_got_the_turn_while_its_manager_closes_does_not_begin() {
         let closes = scope.spawn(|| fixture.sessions.close(SOON));
         let probe = accounts.with(TransactionOptions::new().within(Duration::from_millis(1)));
         eventually(SOON, "the manager is closed", || is_closed(&probe.begin()));
-        fixture.proxy.release();
-        assert_eq!(holder.join().unwrap().unwrap(), (10, 1));
+        let begun = Instant::now();
         let ended = next.join().unwrap();
         assert!(is_closed(&ended), "{ended:?}");
+        assert!(begun.elapsed() < SOON, "it waited for the reply to EXEC");
+        fixture.proxy.release();
+        assert_eq!(holder.join().unwrap().unwrap(), (10, 1));
         _ = closes.join().unwrap();
     });
     assert_eq!(fixture.stock(), 9);

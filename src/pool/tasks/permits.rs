@@ -38,8 +38,8 @@ struct PermitState<C> {
     rights: Vec<Option<Arc<Right>>>,
     /// In the order of their numbers. A caller whose WATCH was taken is not among them.
     waiters: VecDeque<shim::Arc<Waiter<C>>>,
-    /// Number of the callers whose WATCH is taken.
-    taken: usize,
+    /// The callers whose WATCH is taken.
+    taken: Vec<shim::Arc<Waiter<C>>>,
     last_number: i64,
     /// That of the caller that came before all others.
     first_number: i64,
@@ -80,13 +80,18 @@ impl<C> PermitState<C> {
 
     /// Number of callers that wait.
     fn waiting(&self) -> usize {
-        self.waiters.len() + self.taken
+        self.waiters.len() + self.taken.len()
     }
 
     /// The place of this number in the queue, or the place where it belongs.
     fn place_of(&self, number: i64) -> Result<usize, usize> {
         // Callers that give up together do so in any order on a busy machine.
         self.waiters.binary_search_by_key(&number, |waiter| waiter.number)
+    }
+
+    /// The WATCH of this caller is not taken any more.
+    fn end_taken(&mut self, waiter: &Waiter<C>) {
+        self.taken.retain(|taken| !std::ptr::eq(&raw const **taken, waiter));
     }
 
     /// Ends the right, and lends its permit again. `None`: it has ended before.
@@ -114,8 +119,8 @@ impl<C: Send> Permits<C> {
     pub(in crate::pool) fn new(max_size: u32) -> Self {
         let max_size = max_size as usize;
         let (free, rights) = ((0..max_size).rev().collect(), vec![None; max_size]);
-        let waiters = VecDeque::new();
-        let (closed, taken, last_number, first_number) = (false, 0, 0, 0);
+        let (waiters, taken) = (VecDeque::new(), Vec::new());
+        let (closed, last_number, first_number) = (false, 0, 0);
         let state = PermitState { closed, free, rights, waiters, taken, last_number, first_number };
         Self { state: OwnMutex::new(state), max_size }
     }
@@ -198,7 +203,7 @@ impl<C: Send> Permits<C> {
         let grant = std::mem::replace(&mut waiting.grant, Grant::Left);
         let waker = waiting.waker.take();
         drop(waiting);
-        state.taken -= usize::from(grant.is_taken());
+        state.end_taken(waiter);
         drop(state);
         drop((removed, waker));
         grant
@@ -212,8 +217,8 @@ impl<C: Send> Permits<C> {
     ) -> Option<TakenWatch<C>> {
         let mut state = self.state.lock();
         let taken = TakenWatch::take(state.waiters.front()?, fits)?;
-        state.waiters.pop_front();
-        state.taken += 1;
+        let waiter = state.waiters.pop_front();
+        state.taken.extend(waiter);
         Some(taken)
     }
 
@@ -233,7 +238,7 @@ impl<C: Send> Permits<C> {
         let Some(right) = state.lend_again(from) else { return Err(connection) };
         let waker = waiter.settle(Grant::Granted(right, Some(connection)));
         drop(waiter);
-        state.taken -= 1;
+        state.end_taken(&taken.0);
         drop(state);
         wake(waker);
         Ok(())
@@ -253,10 +258,8 @@ impl<C: Send> Permits<C> {
         if !waiting.grant.is_taken() {
             return;
         }
-        state.taken -= 1;
-        let waker = if state.closed {
-            waiting.settle(Grant::Closed)
-        } else if let Some(right) = state.wait_again(shim::Arc::clone(&waiter)) {
+        state.end_taken(&waiter);
+        let waker = if let Some(right) = state.wait_again(shim::Arc::clone(&waiter)) {
             waiting.settle(Grant::Granted(right, None))
         } else {
             waiting.grant = Grant::Waiting;
@@ -273,13 +276,15 @@ impl<C: Send> Permits<C> {
         wake(waker);
     }
 
-    /// No caller in the queue gets a permit from now on.
+    /// No caller gets a permit from now on.
     pub(in crate::pool) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        let waiters = std::mem::take(&mut state.waiters);
+        let (waiters, taken) =
+            (std::mem::take(&mut state.waiters), std::mem::take(&mut state.taken));
+        // The holder of a WATCH that was taken learns it when it has the replies.
         let settle = |waiter: &shim::Arc<Waiter<C>>| waiter.lock().settle(Grant::Closed);
-        let wakers: Vec<_> = waiters.iter().map(settle).collect();
+        let wakers: Vec<_> = waiters.iter().chain(&taken).map(settle).collect();
         drop(state);
         wakers.into_iter().for_each(wake);
     }
@@ -369,7 +374,7 @@ impl<C: Send, G: Fn(Arc<Right>, Option<C>)> Waiting<'_, C, G> {
             (Grant::Taken(_), _) if is_over => {
                 let waker = waiting.settle(Grant::Left);
                 drop(waiting);
-                state.taken -= 1;
+                state.end_taken(&self.waiter);
                 drop(state);
                 drop(waker);
                 Some(Acquired::TimedOut { waiters })
@@ -377,7 +382,7 @@ impl<C: Send, G: Fn(Arc<Right>, Option<C>)> Waiting<'_, C, G> {
             (Grant::Taken(since), _) if now.saturating_duration_since(*since) >= patience => {
                 let waker = waiting.settle(Grant::Left);
                 drop(waiting);
-                state.taken -= 1;
+                state.end_taken(&self.waiter);
                 let again = (!state.closed).then(|| {
                     let Waiter { number, holder, .. } = &*self.waiter;
                     let waiter = Waiter::new(*number, holder.clone(), None);
