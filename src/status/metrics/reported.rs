@@ -8,6 +8,7 @@
 //! only, and a recorder type of size zero is not found.
 
 use std::panic::{AssertUnwindSafe, RefUnwindSafe, UnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -121,7 +122,7 @@ struct PoolHandles {
     max: Gauge,
     idle_min: Gauge,
     pending: Gauge,
-    timeouts: Counter,
+    timeouts: Count,
     wait_time: Histogram,
     use_time: Histogram,
     create_time: Histogram,
@@ -131,7 +132,7 @@ struct PoolHandles {
 
 #[derive(Debug)]
 struct TransactionHandles {
-    outcomes: [Counter; OUTCOMES.len()],
+    outcomes: [Count; OUTCOMES.len()],
     attempts: Histogram,
     duration: Histogram,
 }
@@ -152,7 +153,7 @@ impl PoolHandles {
             max: metrics::gauge!("db.client.connection.max", &[label()]),
             idle_min: metrics::gauge!("db.client.connection.idle.min", &[label()]),
             pending: metrics::gauge!("db.client.connection.pending_requests", &[label()]),
-            timeouts: metrics::counter!("db.client.connection.timeouts", &[label()]),
+            timeouts: Count::new(metrics::counter!("db.client.connection.timeouts", &[label()])),
             wait_time: metrics::histogram!("db.client.connection.wait_time", &[label()]),
             use_time: metrics::histogram!("db.client.connection.use_time", &[label()]),
             create_time: metrics::histogram!("db.client.connection.create_time", &[label()]),
@@ -166,7 +167,7 @@ impl TransactionHandles {
         let label = || (POOL, pool.to_owned());
         let outcome = |outcome: &'static str| {
             let labels = [label(), (OUTCOME, outcome.to_owned())];
-            metrics::counter!("rediscope.transaction.outcomes", &labels)
+            Count::new(metrics::counter!("rediscope.transaction.outcomes", &labels))
         };
         describe_transactions();
         Self {
@@ -179,7 +180,7 @@ impl TransactionHandles {
     fn outcome(&self, outcome: &str) {
         let at = OUTCOMES.iter().position(|known| *known == outcome);
         if let Some(counter) = self.outcomes.get(at.unwrap_or(OUTCOMES.len() - 1)) {
-            counter.increment(1);
+            counter.add_one();
         }
     }
 }
@@ -264,7 +265,7 @@ impl PoolMetrics {
     /// A call got no connection.
     pub(crate) fn refused(&self, error: &CheckoutError) {
         if let CheckoutError::Timeout(_) = error {
-            self.report(|handles| handles.timeouts.increment(1));
+            self.report(|handles| handles.timeouts.add_one());
         }
     }
 
@@ -273,8 +274,8 @@ impl PoolMetrics {
     pub(crate) fn ended(&self, outcome: &'static str, attempts: u32, begun: Started) {
         self.report_transaction(|handles| {
             handles.outcome(outcome);
-            handles.attempts.record(attempts);
-            handles.duration.record(begun.0.elapsed());
+            guarded(|| handles.attempts.record(attempts));
+            guarded(|| handles.duration.record(begun.0.elapsed()));
         });
     }
 
@@ -300,18 +301,43 @@ impl PoolMetrics {
     }
 }
 
-/// A level, as it was reported last.
+/// A number of events. What a recorder that panics has not taken is in the next report.
+#[derive(Debug)]
+struct Count {
+    counter: Counter,
+    owed: AtomicU64,
+}
+
+impl Count {
+    fn new(counter: Counter) -> Self {
+        Self { counter, owed: AtomicU64::new(0) }
+    }
+
+    fn add_one(&self) {
+        let owed = match self.owed.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.owed.swap(0, Ordering::Relaxed),
+        };
+        if guarded(|| self.counter.increment(1 + owed)).is_none() {
+            self.owed.fetch_add(1 + owed, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A level, as a recorder has taken it last.
 #[derive(Debug, Default)]
 struct Level(i64);
 
 impl Level {
     fn report(&mut self, to: &Gauge, now: i64) {
-        let more = now - std::mem::replace(&mut self.0, now);
-        guarded(|| match more {
+        let taken = guarded(|| match now - self.0 {
             0 => {}
             less if less < 0 => to.decrement(less.unsigned_abs() as f64),
             more => to.increment(more as f64),
         });
+        if taken.is_some() {
+            self.0 = now;
+        }
     }
 }
 
@@ -365,7 +391,7 @@ struct LockHandles {
     held: Gauge,
     waiting: Gauge,
     acquire_time: Histogram,
-    lost: Counter,
+    lost: Count,
 }
 
 impl LockHandles {
@@ -384,7 +410,7 @@ impl LockHandles {
             held: metrics::gauge!("rediscope.lock.held", &label),
             waiting: metrics::gauge!("rediscope.lock.waiting", &label),
             acquire_time: metrics::histogram!("rediscope.lock.acquire_time", &label),
-            lost: metrics::counter!("rediscope.lock.lost", &label),
+            lost: Count::new(metrics::counter!("rediscope.lock.lost", &label)),
         }
     }
 }
@@ -408,7 +434,7 @@ impl LockMetrics {
     /// A lock was lost.
     pub(crate) fn lost(&self) {
         if let Some(handles) = self.registered.get() {
-            guarded(|| handles.lost.increment(1));
+            handles.lost.add_one();
         }
     }
 
@@ -451,3 +477,7 @@ impl Drop for LockLevels {
         self.set([0; 2]);
     }
 }
+
+#[cfg(test)]
+#[path = "../../../tests/unit/metrics.rs"]
+mod tests;
