@@ -133,6 +133,13 @@ pub(crate) struct Passed<C, T = ()> {
     pub(crate) others: Box<Turns<T>>,
 }
 
+#[cfg(test)]
+impl<C> Passed<C> {
+    pub(in crate::pool) fn now(connection: C) -> Self {
+        Self { connection, kept: Kept::now(), others: Box::default() }
+    }
+}
+
 /// How long the connection has stayed with the turn.
 #[derive(Clone, Copy)]
 struct Kept {

@@ -168,7 +168,16 @@ impl<P: ServerPool> Router<P> {
     ) -> Result<P::Pin, CheckoutError> {
         let (mut search, mut failed) = (PoolSearch::default(), None);
         loop {
-            let pool = self.pool_of(route, deadline, &mut search, failed).await?;
+            let pool = match self.known_pool(route, deadline, &mut search, &mut failed)? {
+                Some(pool) => pool,
+                None => {
+                    // Others may use the connection meanwhile.
+                    if let Some(turn) = offer.and_then(|offer| offer.turn) {
+                        drop(turn.take_connection());
+                    }
+                    self.pool_of(route, deadline, &mut search, failed).await?
+                }
+            };
             let (origin, router) = (origin.clone(), self.keep_alive());
             match pool.pin_watching(origin, deadline, route.ask, router, offer).await {
                 Ok(pin) => return Ok(pin),
@@ -364,20 +373,31 @@ impl<P: ServerPool> Pools<P> {
         route: &Route,
         deadline: Instant,
         search: &mut PoolSearch,
-        failed: Option<CheckoutError>,
+        mut failed: Option<CheckoutError>,
     ) -> Result<P, CheckoutError> {
-        self.here()?;
-        match (&self.servers, failed) {
-            (Servers::One(pool), None) => Ok(pool.clone()),
-            (Servers::One(_), Some(error)) => Err(error),
-            (Servers::Masters(slot_map), failed) => {
-                self.begin_search(slot_map, deadline, search);
-                if failed.is_none()
-                    && let Some(pool) = self.known_master(slot_map, route)
-                {
-                    return Ok(pool);
-                }
+        match (self.known_pool(route, deadline, search, &mut failed)?, &self.servers) {
+            (Some(pool), _) => Ok(pool),
+            (None, Servers::One(pool)) => Ok(pool.clone()),
+            (None, Servers::Masters(slot_map)) => {
                 boxed(self.master(slot_map, route, deadline, search, failed)).await
+            }
+        }
+    }
+
+    /// The same without a wait. `None`: the slot map has no master, or that one `failed`.
+    fn known_pool(
+        &self,
+        route: &Route,
+        deadline: Instant,
+        search: &mut PoolSearch,
+        failed: &mut Option<CheckoutError>,
+    ) -> Result<Option<P>, CheckoutError> {
+        self.here()?;
+        match &self.servers {
+            Servers::One(pool) => failed.take().map_or_else(|| Ok(Some(pool.clone())), Err),
+            Servers::Masters(slot_map) => {
+                self.begin_search(slot_map, deadline, search);
+                Ok(self.known_master(slot_map, route).filter(|_| failed.is_none()))
             }
         }
     }

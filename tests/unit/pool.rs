@@ -30,19 +30,24 @@ use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::CommitToken;
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
-use crate::pool::checkout::{Checkout, Permit};
+use crate::pool::checkout::{Checkout, Permit, ThreadKeyQueue};
 use crate::pool::config::PoolConfig;
 use crate::pool::core::ThreadRequest;
+use crate::pool::early_watch::WatchOffer;
 use crate::pool::group::Group;
 use crate::pool::group_prepare;
+use crate::pool::key_turn::{KeyTurn, Passed, TurnQueue};
 use crate::pool::line::Line;
 use crate::pool::pool::Pool;
+use crate::pool::router::Router;
+use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::PinnedConnection;
 use crate::pool::semaphore::Acquired;
 use crate::pool::server_pool::{BatchCheckout, PinnedLine, ServerPool};
 use crate::process::sockets::OwnSocket;
 use crate::protocol::batch::RequestKind;
+use crate::protocol::cluster::route::Route;
 use crate::protocol::connection_state::CloseReason;
 use crate::protocol::connection_state::Expect;
 use crate::protocol::handshake::Purpose;
@@ -175,6 +180,27 @@ pub(in crate::pool) fn config_at(url: String, max_pin_time: Duration) -> (PoolCo
 fn pin(pool: &Pool) -> PinnedConnection<Checkout> {
     let origin = ScopeOrigin { name: None, place: Location::caller(), is_closure: false };
     now(pool.pin(origin, Instant::now() + SOON, false, Arc::new(()))).unwrap()
+}
+
+/// A slot may have no master for long.
+#[test]
+fn a_connection_that_came_with_a_turn_is_returned_before_the_slot_map_is_awaited() {
+    let server = Server::start();
+    let (config, endpoint) = config_of_one(&server, SOON);
+    let pool = Pool::new(config.clone(), endpoint);
+    let connection = now(pool.checkout(Instant::now() + SOON)).unwrap();
+    let queue = Arc::new(<ThreadKeyQueue as TurnQueue>::single());
+    let passed = Some(Passed::now(connection));
+    let turn = Arc::new(KeyTurn::new([queue].into(), b"", &[(0, ())], passed));
+    let (watch, reads) = (&b""[..], (&b""[..], 0));
+    let offer = WatchOffer { watch, travels: false, reads, needs: None, turn: Some(&turn) };
+    let nodes = vec![parse("redis://127.0.0.1:1".to_owned()).unwrap()];
+    let slot_map = SlotMapCache::new(nodes, Arc::clone(&config.settings)).unwrap();
+    let router = Router::<Pool>::cluster(config, Arc::new(slot_map));
+    let origin = ScopeOrigin { name: None, place: Location::caller(), is_closure: false };
+    let by = Instant::now() + Duration::from_millis(100);
+    assert!(now(router.pin(&Route::to(Some(1)), &origin, by, Some(offer))).is_err());
+    assert_eq!(pool.in_use(), 0);
 }
 
 #[test]
