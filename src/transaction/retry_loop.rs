@@ -340,7 +340,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         &mut self,
         router: &Router<P>,
     ) -> Result<(), Error> {
-        let attempts = self.limits.attempts().number();
+        let attempts = self.limits.counted();
         self.turn = None;
         match self.limits.retry(router, "abandoned", false).await {
             true => Ok(()),
