@@ -8,7 +8,8 @@ use crate::side::BuildSide as _;
 use std::time::{Duration, Instant};
 
 use crate::side::{SessionManager, Transaction, Watching};
-use rediscope::prelude::*;
+use rediscope::error::CheckoutError;
+use rediscope::{Error, prelude::*, redis};
 
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
@@ -30,20 +31,35 @@ fn no_call_waits_past_its_deadline_for_a_server_that_accepts_and_never_replies()
 #[test]
 fn a_closure_that_lost_its_connection_runs_again_whatever_its_last_read_failed_with() {
     let server = Server::start();
-    let sessions: SessionManager =
-        short_timeouts(SessionManager::builder(server.url())).build_side().unwrap();
+    let builder = SessionManager::builder(server.url()).trust_window(SOON);
+    let builder = builder.connect_timeout(SOON).checkout_timeout(2 * SOON);
+    // The only time that passes: of a server that is stopped.
+    let sessions = builder.response_timeout(SOON / 8).build_side().unwrap();
     let policy = rediscope::RetryPolicy::default().attempts(8).deadline(2 * SOON);
+    // The connections that are open stay.
+    let mut admin = server.connection();
+    let mut set_password = |password: &str| {
+        let set = redis::cmd("CONFIG").arg(&["SET", "requirepass", password]).exec(&mut admin);
+        set.unwrap();
+    };
     let mut runs = 0;
     let ended = sessions.transactional().reading().retry(policy).run(|read, _| {
         runs += 1;
         read.get::<_, Option<String>>("a")?;
-        if runs == 1 {
-            server.sigstop();
+        if runs > 1 {
+            return Ok(());
         }
+        set_password("another");
+        server.sigstop();
         let first = read.get::<_, Option<String>>("a");
-        let second = read.get::<_, Option<String>>("b");
         server.sigcont();
-        assert_eq!((first.is_err(), second.is_err()), (runs == 1, runs == 1));
+        assert!(matches!(first, Err(Error::Lost { .. })), "{first:?}");
+        let second = read.get::<_, Option<String>>("b");
+        assert!(
+            matches!(second, Err(Error::Checkout(CheckoutError::Connect { .. }))),
+            "{second:?}"
+        );
+        set_password("");
         second.map(drop)
     });
     ended.unwrap();
