@@ -15,6 +15,8 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use crate::offload::{Offload, receive};
+#[cfg(feature = "tokio")]
+use crate::sync::caught::waking;
 use crate::sync::lock;
 #[cfg(feature = "tokio")]
 use crate::sync::timer::until;
@@ -209,7 +211,7 @@ impl ResultSender {
         match self {
             Self::Thread(sender) => _ = sender.try_send(result),
             #[cfg(feature = "tokio")]
-            Self::Task(sender) => _ = sender.send(result),
+            Self::Task(sender) => _ = waking(|| sender.send(result)),
         }
     }
 }
@@ -297,6 +299,41 @@ mod tests {
         assert!(lock(&resolver.shared.under_way).is_empty());
         let error = resolver.addresses("other.test", 1, soon()).unwrap_err();
         assert_eq!(error.to_string(), "no such host");
+    }
+
+    #[cfg(feature = "tokio")]
+    #[test]
+    fn a_waker_that_panics_takes_no_other_caller_the_addresses() {
+        use std::pin::pin;
+        use std::task::Context;
+
+        use rediscope_testing::tasks::panicking_waker;
+
+        let (release, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let resolver = Resolver::new(move |_| {
+            let _: Result<(), _> = lock(&held).recv_timeout(PATIENCE);
+            Ok(vec!["192.0.2.1:0".parse().unwrap()])
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (first, panics) = (resolver.addresses_of("slow.test", 1, soon()), panicking_waker());
+        let mut first = pin!(first);
+        {
+            let _runtime = runtime.enter();
+            assert!(first.as_mut().poll(&mut Context::from_waker(&panics)).is_pending());
+        }
+        let mut second = pin!(resolver.addresses_of("slow.test", 7, soon()));
+        let found = runtime.block_on(async {
+            let mut release = Some(release);
+            std::future::poll_fn(|context| {
+                let polled = second.as_mut().poll(context);
+                // Both wait for the look-up.
+                drop(release.take());
+                polled
+            })
+            .await
+        });
+        assert_eq!(found.unwrap(), ["192.0.2.1:7".parse().unwrap()]);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::error::in_doubt::{
 use crate::pool::router::Router;
 use crate::pool::tasks::line::TaskPin;
 use crate::pool::tasks::pool::TaskPool;
+use crate::sync::caught::woken_apart;
 use crate::sync::lock;
 use crate::sync::own_mutex::OwnMutex;
 use crate::sync::timer::until;
@@ -157,7 +158,9 @@ impl TaskResolver {
             let mut result = QueryCaller::new(resolver.router.settings(), result);
             let ended_by = deadline::later(deadline, QUERY_GRACE);
             let ended = match result.receiver() {
-                Some(result) => until(ended_by, result.wait_for(Option::is_some)).await,
+                Some(result) => {
+                    until(ended_by, woken_apart(result.wait_for(Option::is_some))).await
+                }
                 None => None,
             };
             let resolution = ended.and_then(|ended| ended.ok()?.clone());

@@ -287,9 +287,7 @@ impl<T, R> JobQueue<T, R> {
         state.jobs.push_back(Arc::clone(job));
         let taker = state.taker.take();
         drop(state);
-        if let Some(taker) = taker {
-            taker.wake();
-        }
+        taker.into_iter().for_each(wake);
         true
     }
 
@@ -374,8 +372,6 @@ impl<T, R> JobQueue<T, R> {
         state.closed = true;
         let taker = state.taker.take();
         drop(state);
-        if let Some(taker) = taker {
-            taker.wake();
-        }
+        taker.into_iter().for_each(wake);
     }
 }

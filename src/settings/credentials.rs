@@ -15,6 +15,8 @@ use tokio::sync::oneshot;
 
 use crate::offload::Offload;
 use crate::settings::account::PasswordFile;
+#[cfg(feature = "tokio")]
+use crate::sync::caught::waking;
 use crate::sync::lock;
 use crate::text::opaque_debug;
 
@@ -366,7 +368,7 @@ impl Provider {
             drop(asked);
             if let Some(version) = version {
                 for sender in waiting {
-                    let _: Result<(), u64> = sender.send(version);
+                    let _: Option<Result<(), u64>> = waking(|| sender.send(version));
                 }
             }
         }

@@ -16,8 +16,9 @@ use rediscope::redis;
 use rediscope::{CommitError, Error, Mode, Outcome, RetryPolicy, TransactionOptions, Watched, aio};
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::{several, single};
+use rediscope_testing::tasks::{panicking_waker, several, single};
 use rediscope_testing::{eventually, under_log};
+use tokio::runtime::Runtime;
 use tokio::sync::{Barrier, Notify};
 use tracing::Subscriber;
 use tracing::span::{Attributes, Id};
@@ -636,4 +637,61 @@ fn a_configuration_builds_a_manager_for_tasks() {
     assert_eq!(sessions.status().transactional.max_size, 3);
     let added = single().block_on(sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
     assert_eq!(added.unwrap(), 1);
+}
+
+/// A future that another executor polls, whose waker panics, while the runtime is not run.
+fn poll_badly<F: Future>(runtime: &Runtime, future: Pin<&mut F>) -> Poll<F::Output> {
+    let _runtime = runtime.enter();
+    future.poll(&mut std::task::Context::from_waker(&panicking_waker()))
+}
+
+#[test]
+fn a_waker_that_panics_ends_no_connection() {
+    let (server, runtime) = (Server::start(), single());
+    let sessions = SessionManager::builder(server.url()).lanes(0).build_async().unwrap();
+    let accounts = sessions.transactional();
+    let mut watching = runtime.block_on(accounts.watch(["k"]).begin()).unwrap();
+    server.ask::<()>(&["SET", "other", "7"]);
+    let mut read = Box::pin(watching.get::<_, i64>("other"));
+    let begun = Instant::now();
+    let found = loop {
+        if let Poll::Ready(found) = poll_badly(&runtime, read.as_mut()) {
+            break found;
+        }
+        assert!(begun.elapsed() < SOON, "no reply");
+        runtime.block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
+    };
+    assert_eq!(found.unwrap(), 7);
+    drop(read);
+    assert_eq!(runtime.block_on(watching.get::<_, i64>("other")).unwrap(), 7);
+}
+
+#[test]
+fn a_waker_that_panics_takes_no_permit_of_another_caller() {
+    let (server, runtime) = (Server::start(), single());
+    let proxy = Proxy::to(&server);
+    let builder = SessionManager::builder(proxy.url()).lanes(0).max_size(2).max_pin_time(8 * SOON);
+    // No timer fires.
+    let builder = builder.connect_timeout(2 * SOON).checkout_timeout(16 * SOON);
+    let sessions = builder.build_async().unwrap();
+    let accounts = sessions.transactional();
+    let in_use = || sessions.status().transactional.in_use;
+    let becomes = |permits: u32| {
+        runtime.block_on(async {
+            let begun = Instant::now();
+            while in_use() != permits {
+                assert!(begun.elapsed() < SOON, "{} permits are in use", in_use());
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    };
+    let guard = runtime.block_on(accounts.watch(["k"]).begin()).unwrap();
+    proxy.mute_new(true);
+    let watch = accounts.watch(["k"]);
+    let mut waits = Box::pin(watch.begin());
+    assert!(poll_badly(&runtime, waits.as_mut()).is_pending(), "its connection is not open yet");
+    drop(guard);
+    becomes(1);
+    drop(waits);
+    becomes(0);
 }

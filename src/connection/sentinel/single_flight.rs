@@ -5,6 +5,8 @@
 
 use std::time::Instant;
 
+#[cfg(feature = "tokio")]
+use crate::sync::caught::woken_apart;
 use crate::sync::own_mutex::OwnMutex;
 use crate::sync::shim::{Condvar, PoisonError};
 
@@ -98,7 +100,7 @@ impl SingleFlight {
             let now = Instant::now();
             let deadline = self.running.lock().deadline(now).filter(|_| now < until);
             let Some(deadline) = deadline else { return };
-            crate::sync::timer::until(deadline.min(until), ended).await;
+            crate::sync::timer::until(deadline.min(until), woken_apart(ended)).await;
         }
     }
 }

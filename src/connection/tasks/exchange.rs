@@ -17,6 +17,7 @@ use crate::error::connection::ConnectionError;
 use crate::process::current::Process;
 use crate::protocol::resp::decode::SharedArrays;
 use crate::protocol::resp::reply::Reply;
+use crate::sync::caught::wake;
 use crate::sync::lock;
 
 /// A future that the connection's task runs beside its socket.
@@ -198,9 +199,7 @@ impl Shared {
         exchange.awaits = false;
         let caller = exchange.caller.take();
         drop(exchange);
-        if let Some(caller) = caller {
-            caller.wake();
-        }
+        caller.into_iter().for_each(wake);
     }
 
     /// Records that the task has ended, and wakes the caller.

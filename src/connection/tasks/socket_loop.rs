@@ -15,6 +15,7 @@ use crate::connection::transport::{closed, unreadable};
 use crate::error::connection::ConnectionError;
 use crate::protocol::resp::decode::{Parser, Unsolicited};
 use crate::protocol::resp::reply::Reply;
+use crate::sync::caught::wake;
 use crate::sync::timer::DeadlineTimer;
 
 /// Maximum bytes of a write buffer that is kept for the next message.
@@ -362,9 +363,7 @@ impl SocketLoop {
         exchange.replies.append(&mut self.replies);
         let caller = exchange.caller.take();
         drop(exchange);
-        if let Some(caller) = caller {
-            caller.wake();
-        }
+        caller.into_iter().for_each(wake);
         Ok(())
     }
 
@@ -395,7 +394,7 @@ impl SocketLoop {
             Some(caller) if own.is_some_and(|own| own.will_wake(&caller)) => {
                 self.has_own_replies = true;
             }
-            Some(caller) => caller.wake(),
+            Some(caller) => wake(caller),
             None => {}
         }
     }

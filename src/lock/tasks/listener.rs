@@ -35,6 +35,7 @@ use crate::protocol::cluster::route::{Redirect, Route};
 use crate::protocol::resp::encode;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
+use crate::sync::caught::wake;
 use crate::sync::lock;
 use crate::sync::timer::DeadlineTimer;
 
@@ -68,7 +69,7 @@ impl TaskListener {
         if std::mem::replace(&mut state.running, true) {
             let task = state.task.take();
             drop(state);
-            task.into_iter().for_each(Waker::wake);
+            task.into_iter().for_each(wake);
             return;
         }
         drop(state);
@@ -89,7 +90,7 @@ impl TaskListener {
         state.closed = true;
         let task = state.task.take();
         drop(state);
-        task.into_iter().for_each(Waker::wake);
+        task.into_iter().for_each(wake);
     }
 
     /// Returns whether the task ends. A caller that records a channel later starts another one.

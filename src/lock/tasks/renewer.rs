@@ -23,6 +23,7 @@ use crate::lock::renewal::{Due, IDLE, RenewalState, forget};
 use crate::pool::tasks::pool::TaskPool;
 use crate::process::worker::Next;
 use crate::protocol::lock::script::ScriptCall;
+use crate::sync::caught::wake;
 use crate::sync::own_mutex::OwnMutex;
 use crate::sync::shim::MutexGuard;
 use crate::sync::timer::{DeadlineTimer, until};
@@ -109,7 +110,7 @@ impl RenewalShared {
     fn wake(&self, mut locked: MutexGuard<'_, Locked>) {
         let woken = locked.take_wakers();
         drop(locked);
-        woken.into_iter().for_each(Waker::wake);
+        woken.into_iter().for_each(wake);
     }
 
     /// Wakes the tasks that sleep past `next`.
@@ -118,7 +119,7 @@ impl RenewalShared {
         let woken: Vec<_> =
             locked.tasks.iter_mut().filter(late).filter_map(|task| task.waker.take()).collect();
         drop(locked);
-        woken.into_iter().for_each(Waker::wake);
+        woken.into_iter().for_each(wake);
     }
 
     /// After the close, a task ends the connections when the last lock is gone.

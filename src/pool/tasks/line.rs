@@ -2,7 +2,6 @@
 //!
 //! A line does no I/O when it is dropped: a connection that is not clean is cleaned by its own task.
 
-use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -37,6 +36,7 @@ use crate::pool::tasks::waiter::{LeftWatch, TakenWatch};
 use crate::protocol::connection_state::CloseReason;
 use crate::status::metrics::InUse;
 use crate::sync::boxed::boxed;
+use crate::sync::caught::woken_apart;
 use crate::sync::timer::until;
 
 /// A scope's access to its connection.
@@ -304,7 +304,7 @@ impl TaskLine {
             let limit = core.settings().max_pin_time / 2;
             let soon = later(now, limit.max(Duration::from_millis(1)));
             let by = [Some(deadline), retry_at].into_iter().flatten().fold(soon, Instant::min);
-            until(by, pin!(changed)).await;
+            until(by, woken_apart(changed)).await;
             if let Some(right) = &self.right {
                 right.on_use();
             }
