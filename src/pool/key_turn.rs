@@ -206,7 +206,7 @@ impl<Q: TurnQueue> KeyTurn<Q> {
     pub(in crate::pool) fn is_kept_long(&self) -> bool {
         let Kept { since, commits } = lock(&self.state).kept;
         // Those before the commit of this turn.
-        commits + 1 >= MAX_COMMITS || since.elapsed() >= MAX_KEPT
+        commits >= MAX_COMMITS - 1 || since.elapsed() >= MAX_KEPT
     }
 
     /// Takes WATCH and the reads of the caller that gets the turn next, if it can get the connection in this

@@ -270,7 +270,8 @@ impl<P: MergeSide<Turns = Q>, Q: TurnQueue> MergedRun<'_, P, Q> {
         let span = self.attempts.span().clone();
         let is_merged = match compared {
             Found::HasRun => true,
-            Found::Runs if pending.can_be_merged() => {
+            // The closure may have swapped another scope in, which watches other keys.
+            Found::Runs if reading.is_of(self.target) && pending.can_be_merged() => {
                 let found = found.filter(|_| place.is_followed());
                 let (commands, after) = Commands::of(pending.queue(), found.as_ref());
                 place.append_first(commands, after)

@@ -190,6 +190,11 @@ impl<P: Side> Reading<P> {
         self.again.then_some(Error::RetriesExhausted { attempts: self.attempt })
     }
 
+    /// Returns whether it is a scope of this watch, and not one that the closure has swapped in.
+    pub(crate) fn is_of(&self, target: WatchTarget<'_>) -> bool {
+        self.declared.are_of(target.reads)
+    }
+
     /// Returns whether the scope's connection failed. Nothing of this attempt can then be committed,
     /// and the whole attempt may be repeated.
     pub(crate) fn is_connection_lost(&self) -> bool {

@@ -173,6 +173,11 @@ impl ReadReplies {
         Ok(Self { reads, values })
     }
 
+    /// Whether they are replies to the reads of this watch.
+    pub(crate) fn are_of(&self, reads: &Arc<WatchReads>) -> bool {
+        Arc::ptr_eq(&self.reads, reads)
+    }
+
     /// The replies in the order of the reads.
     pub(crate) fn values(&self) -> &[Value] {
         &self.values

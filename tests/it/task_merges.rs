@@ -4,8 +4,8 @@
 //! Guarantee: turns, tasks
 
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -547,5 +547,77 @@ fn a_subscriber_that_panics_takes_no_leader_its_outcome() {
             soon("a member", member).await.unwrap().unwrap();
         }
         assert_eq!((world.number("hot"), world.calls("exec")), (6, 3));
+    });
+}
+
+/// A run that is polled by the thread that wakes it.
+struct PolledAtOnce {
+    run: Mutex<Option<Run>>,
+    is_woken: AtomicBool,
+    runtime: Handle,
+}
+
+impl Wake for PolledAtOnce {
+    fn wake(self: Arc<Self>) {
+        self.is_woken.store(true, Ordering::SeqCst);
+        let _in = self.runtime.enter();
+        let waker = Arc::clone(&self).into();
+        while self.is_woken.load(Ordering::SeqCst) {
+            let mut slot = match self.run.try_lock() {
+                Ok(slot) => slot,
+                // The poll that is under way looks again.
+                Err(TryLockError::WouldBlock) => return,
+                Err(TryLockError::Poisoned(error)) => panic!("{error}"),
+            };
+            self.is_woken.store(false, Ordering::SeqCst);
+            if let Some(run) = &mut *slot
+                && let Poll::Ready(ended) = run.as_mut().poll(&mut Context::from_waker(&waker))
+            {
+                ended.unwrap();
+                *slot = None;
+            }
+        }
+    }
+}
+
+/// Its EXEC is sent on the connection of the other scope, which does not watch the key.
+#[test]
+fn a_leader_whose_scope_was_swapped_out_sends_no_other_block() {
+    runtime().block_on(async {
+        let world = World::new();
+        world.server.ask::<()>(&["SET", "hot", "0"]);
+        let other = Mutex::new(Some(world.accounts.watch(["another"]).begin().await.unwrap()));
+        let door = Door { inside: Semaphore::new(0), open: Semaphore::new(0) };
+        let mut watch = world.accounts.watch(["hot"]);
+        let n = watch.declare::<i64>(cmd("GET").arg("hot").take()).unwrap();
+        let mut leader = pin!(watch.run(async |read, tx| {
+            read.declared(n)?;
+            let other = other.lock().unwrap().take();
+            if let Some(mut other) = other {
+                std::mem::swap(read, &mut other);
+                door.inside.add_permits(1);
+                door.open.acquire().await.unwrap().forget();
+            }
+            Ok(tx.incr("hot", 1))
+        }));
+        let inside = async {
+            tokio::select! {
+                _ = leader.as_mut() => panic!("it ended"),
+                permit = door.inside.acquire() => permit.unwrap().forget(),
+            }
+        };
+        soon("the closure begins", inside).await;
+        let follower = Arc::new(PolledAtOnce {
+            run: Mutex::new(Some(world.count("follower"))),
+            is_woken: AtomicBool::new(false),
+            runtime: Handle::current(),
+        });
+        Arc::clone(&follower).wake();
+        // Another process changes the key that the leader's scope does not watch any more.
+        world.server.ask::<()>(&["SET", "hot", "100"]);
+        door.open.add_permits(1);
+        soon("the leader", leader).await.unwrap();
+        eventually(|| follower.run.try_lock().is_ok_and(|run| run.is_none())).await;
+        assert_eq!((world.number("hot"), world.number("follower")), (102, 1));
     });
 }
