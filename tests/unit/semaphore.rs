@@ -237,6 +237,35 @@ fn a_leader_that_cannot_send_passes_the_lead_on() {
 }
 
 #[test]
+fn a_leader_that_has_its_response_passes_on_what_is_left() {
+    let gate = with_groups(1);
+    let slot = take(&gate, Duration::ZERO).unwrap();
+    let (first, others) = (waiting_with(&gate, 1), [2, 3].map(|nth| waiting_with(&gate, nth)));
+    gate.release(slot);
+    let Acquired::Leads(slot, place) = first.join().unwrap().unwrap() else { panic!("no lead") };
+    let jobs = gate.take_group(slot, &place);
+    for (nth, job) in jobs.iter().enumerate() {
+        let request = job.take().unwrap();
+        let submitter = if nth == 0 { job.settle(()) } else { job.requeue(request) };
+        assert_eq!(submitter, Submitter::Waits);
+    }
+    assert_eq!(place.job.response(), Some(()));
+    gate.abandon_group(&place);
+    assert_eq!(gate.waiting(), 2);
+    let [second, third] = others;
+    gate.release(slot);
+    let Acquired::Leads(slot, place) = second.join().unwrap().unwrap() else { panic!("no lead") };
+    let jobs = gate.take_group(slot, &place);
+    let requests: Vec<_> = jobs.iter().filter_map(|job| job.take()).collect();
+    assert_eq!(requests, [2, 3]);
+    jobs.iter().for_each(|job| assert_eq!(job.settle(()), Submitter::Waits));
+    place.group.wake_members();
+    assert!(matches!(third.join().unwrap(), Ok(Acquired::Response(()))));
+    gate.release(slot);
+    assert_eq!((gate.free(), gate.waiting()), (1, 0));
+}
+
+#[test]
 fn closing_fails_every_waiting_call() {
     let gate = std::sync::Arc::new(FairSemaphore::new(1));
     let slot = take(&gate, Duration::ZERO).unwrap();
