@@ -30,33 +30,33 @@ impl Polling {
         Self { limit, _counts: counts, ..Self::default() }
     }
 
-    /// Calls `has_come` until it returns true, the limit has passed, or another call is under way.
+    /// Calls `has_come` until it returns true, the limit has passed, or another call is under way. Returns
+    /// whether time has passed in vain.
     #[inline]
-    pub(crate) fn poll(&mut self, timeout: Duration, has_come: impl FnMut() -> bool) {
-        if !self.limit.is_zero() {
-            self.poll_until(Instant::now() + self.limit.min(timeout), has_come);
-        }
+    pub(crate) fn poll(&mut self, timeout: Duration, has_come: impl FnMut() -> bool) -> bool {
+        !self.limit.is_zero() && self.poll_until(Instant::now() + self.limit.min(timeout), has_come)
     }
 
     #[cold]
-    fn poll_until(&mut self, until: Instant, mut has_come: impl FnMut() -> bool) {
+    fn poll_until(&mut self, until: Instant, mut has_come: impl FnMut() -> bool) -> bool {
         if let Some(left) = self.skipped.checked_sub(1) {
             self.skipped = left;
-            return;
+            return false;
         }
         while is_alone() {
             if has_come() {
                 self.penalty = 0;
-                return;
+                return false;
             }
             if Instant::now() >= until {
                 self.penalty = (2 * self.penalty).clamp(1, MAX_SKIPPED);
                 self.skipped = self.penalty;
-                return;
+                return true;
             }
             // The server may need this processor.
             std::thread::yield_now();
         }
+        true
     }
 }
 
@@ -69,10 +69,11 @@ mod tests {
     /// Number of calls of `has_come` during one wait.
     fn polls(polling: &mut Polling, comes: bool) -> u32 {
         let mut polls = 0;
-        polling.poll(LONG, || {
+        let in_vain = polling.poll(LONG, || {
             polls += 1;
             comes
         });
+        assert_eq!(in_vain, polls > 0 && !comes);
         polls
     }
 

@@ -203,13 +203,16 @@ impl Transport {
 
     /// Reads once, within the deadline.
     fn read(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
-        let timeout =
-            deadline.timeout().ok_or_else(|| ConnectionError::timed_out("no reply in time"))?;
-        self.set_read_timeout(timeout)?;
-        if let Some(socket) = self.stream.socket() {
-            // A failure of the socket is found by the read.
-            self.polling.poll(timeout, || !matches!(has_come(socket), Ok(false)));
+        let left =
+            || deadline.timeout().ok_or_else(|| ConnectionError::timed_out("no reply in time"));
+        let mut timeout = left()?;
+        // A failure of the socket is found by the read.
+        if let Some(socket) = self.stream.socket()
+            && self.polling.poll(timeout, || !matches!(has_come(socket), Ok(false)))
+        {
+            timeout = left()?;
         }
+        self.set_read_timeout(timeout)?;
         self.fill_or_fail().map_err(|error| match error.kind() {
             ConnectionErrorKind::Closed => {
                 ConnectionError::from_foreign_protocol(self.parser.unparsed()).unwrap_or(error)
