@@ -202,6 +202,12 @@ fn raw_lanes() -> Vec<Peer> {
             "the same, with SET of a register in each EXEC and WATCH of it behind",
             merged::once,
         ),
+        peer(
+            RAW_CHAINED,
+            "one socket, used by one task after another; WATCH and GET of the next travel behind the EXEC \
+             before it: the limit of a fair line on one key without merges",
+            chained::open_tasks,
+        ),
     ]
 }
 

@@ -83,7 +83,7 @@ impl Socket {
 }
 
 /// The end of the value that begins at `at`, if all of it is there.
-fn end_of_value(bytes: &[u8], at: usize) -> Option<usize> {
+pub fn end_of_value(bytes: &[u8], at: usize) -> Option<usize> {
     let rest = bytes.get(at..)?;
     let line = rest.iter().position(|byte| *byte == b'\n')?;
     let next = at + line + 1;
