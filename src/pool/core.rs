@@ -80,7 +80,7 @@ impl PoolCore {
     }
 }
 
-/// Time after which pooled commands no longer wait for others' connections while one is free.
+/// Time after which pooled reads no longer wait for others' connections while one is free.
 const LEAD_PATIENCE: Duration = Duration::from_micros(500);
 
 fn semaphore(config: &PoolConfig) -> ThreadSemaphore {

@@ -33,7 +33,7 @@ use scopeguard::{ScopeGuard, guard};
 
 use crate::error::in_doubt::SharedToken;
 use crate::pool::job::{GivenUp, Job};
-use crate::pool::waiter::{Grant, LeftRequest, TakenCount, TakenRequest, Waiter};
+use crate::pool::waiter::{Grant, LeftRequest, TakenRequest, Waiter};
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::cancel;
 use crate::sync::shim::{Arc, Mutex, lock};
@@ -67,9 +67,8 @@ struct SemaphoreState<T, R, K> {
     open: Option<Arc<WaitingGroup<T, R>>>,
     /// The permits that lead groups.
     leading: Vec<Leading>,
-    taken: TakenCount,
     /// The callers whose requests are taken, and some that wait no more.
-    taken_callers: Vec<Weak<Waiter<K>>>,
+    taken: Vec<Weak<Waiter<K>>>,
     closed: bool,
 }
 
@@ -191,8 +190,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 queue: VecDeque::new(),
                 open: None,
                 leading: Vec::new(),
-                taken: TakenCount::default(),
-                taken_callers: Vec::new(),
+                taken: Vec::new(),
                 closed: false,
             }),
             limits,
@@ -316,7 +314,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         }
         let at = state.next(self.leaders)?;
         let QueueEntry::Caller { thread, waiter } = state.queue.get(at)? else { return None };
-        let taken = TakenRequest::take(*thread, waiter, &state.taken, fits)?;
+        let taken = TakenRequest::take(*thread, waiter, fits)?;
         state.queue.remove(at);
         state.on_taken(&taken.waiter);
         Some(taken)
@@ -349,12 +347,12 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         let Some(request) = waiter.request(fits) else { return Returned::Kept };
         state.queue.remove(at);
         // Before the semaphore's mutex is unlocked: the caller gives up either before or after all of this.
-        let (mut waiting, taken) = (lock(&waiter.state), state.taken.clone());
+        let mut waiting = lock(&waiter.state);
         drop(state);
         let was_sent = send(request);
         match was_sent {
             true => waiting.set(Grant::PassedOn(permit)),
-            false => waiting.set_taken(&taken),
+            false => waiting.set_taken(),
         }
         let asleep = waiting.asleep;
         drop(waiting);
@@ -425,12 +423,13 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         response_wait: Duration,
     ) -> Result<Acquired<T, R>, AcquireError<E>> {
         let _call = CallUnderWay::begin();
-        let (mut until, mut is_late) = (deadline, false);
+        let (mut until, mut is_late, mut patience) = (deadline, false, self.leaders.patience);
         loop {
-            match place.group.wait(place.number, &place.job, until, self.leaders.patience) {
+            match place.group.wait(place.number, &place.job, until, patience) {
                 Woken::Leads(permit) => return Ok(Acquired::Leads(permit, place)),
                 Woken::Impatient => {
                     self.grant_beyond(&place.group);
+                    patience = None;
                     continue;
                 }
                 Woken::Response(response) => return Ok(Acquired::Response(response)),
@@ -562,7 +561,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 QueueEntry::Group { group, .. } => group.close(),
             }
         }
-        let taken: Vec<_> = state.taken_callers.drain(..).filter_map(|it| it.upgrade()).collect();
+        let taken: Vec<_> = state.taken.drain(..).filter_map(|it| it.upgrade()).collect();
         taken.iter().for_each(|waiter| waiter.end_taken(Grant::Closed));
         // A request that is dropped here may have a connection.
         drop(state);
@@ -590,9 +589,9 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
 }
 
 impl<T, R, K> SemaphoreState<T, R, K> {
-    /// Takes a free permit that leads a group.
+    /// Takes a free permit that leads a group, unless another group waits for one.
     fn lead(&mut self, limits: LeaderLimits) -> Option<usize> {
-        if !self.may_lead(limits) {
+        if self.free.is_empty() || !self.queue.is_empty() || !self.may_lead(limits) {
             return None;
         }
         let permit = self.free.pop()?;
@@ -624,8 +623,8 @@ impl<T, R, K> SemaphoreState<T, R, K> {
             return waiter.end_taken(Grant::Closed);
         }
         let is_other = |taken: &Weak<_>| taken.as_ptr() != Arc::as_ptr(waiter);
-        self.taken_callers.retain(|taken| taken.strong_count() > 0 && is_other(taken));
-        self.taken_callers.push(Arc::downgrade(waiter));
+        self.taken.retain(|taken| taken.strong_count() > 0 && is_other(taken));
+        self.taken.push(Arc::downgrade(waiter));
     }
 
     /// The place of the first caller that may have a permit.
@@ -648,7 +647,7 @@ impl<T, R, K> SemaphoreState<T, R, K> {
                 waiter.grant(Grant::Permit(permit)).then_some(Asleep::Caller(waiter))
             }
             QueueEntry::Group { group, .. } => {
-                self.leading.push(Leading { permit, requests: group.len() });
+                self.leading.push(Leading { permit, requests: group.waiting() });
                 group.grant(permit).then_some(Asleep::Leader(group))
             }
         }
@@ -703,7 +702,8 @@ impl<T, R, K> SemaphoreState<T, R, K> {
 
     /// Number of waiting callers.
     fn waiting(&self) -> usize {
-        self.queued() + self.taken.get()
+        let taken = self.taken.iter().filter_map(Weak::upgrade);
+        self.queued() + taken.filter(|waiter| waiter.is_taken()).count()
     }
 
     fn queued(&self) -> usize {

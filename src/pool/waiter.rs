@@ -7,7 +7,6 @@
 //! A holder that returns its permit sends the request under that mutex, and leaves no time between: a caller
 //! whose deadline has passed is either still in the queue, and nothing was sent for it, or has the permit.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
@@ -40,7 +39,7 @@ impl<K> Clone for LeftRequest<K> {
 pub(super) struct WaitState {
     pub(super) grant: Grant,
     /// Since when the request is taken.
-    taken: Option<Taken>,
+    taken: Option<Instant>,
     /// The waiter sleeps and has to be woken.
     pub(super) asleep: bool,
 }
@@ -58,43 +57,13 @@ pub(super) enum Grant {
     Closed,
 }
 
-/// The callers of a semaphore whose requests are taken, which wait on outside of its queue.
-#[derive(Clone, Debug, Default)]
-pub(super) struct TakenCount(std::sync::Arc<AtomicUsize>);
-
-/// A request that is taken, counted until this is dropped.
-#[derive(Debug)]
-struct Taken {
-    at: Instant,
-    count: TakenCount,
-}
-
-impl TakenCount {
-    pub(super) fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Taken {
-    fn now(count: &TakenCount) -> Self {
-        count.0.fetch_add(1, Ordering::Relaxed);
-        Self { at: Instant::now(), count: count.clone() }
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.count.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl WaitState {
     pub(super) fn set(&mut self, grant: Grant) {
         (self.grant, self.taken) = (grant, None);
     }
 
-    pub(super) fn set_taken(&mut self, count: &TakenCount) {
-        (self.grant, self.taken) = (Grant::Taken, Some(Taken::now(count)));
+    pub(super) fn set_taken(&mut self) {
+        (self.grant, self.taken) = (Grant::Taken, Some(Instant::now()));
     }
 }
 
@@ -139,6 +108,11 @@ impl<K> Waiter<K> {
         }
     }
 
+    /// Returns whether it waits for the holder that has taken its request.
+    pub(super) fn is_taken(&self) -> bool {
+        lock(&self.state).grant == Grant::Taken
+    }
+
     /// Ends the wait if the request was taken. The holder learns it when it has the replies.
     pub(super) fn end_taken(&self, grant: Grant) {
         let mut state = lock(&self.state);
@@ -166,8 +140,7 @@ impl<K> Waiter<K> {
             if let Some(LeftRequest { patience, .. }) = self.request {
                 let taken_for = state
                     .taken
-                    .as_ref()
-                    .map_or(Duration::ZERO, |taken| now.saturating_duration_since(taken.at));
+                    .map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
                 if taken_for >= patience {
                     break;
                 }
@@ -196,12 +169,11 @@ impl<K> TakenRequest<K> {
     pub(super) fn take(
         thread: ThreadId,
         waiter: &Arc<Waiter<K>>,
-        count: &TakenCount,
         fits: impl FnOnce(&K) -> bool,
     ) -> Option<Self> {
         waiter.request(fits)?;
         // Not asleep for a moment only: it looks at the state before it sleeps.
-        lock(&waiter.state).set_taken(count);
+        lock(&waiter.state).set_taken();
         Some(Self { thread, waiter: Arc::clone(waiter) })
     }
 
@@ -211,7 +183,7 @@ impl<K> TakenRequest<K> {
 
     /// Returns whether the caller still waits.
     pub(crate) fn is_awaited(&self) -> bool {
-        lock(&self.waiter.state).grant == Grant::Taken
+        self.waiter.is_taken()
     }
 
     /// Passes the holder's permit to the caller. Returns false if it has given up.

@@ -30,8 +30,6 @@ struct GroupState<T, R> {
     leader: usize,
     stage: Stage,
     bytes: usize,
-    /// The leader has waited for too long.
-    is_impatient: bool,
     leader_sleeps: bool,
     /// Number of other members that sleep.
     asleep: usize,
@@ -63,7 +61,7 @@ pub(crate) enum Woken<R> {
     Response(R),
     /// No permit will be granted. The request is withdrawn.
     Closed,
-    /// It leads and has waited for longer than its patience. Returned once to a group.
+    /// It leads and has waited for longer than its patience.
     Impatient,
     TimedOut,
 }
@@ -97,7 +95,6 @@ impl<T, R> WaitingGroup<T, R> {
             leader: 0,
             stage: Stage::Waiting,
             bytes,
-            is_impatient: false,
             leader_sleeps: false,
             asleep: 0,
         };
@@ -152,12 +149,8 @@ impl<T, R> WaitingGroup<T, R> {
                 return Woken::TimedOut;
             }
             let leads = state.leader == number;
-            if leads
-                && !state.is_impatient
-                && let Some(patient_until) = patient_until
-            {
+            if let Some(patient_until) = patient_until.filter(|_| leads) {
                 if patient_until <= now {
-                    state.is_impatient = true;
                     return Woken::Impatient;
                 }
                 left = left.min(patient_until - now);
@@ -223,7 +216,6 @@ impl<T, R> WaitingGroup<T, R> {
             return GaveUp::Dissolved;
         };
         state.leader = next;
-        state.is_impatient = false;
         drop(state);
         // The new leader sleeps among the others.
         self.settled.notify_all();
@@ -248,11 +240,6 @@ impl<T, R> WaitingGroup<T, R> {
     pub(super) fn has(&self, thread: ThreadId) -> bool {
         let is_this = |member: &Member<T, R>| member.thread == thread && member.waits();
         lock(&self.state).members.iter().any(is_this)
-    }
-
-    /// Number of members.
-    pub(super) fn len(&self) -> usize {
-        lock(&self.state).members.len()
     }
 
     /// Number of members that wait.

@@ -53,8 +53,9 @@ use crate::transaction::options::TransactionOptions;
 /// replied within `trust_window` or has just replied to PING. If the connection fails during the
 /// write, the error is [`Error::Lost`] and the write is not sent again.
 ///
-/// If no connection is free, a read of one value (`GET`, `HGET`, `EXISTS` and similar) may be
-/// batched. The next caller that gets a connection sends it in one write with its own.
+/// If no connection is free, or more reads are sent than there are connections, a read of one value
+/// (`GET`, `HGET`, `EXISTS` and similar) may be batched: the next caller that gets a connection sends it
+/// in one write with its own. See [`max_leaders`](crate::Builder::max_leaders).
 ///
 /// A blocking command occupies its connection for its own timeout, which must not be 0.
 /// [`SessionManager::close`](crate::SessionManager::close) ends it at once, with [`Error::Lost`].

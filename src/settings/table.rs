@@ -94,12 +94,12 @@ macro_rules! settings {
             /// in one group. One dead connection puts that many blocks in doubt at once. Default
             /// 16, at least 1, which groups none.
             max_group: u32 = 16;
-            /// Maximum number of connections of the transactional pool that carry groups of
-            /// [`grouped`](crate::TransactionOptions::grouped) blocks at once, in a cluster of each
-            /// master's. With fewer of them, more blocks wait for each and share its writes. Other
-            /// transactions use the rest of the pool meanwhile. Commands of the pooled handle share writes in
-            /// the same way once more of them are sent than there are connections; they take a free
-            /// connection beyond this number after 0.5 ms. Default 4, at least 1.
+            /// Maximum number of connections of a pool that carry groups of
+            /// [`grouped`](crate::TransactionOptions::grouped) blocks or pooled reads at once, in a cluster
+            /// of each master's. With fewer of them, more blocks wait for each and share its writes. Other
+            /// transactions and commands use the rest of the pool meanwhile. Pooled reads of one value keep to
+            /// this number once more of them are sent than there are connections, and take a free connection
+            /// beyond it after 0.5 ms. Default 4, at least 1.
             max_leaders: u32 = 4;
             /// Maximum number of blocks of `watch(..).run` in one EXEC. Above 1, blocks are merged that
             /// watch the same keys and have [declared](crate::Watch::declare) the same reads, each a

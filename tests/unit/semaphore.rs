@@ -196,6 +196,37 @@ fn with_no_more_requests_than_permits_each_leads_at_once() {
     assert_eq!((gate.free(), gate.waiting()), (3, 0));
 }
 
+/// Members that withdraw leave fewer requests than permits, but the group that waits comes first.
+#[test]
+fn no_later_request_passes_a_group_that_waits() {
+    let hour = Duration::from_secs(3_600);
+    let gate = with_leaders(3, LeaderLimits { most: 1, patience: Some(hour) });
+    let slot = three_requests_sent(&gate);
+    let first = waiting_with(&gate, 3);
+    let soon_over = Instant::now() + Duration::from_millis(500);
+    let late = || wait_with(&gate, 9, soon_over, Duration::ZERO);
+    std::thread::scope(|scope| {
+        let late = [scope.spawn(late), scope.spawn(late)];
+        while gate.waiting() < 3 && Instant::now() < soon_over {
+            std::thread::yield_now();
+        }
+        // Its place is in another group.
+        let next = waiting_with(&gate, 4);
+        for late in late {
+            assert!(matches!(late.join().unwrap(), Err(AcquireError::TimedOut { .. })));
+        }
+        gate.release(slot);
+        let Ok(Acquired::Leads(slot, place)) = first.join().unwrap() else { panic!("no lead") };
+        assert_eq!(serve(&gate, slot, &place), [3]);
+        assert_eq!((gate.free(), gate.try_lead()), (2, None), "the other group waits");
+        gate.release(slot);
+        let Ok(Acquired::Leads(slot, place)) = next.join().unwrap() else { panic!("no lead") };
+        assert_eq!(serve(&gate, slot, &place), [4]);
+        gate.release(slot);
+    });
+    assert_eq!((gate.free(), gate.waiting()), (3, 0));
+}
+
 #[test]
 fn a_group_that_has_waited_for_too_long_leads_beyond_the_limit() {
     let patience = Some(Duration::from_millis(50));

@@ -5,17 +5,14 @@
 
 use crate::fixture::{OF_ONE, SOON, add_on_each};
 use crate::side::{BuildSide as _, ResolveDoubt as _, SessionManager, Transactional, open_lanes};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rediscope::error::{InDoubt, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, TransactionOptions};
 
-use scopeguard::defer;
-
-use super::fixture::{ClusterFixture, beside, builder};
+use super::fixture::{ClusterFixture, applied_by_writers, beside, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
@@ -170,37 +167,24 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() 
     let slots = [0, 1, 2].map(|nth| cluster.slot(&keys[nth]));
     let sessions = builder(cluster).max_size(4).build_side().unwrap();
     let once = exactly_once(&sessions);
-    let (over, applied, unknown) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    thread::scope(|scope| {
-        for writer in 0..4_usize {
-            let (once, keys, over, applied, unknown) = (&once, &keys, &over, &applied, &unknown);
-            scope.spawn(move || {
-                let mut made = 0;
-                while !over.load(Ordering::Relaxed) {
-                    made += 1;
-                    let key = &keys[(writer + made) % 3];
-                    let done = once.run(|tx| {
-                        tx.decr(beside(key, "other"), 1);
-                        Ok(tx.incr(key, 1))
-                    });
-                    match done {
-                        // Also if it was applied, and its reply is lost.
-                        Ok(_) | Err(rediscope::Error::Reply(_)) => {
-                            applied.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Err(error) => {
-                            eprintln!("{error}");
-                            unknown.fetch_add(1, Ordering::Relaxed);
-                        }
-                    }
-                }
-            });
+    let unknown = AtomicU64::new(0);
+    let write = |writer: usize, made: usize| {
+        let key = &keys[(writer + made) % 3];
+        let done = once.run(|tx| {
+            tx.decr(beside(key, "other"), 1);
+            Ok(tx.incr(key, 1))
+        });
+        match done {
+            // Also if it was applied, and its reply is lost.
+            Ok(_) | Err(rediscope::Error::Reply(_)) => true,
+            Err(error) => {
+                eprintln!("{error}");
+                unknown.fetch_add(1, Ordering::Relaxed);
+                false
+            }
         }
-        // Also where this panics: the others would go on for ever.
-        defer! { over.store(true, Ordering::Relaxed) }
-        let enough = |count| {
-            eventually(SOON, "more was applied", || applied.load(Ordering::Relaxed) >= count);
-        };
+    };
+    let applied = applied_by_writers(4, write, |enough| {
         enough(40);
         let fates = [Trigger::BeforeReplyTo("EXEC"), Trigger::BeforeCommandNamed("EXEC")];
         for round in 0..12_usize {
@@ -217,10 +201,9 @@ fn exactly_once_blocks_are_applied_once_while_slots_move_and_replies_are_lost() 
             cluster.move_keys(slot, from, to, 1);
             cut(round + 3);
             cluster.end_migration(slot, from, to);
-            enough(applied.load(Ordering::Relaxed) + 10);
+            enough(10);
         }
     });
-    let applied = applied.load(Ordering::Relaxed) as i64;
     let sum = |key: &dyn Fn(&String) -> String| -> i64 {
         keys.iter().map(|name| cluster.read::<i64>(&["GET", &key(name)])).sum()
     };
@@ -243,45 +226,31 @@ fn grouped_blocks_of_several_slots_are_applied_once_while_slots_move() {
     let keys = [first, others].concat();
     let sessions = builder(cluster).max_size(1).build_side().unwrap();
     let grouped = sessions.transactional().with(TransactionOptions::new().grouped());
-    let (over, applied) = (AtomicBool::new(false), AtomicU64::new(0));
-    thread::scope(|scope| {
-        for writer in 0..12_usize {
-            let (keys, over, applied) = (&keys, &over, &applied);
-            let once = grouped.with(TransactionOptions::new().exactly_once());
-            let handle = if writer % 2 == 0 { once } else { grouped.clone() };
-            scope.spawn(move || {
-                let mut made = 0;
-                while !over.load(Ordering::Relaxed) {
-                    made += 1;
-                    let key = &keys[(writer + made) % keys.len()];
-                    let done = handle.run(|tx| {
-                        tx.decr(beside(key, "other"), 1);
-                        Ok(tx.incr(key, 1))
-                    });
-                    let _: i64 = done.expect("run sees nothing of it");
-                    applied.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        // Also where this panics: the others would go on for ever.
-        defer! { over.store(true, Ordering::Relaxed) }
-        let enough = |count| {
-            eventually(SOON, "more was applied", || applied.load(Ordering::Relaxed) >= count);
-        };
+    let once = grouped.with(TransactionOptions::new().exactly_once());
+    let write = |writer: usize, made: usize| {
+        let key = &keys[(writer + made) % keys.len()];
+        let handle = if writer.is_multiple_of(2) { &once } else { &grouped };
+        let done = handle.run(|tx| {
+            tx.decr(beside(key, "other"), 1);
+            Ok(tx.incr(key, 1))
+        });
+        let _: i64 = done.expect("run sees nothing of it");
+        true
+    };
+    let applied = applied_by_writers(12, write, |enough| {
         enough(100);
         for round in 0..12_usize {
             let slot = slots[round % 3];
             let from = cluster.owner(slot).unwrap();
             let to = (from + 1 + round / 3 % 2) % 3;
             cluster.begin_migration(slot, to);
-            enough(applied.load(Ordering::Relaxed) + 5);
+            enough(5);
             cluster.move_keys(slot, from, to, 1);
-            enough(applied.load(Ordering::Relaxed) + 5);
+            enough(5);
             cluster.end_migration(slot, from, to);
-            enough(applied.load(Ordering::Relaxed) + 20);
+            enough(20);
         }
     });
-    let applied = applied.load(Ordering::Relaxed) as i64;
     let sum = |key: &dyn Fn(&String) -> String| -> i64 {
         let of_key = |name| cluster.read::<Option<i64>>(&["GET", &key(name)]).unwrap_or_default();
         keys.iter().map(of_key).sum()

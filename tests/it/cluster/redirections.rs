@@ -4,7 +4,6 @@
 
 use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager, Transactional};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,9 +11,7 @@ use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::{CommitError, Error, Outcome, RetryPolicy, TransactionOptions, redis};
 
-use scopeguard::defer;
-
-use super::fixture::{ClusterFixture, beside, builder};
+use super::fixture::{ClusterFixture, applied_by_writers, beside, builder};
 use rediscope_testing::eventually;
 
 /// A key of a slot, its master, and another master.
@@ -201,48 +198,34 @@ fn slots_move_under_load_and_every_sum_is_right() {
     let accounts = fixture.sessions.transactional();
     let keys = fixture.keys("sum");
     let slots = [0, 1, 2].map(|nth| fixture.cluster.slot(&keys[nth]));
-    let (over, applied) = (AtomicBool::new(false), AtomicU64::new(0));
-    thread::scope(|scope| {
-        for writer in 0..6_usize {
-            let (accounts, keys, over, applied) = (&accounts, &keys, &over, &applied);
-            scope.spawn(move || {
-                let mut made = 0;
-                while !over.load(Ordering::Relaxed) {
-                    let key = &keys[(writer + made) % 3];
-                    let (left, right) = (beside(key, "left"), beside(key, "right"));
-                    made += 1;
-                    // What exists, what is new, and both under a watch.
-                    match made % 3 {
-                        0 => accounts.run(|tx| {
-                            tx.set(beside(key, &format!("new:{writer}:{made}")), 1);
-                            Ok((tx.incr(&left, 1), tx.decr(&right, 1)))
-                        }),
-                        1 => accounts.run(|tx| Ok((tx.incr(&left, 1), tx.decr(&right, 1)))),
-                        _ => accounts.watch([&left]).run(|read, tx| {
-                            let n: Option<i64> = read.get(&left)?;
-                            tx.set(&left, n.unwrap_or(0) + 1);
-                            Ok((tx.get(&left), tx.decr(&right, 1)))
-                        }),
-                    }
-                    .map(|(_, _): (i64, i64)| applied.fetch_add(1, Ordering::Relaxed))
-                    .expect("run sees nothing of it");
-                }
-            });
-        }
-        // Also where this panics: the others would go on for ever.
-        defer! { over.store(true, Ordering::Relaxed) }
-        let enough = |count| {
-            eventually(SOON, "more was applied", || applied.load(Ordering::Relaxed) >= count);
+    let write = |writer: usize, made: usize| {
+        let key = &keys[(writer + made) % 3];
+        let (left, right) = (beside(key, "left"), beside(key, "right"));
+        // What exists, what is new, and both under a watch.
+        let done = match made % 3 {
+            0 => accounts.run(|tx| Ok((tx.incr(&left, 1), tx.decr(&right, 1)))),
+            1 => accounts.watch([&left]).run(|read, tx| {
+                let n: Option<i64> = read.get(&left)?;
+                tx.set(&left, n.unwrap_or(0) + 1);
+                Ok((tx.get(&left), tx.decr(&right, 1)))
+            }),
+            _ => accounts.run(|tx| {
+                tx.set(beside(key, &format!("new:{writer}:{made}")), 1);
+                Ok((tx.incr(&left, 1), tx.decr(&right, 1)))
+            }),
         };
+        let _: (i64, i64) = done.expect("run sees nothing of it");
+        true
+    };
+    let applied = applied_by_writers(6, write, |enough| {
         enough(100);
         for round in 0..9_usize {
             let slot = slots[round % 3];
             let from = fixture.cluster.owner(slot).unwrap();
             fixture.cluster.migrate(slot, (from + 1 + round / 3 % 2) % 3);
-            enough(applied.load(Ordering::Relaxed) + 20);
+            enough(20);
         }
     });
-    let applied = applied.load(Ordering::Relaxed) as i64;
     let sum = |word| -> i64 {
         keys.iter().map(|key| fixture.cluster.read::<i64>(&["GET", &beside(key, word)])).sum()
     };

@@ -5,13 +5,14 @@
 use crate::fixture::{LONG, OF_ONE, SOON, unhurried};
 use crate::side::BuildSide as _;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rediscope::Error;
-use rediscope::error::CheckoutError;
+use rediscope::error::{Applied, CheckoutError};
 use rediscope::prelude::*;
 
-use super::fixture::{id, pool_is_whole, sized, trusting, typed};
+use super::fixture::{id, lost, pool_is_whole, sized, trusting, typed};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -64,6 +65,41 @@ fn clones_on_many_threads_never_use_more_connections_than_there_may_be() {
         assert_eq!(server.ask::<i64>(&["GET", &format!("own:{nth}")]), 50);
     }
     assert!(server.clients() <= 3);
+    pool_is_whole(&sessions, &server);
+}
+
+#[test]
+fn many_readers_get_their_own_replies_while_connections_are_cut() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let builder = sized(&proxy.url(), 4).max_leaders(1);
+    let sessions = unhurried(builder).build_side().unwrap();
+    let read = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..24)
+            .map(|nth: usize| {
+                let (mut db, key, read) = (sessions.pooled(), format!("own:{nth}"), &read);
+                server.ask::<()>(&["SET", &key, &nth.to_string()]);
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        match db.get::<_, Option<usize>>(&key) {
+                            Ok(value) => assert_eq!(value, Some(nth)),
+                            // Its next attempts were cut too; it changes nothing.
+                            Err(error) => assert_eq!(lost(&error.into()).1, Applied::No),
+                        }
+                        read.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
+            })
+            .collect();
+        for cuts in 1..=20 {
+            eventually(SOON, "more was read", || read.load(Ordering::Relaxed) >= cuts * 200);
+            proxy.cut_all();
+        }
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+    });
+    let status = sessions.status().pooled;
+    assert!(status.counts.all_replaced() > 0, "{status}");
     pool_is_whole(&sessions, &server);
 }
 
