@@ -238,12 +238,13 @@ impl TransactionOptions {
     /// it attempt one after another, in the order of arrival; one that another process has undone goes first
     /// again, eight times. They wait without a connection, for seven eighths of their policy's time or
     /// [`within`](Self::within), and then attempt without a turn. The turn of a closure that does nothing for
-    /// `max_pin_time` ends. Turns end when a run of commits has not changed the key.
+    /// `max_pin_time` ends, on tokio that of an attempt that takes longer. Turns end when a run of commits has not changed the key.
     ///
     /// A closure with its turn must not wait for a thread or task whose block waits for that turn. No turn is
     /// taken by a block of more than 8 keys, by `begin`, inside another block, or by a thread or task that has
-    /// an open scope: beside many that take turns they may meet a conflict each time. A closure's scope on
-    /// tokio is known inside the closure, and not in a task that it spawns.
+    /// an open scope: beside many that take turns they may meet a conflict each time. So may blocks of another
+    /// manager or process, because turns are one manager's. A closure's scope on tokio is known inside the
+    /// closure, and not in a task that it spawns.
     ///
     /// With `false` no block is [merged](crate::Builder::max_merged), and all attempt at once: on a key that
     /// many blocks change, nearly all attempts then end in a conflict. WATCH protects them either way.
