@@ -12,7 +12,6 @@ use tracing::level_filters::LevelFilter;
 
 use crate::protocol::command::keys;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::command::table::is_read_only;
 use crate::settings::settings::Settings;
 
 /// Maximum number of keys of one attempt that are kept.
@@ -75,10 +74,7 @@ pub(crate) fn record(settings: &Settings, commands: &[u8]) {
 fn record_all(settings: &Settings, commands: &[u8]) {
     let mut written = Vec::new();
     for args in CommandReader::new(commands).flatten() {
-        let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
-        if !is_read_only(name, sub) {
-            keys::for_each(&args, |key| written.push(hash(settings, key)));
-        }
+        keys::for_each_written(&args, |key| written.push(hash(settings, key)));
     }
     let _: Result<(), _> = RUNNING.try_with(|running| {
         for writes in running.borrow_mut().iter_mut() {

@@ -205,16 +205,15 @@ impl<Q: TurnQueue> HotKeys<Q> {
         }
     }
 
-    /// A block commits in its turn in `bucket`. Returns whether the bucket is hot on.
-    fn on_commit(&self, bucket: u16, written: &[u16]) -> bool {
-        let Some(known) = self.known(bucket) else { return false };
+    /// A block was committed in its turn in `bucket`.
+    fn on_commit(&self, bucket: u16, written: &[u16]) {
+        let Some(known) = self.known(bucket) else { return };
         if written.contains(&bucket) {
             known.cooling.store(COOLING, Ordering::Relaxed);
-            return true;
+        } else {
+            let less = |left: u32| left.checked_sub(1);
+            _ = known.cooling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
-        let less = |left: u32| left.checked_sub(1);
-        let before = known.cooling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-        before.is_ok_and(|left| left > 1)
     }
 }
 
@@ -281,15 +280,23 @@ impl<Q: TurnQueue> Turn<Q> {
         self.hot_keys.on_conflict(written);
     }
 
-    /// The block commits, and changes the keys of the buckets `written`. If a bucket is not hot any more,
-    /// the turn is not passed on, so that those that wait find out.
-    pub(crate) fn on_commit(&mut self, written: &[u16]) {
-        let mut is_hot = true;
-        for (bucket, _) in &self.entered {
-            is_hot &= self.hot_keys.on_commit(*bucket, written);
-        }
+    /// The block is about to commit. If a bucket is not hot any more, the turn is not passed on, so that
+    /// those that wait find out.
+    pub(crate) fn commits(&self) {
+        let is_hot = self.entered.iter().all(|(bucket, _)| self.hot_keys.is_hot(*bucket));
         if let Some(key) = self.key.as_ref().filter(|_| !is_hot) {
             key.keep();
+        }
+    }
+
+    /// The block that had the turn was committed, and has changed the keys of the buckets `written`.
+    pub(crate) fn on_commit(&self, written: impl FnOnce() -> Vec<u16>) {
+        if self.entered.is_empty() {
+            return;
+        }
+        let written = written();
+        for (bucket, _) in &self.entered {
+            self.hot_keys.on_commit(*bucket, &written);
         }
     }
 }

@@ -9,7 +9,6 @@ use crate::error::any::Error;
 use crate::pool::own_writes::OwnWrites;
 use crate::protocol::command;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::command::table::is_read_only;
 use crate::protocol::resp::encode;
 use crate::settings::settings::Settings;
 use crate::transaction::hot_keys;
@@ -77,11 +76,7 @@ impl Keys {
     pub(crate) fn written_buckets(&self, commands: &[u8]) -> Vec<u16> {
         let (keys, mut written) = (self.list(), Vec::new());
         for args in CommandReader::new(commands).flatten() {
-            let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
-            if is_read_only(name, sub) {
-                continue;
-            }
-            let are_known = command::keys::for_each(&args, |key| {
+            let are_known = command::keys::for_each_written(&args, |key| {
                 if keys.contains(&key) {
                     written.push(hot_keys::bucket(hash(key)));
                 }

@@ -27,7 +27,7 @@ use crate::transaction::merge::{
 use crate::transaction::pending::{self, Pending};
 use crate::transaction::reading::{Reading, WatchTarget};
 use crate::transaction::resolve::Resolve;
-use crate::transaction::retry_loop::{WatchAttempts, begin_commit, is_repeatable, on_conflict};
+use crate::transaction::retry_loop::{WatchAttempts, is_repeatable, on_commit, on_conflict};
 
 /// How the callers of one side wait for each other.
 pub(crate) trait MergeSide: Side {
@@ -332,7 +332,7 @@ async fn commit_group<P: MergeSide, Q: TurnQueue>(
     router: Router<P>,
     mut reading: Reading<P>,
     deadline: Instant,
-    mut turn: Option<(Turn<Q>, Keys, u32)>,
+    turn: Option<(Turn<Q>, Keys, u32)>,
     group: Group,
 ) -> (Piece, impl FnOnce() + Send) {
     let Group { own, mut followers, lead } = group;
@@ -342,8 +342,8 @@ async fn commit_group<P: MergeSide, Q: TurnQueue>(
     }
     followers.sent();
     merged.bind(reading.binding);
-    if let Some((turn, keys, _)) = &mut turn {
-        begin_commit(turn, keys, &mut merged);
+    if let Some((turn, ..)) = &turn {
+        turn.commits();
     }
     reading.pinned.closure_returned();
     let attempt = merged.attempt_unlogged(&mut reading.pinned, deadline);
@@ -353,10 +353,12 @@ async fn commit_group<P: MergeSide, Q: TurnQueue>(
     let blocks = iter::once(&own).chain(followers.commands()).collect();
     let mut pieces = pieces_of(committed, &router, blocks).into_iter();
     let piece = pieces.next().unwrap_or(Piece::Alone);
-    if let Some((turn, keys, number)) = &turn
-        && matches!(piece, Piece::Conflict)
-    {
-        on_conflict(turn, keys, &mut merged, *number);
+    match (&turn, &piece) {
+        (Some((turn, keys, number)), Piece::Conflict) => {
+            on_conflict(turn, keys, &mut merged, *number);
+        }
+        (Some((turn, keys, _)), piece) if piece.is_applied() => on_commit(turn, keys, &mut merged),
+        _ => {}
     }
     drop(turn);
     // The next block is led before the others wake.

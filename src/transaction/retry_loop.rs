@@ -222,13 +222,6 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         self.limits.checkout.restart();
     }
 
-    /// Records that the block commits in its turn.
-    fn begin_commit(&mut self, keys: Option<&Keys>, pending: &mut Pending) {
-        if let (Some(turn), Some(keys)) = (&mut self.turn, keys) {
-            begin_commit(turn, keys, pending);
-        }
-    }
-
     /// Records a conflict on hot keys. Returns whether the next attempt follows without backoff.
     fn on_conflict(&mut self, keys: Option<&Keys>, pending: &mut Pending) -> bool {
         let (Some(turn), Some(keys)) = (&self.turn, keys) else { return false };
@@ -389,7 +382,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
         pending.bind(reading.binding);
-        self.begin_commit(keys, pending);
+        self.turn.iter().for_each(Turn::commits);
         let (plan, attempt) = (&self.run.plan, reading.attempt);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
@@ -398,6 +391,10 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
             false => self.limits.checkout.deadline,
         };
         let mut committed = pending.attempt(pinned, deadline).await;
+        if let (Ok(Committed::Applied(_)), Some(turn), Some(keys)) = (&committed, &self.turn, keys)
+        {
+            on_commit(turn, keys, pending);
+        }
         if committed.is_err() {
             // No other block waits for this one's query.
             self.turn.take_if(|_| matches!(committed, Err(CommitError::InDoubt(_))));
@@ -511,12 +508,14 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending: &mut Pending,
     ) -> Result<Committed, CommitError> {
         pending.bind(reading.binding);
-        self.begin_commit(keys, pending);
+        self.turn.iter().for_each(Turn::commits);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let committed = pending.attempt(pinned, self.commit_deadline()).await;
-        if matches!(committed, Ok(Committed::Conflict)) {
-            self.on_conflict(keys, pending);
+        match (&committed, &self.turn, keys) {
+            (Ok(Committed::Conflict), ..) => _ = self.on_conflict(keys, pending),
+            (Ok(Committed::Applied(_)), Some(turn), Some(keys)) => on_commit(turn, keys, pending),
+            _ => {}
         }
         committed
     }
@@ -595,11 +594,10 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
     }
 }
 
-/// Records that commands are committed in this turn.
-pub(crate) fn begin_commit<Q: TurnQueue>(turn: &mut Turn<Q>, keys: &Keys, pending: &mut Pending) {
-    if turn.is_held() {
-        turn.on_commit(&written_buckets(keys, pending));
-    }
+/// Records that commands were committed in this turn. The next caller may have it by now, so this takes none
+/// of its time.
+pub(crate) fn on_commit<Q: TurnQueue>(turn: &Turn<Q>, keys: &Keys, pending: &mut Pending) {
+    turn.on_commit(|| written_buckets(keys, pending));
 }
 
 /// Records that the attempt of this number was a conflict. Returns whether blocks with these keys wait for

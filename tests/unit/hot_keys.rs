@@ -34,10 +34,10 @@ fn blocks_take_turns_from_the_first_conflict_until_a_run_of_commits_without_a_wr
     assert!(!enter(&hot_keys, &[7], soon()).is_held(), "no conflict was seen");
     hot_keys.on_conflict(&[7]);
     for written in [&[][..], &[7], &[8]] {
-        let mut turn = enter(&hot_keys, &[7], soon());
+        let turn = enter(&hot_keys, &[7], soon());
         assert!(turn.is_held());
-        (1..COOLING).for_each(|_| turn.on_commit(&[]));
-        turn.on_commit(written);
+        (1..COOLING).for_each(|_| turn.on_commit(Vec::new));
+        turn.on_commit(|| written.to_vec());
         assert_eq!(hot_keys.is_hot(7), written == [7]);
         hot_keys.on_conflict(&[7]);
     }
@@ -78,7 +78,7 @@ fn a_block_has_the_turn_in_all_its_hot_buckets_or_returns_what_it_has() {
 #[test]
 fn a_bucket_that_is_not_hot_any_more_lets_all_go_on_that_wait() {
     let hot_keys = hot(&[7]);
-    let mut first = enter(&hot_keys, &[7], soon());
+    let first = enter(&hot_keys, &[7], soon());
     let late = Instant::now() + Duration::from_secs(20);
     std::thread::scope(|scope| {
         let waiting: Vec<_> =
@@ -87,7 +87,7 @@ fn a_bucket_that_is_not_hot_any_more_lets_all_go_on_that_wait() {
         while queue.waiting() < 4 {
             std::thread::yield_now();
         }
-        (0..COOLING).for_each(|_| first.on_commit(&[]));
+        (0..COOLING).for_each(|_| first.on_commit(Vec::new));
         drop(first);
         let turns: Vec<_> = waiting.into_iter().map(|turn| turn.join().unwrap()).collect();
         assert!(turns.iter().all(|turn| !turn.is_held()));

@@ -6,7 +6,7 @@ use crate::protocol::cluster::slot;
 use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::command::table::{self, KeyPositions};
+use crate::protocol::command::table::{self, Command, KeyPositions};
 
 /// The slots of a command's keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +81,14 @@ pub(crate) fn are_among(bytes: &[u8], watch: &[u8]) -> bool {
     among
 }
 
-/// Calls `with` for each key of a command (the name included). Returns whether its key positions are
+/// Calls `with` for each key that a command may change (the name included). Returns whether these are
 /// known.
-pub(crate) fn for_each(args: &[&[u8]], with: impl FnMut(&[u8])) -> bool {
-    let Some(positions) = positions(args) else { return false };
+pub(crate) fn for_each_written(args: &[&[u8]], with: impl FnMut(&[u8])) -> bool {
+    let Some(command) = args.first().and_then(|name| table::find(name)) else { return false };
+    if command.is_read_only(args.get(1).copied()) {
+        return true;
+    }
+    let Some(positions) = positions_of(command, args) else { return false };
     each(positions, args, with);
     true
 }
@@ -132,15 +136,16 @@ fn counted(args: &[&[u8]], at: usize, step: usize) -> impl Iterator<Item = usize
 }
 
 fn positions(args: &[&[u8]]) -> Option<KeyPositions> {
-    let name = args.first()?;
-    let sub = args.get(1).copied().unwrap_or_default();
-    let is = |name: &[u8], wanted: &[&[u8]]| wanted.iter().any(|w| name.eq_ignore_ascii_case(w));
-    match table::find(name)?.keys {
+    positions_of(table::find(args.first()?)?, args)
+}
+
+fn positions_of(command: &Command, args: &[&[u8]]) -> Option<KeyPositions> {
+    let sub = args.get(1).copied();
+    let is_help = || sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"HELP"));
+    match command.keys {
         // The two whose subcommands differ in it.
-        Some(KeyPositions::None) if is(name, &[b"MEMORY"]) && is(sub, &[b"USAGE"]) => {
-            Some(KeyPositions::Pair(2, 2))
-        }
-        Some(KeyPositions::Pair(2, 2)) if is(sub, &[b"HELP"]) => Some(KeyPositions::None),
+        _ if command.is_memory_usage(sub) => Some(KeyPositions::Pair(2, 2)),
+        Some(KeyPositions::Pair(2, 2)) if is_help() => Some(KeyPositions::None),
         positions => positions,
     }
 }

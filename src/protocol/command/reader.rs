@@ -23,11 +23,14 @@ impl<'a> CommandReader<'a> {
     }
 
     fn length(&mut self, mark: u8) -> Option<usize> {
-        let (first, rest) = self.rest.split_first()?;
-        let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
-        let digits = std::str::from_utf8(rest.get(..end)?).ok()?;
-        self.rest = rest.get(end + 2..)?;
-        (*first == mark).then(|| digits.parse().ok())?
+        let (mut length, mut rest) = (None, self.rest.strip_prefix(&[mark])?);
+        while let [digit @ b'0'..=b'9', after @ ..] = rest {
+            let digit = usize::from(digit - b'0');
+            length = Some(length.unwrap_or(0usize).checked_mul(10)?.checked_add(digit)?);
+            rest = after;
+        }
+        self.rest = rest.strip_prefix(b"\r\n")?;
+        length
     }
 
     fn command(&mut self) -> Option<Vec<&'a [u8]>> {
@@ -66,7 +69,16 @@ mod tests {
         let bytes = b"*1\r\n$4\r\nPING\r\n*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n";
         let commands: Vec<_> = CommandReader::new(bytes).map(Result::unwrap).collect();
         assert_eq!(commands, [vec![&b"PING"[..]], vec![&b"GET"[..], &b"a\r\nb"[..]]]);
-        for bad in ["PING\r\n", "*1\r\n$4\r\nPIN", "*0\r\n", "*1\r\n$-1\r\n", "*x\r\n"] {
+        for bad in [
+            "PING\r\n",
+            "*1\r\n$4\r\nPIN",
+            "*0\r\n",
+            "*\r\n",
+            "*1\r\n$-1\r\n",
+            "*x\r\n",
+            "*1\n$4\r\nPING\r\n",
+            "*1\r\n$99999999999999999999\r\nPING\r\n",
+        ] {
             assert_eq!(CommandReader::new(bad.as_bytes()).next(), Some(Err(Malformed)), "{bad:?}");
         }
     }

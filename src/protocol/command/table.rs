@@ -109,6 +109,16 @@ impl Command {
         self.has(BATCH | BATCH_READ)
     }
 
+    /// Whether the server documents that it has no effect, so that it may be sent twice.
+    pub(crate) fn is_read_only(&self, sub: Option<&[u8]>) -> bool {
+        self.has(READ) || self.is_memory_usage(sub)
+    }
+
+    /// Whether it is MEMORY USAGE, which is about a key unlike the other subcommands.
+    pub(crate) fn is_memory_usage(&self, sub: Option<&[u8]>) -> bool {
+        self.name == "MEMORY" && sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"USAGE"))
+    }
+
     fn effect_of_failure(&self) -> Option<FailureEffect> {
         Some(match self.flags & (DATA | SERVER | ANY_EFFECT | SCRIPT) {
             DATA => FailureEffect::Nothing,
@@ -205,9 +215,7 @@ pub(crate) fn is_script(name: &[u8]) -> bool {
 
 /// Whether the server documents that `name` has no effect, so that it may be sent twice.
 pub(crate) fn is_read_only(name: &[u8], sub: Option<&[u8]>) -> bool {
-    find(name).is_some_and(|command| command.has(READ))
-        || name.eq_ignore_ascii_case(b"MEMORY")
-            && sub.is_some_and(|sub| sub.eq_ignore_ascii_case(b"USAGE"))
+    find(name).is_some_and(|command| command.is_read_only(sub))
 }
 
 /// Returns whether the table marks the command as a write. A command that reads or writes by its
