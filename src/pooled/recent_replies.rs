@@ -108,9 +108,12 @@ pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: 
     // A thread that is ending does not need it.
     let _: Result<(), _> = RECENT.try_with(|recent| {
         let RecentReplies { key, kept, shown } = &mut *recent.borrow_mut();
-        // Reuses the memory of the oldest one.
-        let oldest = if kept.len() >= MAX_REPLIES { kept.pop_front() } else { None };
-        let mut reply = oldest.unwrap_or_default();
+        match kept.len() {
+            // The oldest one becomes the newest, which reuses its memory.
+            MAX_REPLIES.. => kept.rotate_left(1),
+            _ => kept.push_back(RecentReply::default()),
+        }
+        let Some(reply) = kept.back_mut() else { return };
         reply.length = name.len().min(MAX_NAME);
         for (to, from) in reply.name.iter_mut().zip(name.bytes()) {
             *to = from;
@@ -128,7 +131,6 @@ pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: 
             hashing.add_shown(|shown| write!(shown, "array({replies:?})"));
         }
         reply.is_partial = hashing.is_partial;
-        kept.push_back(reply);
     });
 }
 
