@@ -370,13 +370,13 @@ impl ServerPool for Pool {
         ready(self.try_permit().map(connect).transpose())
     }
 
-    fn checkout_batched(
+    async fn checkout_batched(
         &self,
         deadline: Instant,
         response_wait: Duration,
         request: &(impl Fn() -> BatchRequest + Sync),
-    ) -> impl Future<Output = Result<BatchCheckout<Self>, CheckoutError>> + Send {
-        ready(self.batched(deadline, response_wait, request))
+    ) -> Result<BatchCheckout<Self>, CheckoutError> {
+        self.batched(deadline, response_wait, request)
     }
 
     async fn prepare_batch(

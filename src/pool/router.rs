@@ -355,7 +355,11 @@ impl<P: ServerPool> Pools<P> {
         }
         // The leader needs one round trip. Allow four: a tracing subscriber may delay it.
         let response_wait = 4 * self.settings().response_timeout;
-        Ok(match self.checkout_batched(route, deadline, response_wait, request).await? {
+        let checkout = match self.only_pool()? {
+            Some(pool) => pool.checkout_batched(deadline, response_wait, &request).await?,
+            None => boxed(self.checkout_batched(route, deadline, response_wait, request)).await?,
+        };
+        Ok(match checkout {
             BatchCheckout::Alone(line) => Joined::Alone(line),
             BatchCheckout::Lead(mut line, mut group) => {
                 P::prepare_batch(&mut line, &mut group, deadline).await?;
