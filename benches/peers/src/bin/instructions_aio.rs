@@ -1,5 +1,6 @@
 //! N operations of 64 tasks on one thread, for callgrind: `instructions_aio WHAT N [TASKS]`, where WHAT is
-//! `run`, `once`, `get` or `watch`, or `multiplexed` or `multiplexed-get` for redis-rs.
+//! `run`, `once`, `get`, `watch` or `hot` (a watch of one key for all), or `multiplexed` or `multiplexed-get`
+//! for redis-rs.
 //! The difference between two N, divided by the difference of the N, is the cost of one.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a measuring program")]
@@ -48,7 +49,8 @@ fn main() {
             let (handle, what, left) = (handle.clone(), what.clone(), Rc::clone(&left));
             let mut pooled = sessions.pooled();
             let mut multiplexed = multiplexed.clone();
-            let (a, b) = (format!("a:{n}"), format!("b:{n}"));
+            let watched = if what == "hot" { 0 } else { n };
+            let (a, b) = (format!("a:{watched}"), format!("b:{n}"));
             tasks.push(tokio::task::spawn_local(async move {
                 if what.ends_with("get") {
                     let _: () = multiplexed.set(&a, 1).await.unwrap();
@@ -67,7 +69,7 @@ fn main() {
                             pipe.atomic().incr(&a, 1).incr(&b, 1);
                             let _: (i64, i64) = pipe.query_async(&mut multiplexed).await.unwrap();
                         }
-                        "watch" => {
+                        "watch" | "hot" => {
                             let mut watch = handle.watch([&a]);
                             let get = redis::cmd("GET").arg(&a).take();
                             let value = watch.declare::<Option<i64>>(get).unwrap();
