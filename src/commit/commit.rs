@@ -58,11 +58,8 @@ pub(crate) async fn commit<L: Line>(
         let sent = plan.resolver.as_ref().map(|_| ahead.unwrap_or_else(Instant::now));
         let mut token = None;
         let exchanged = match LastWrite::new(connection, queue, plan, &settings, needs_asking) {
-            Ok(mut last) => {
+            Ok(last) => {
                 let behind = watch.as_deref().map(EarlyWatch::expected);
-                if let Some(watch) = &watch {
-                    last.after_exec.extend_from_slice(watch.bytes());
-                }
                 if !queue.parts().is_empty() {
                     let (arrays, replies) = last.shared_replies(queue.parts());
                     connection.wire_mut().share_replies(arrays, replies);
@@ -71,8 +68,10 @@ pub(crate) async fn commit<L: Line>(
                 if let Some(endpoint) = endpoint {
                     token = give_token(&last, queue, plan, &endpoint);
                 }
+                let early_watch = watch.as_deref().map_or(&[][..], EarlyWatch::bytes);
                 let FinalWrite { bytes, with_exec } =
-                    queue.finish(last.start, &last.internal, &last.after_exec);
+                    queue.finish(last.start, &last.internal, &[&last.after_exec, early_watch]);
+                let with_exec = (with_exec < bytes.len()).then_some(with_exec);
                 let mut take = |expect, reply| replies.take(expect, reply);
                 let behind = behind.as_ref().map_or(&[][..], |behind| behind);
                 let (expected, deadline) = (&last.expected, last.deadline);
@@ -85,7 +84,6 @@ pub(crate) async fn commit<L: Line>(
                     // WATCH of the register was refused, so the WATCH behind it proves nothing.
                     connection.taint(CloseReason::LeftDirty);
                 }
-                let with_exec = (!last.after_exec.is_empty()).then_some(with_exec);
                 replies.exchanged(sent, with_exec)
             }
             Err(cause) => Err(cause),

@@ -545,7 +545,8 @@ impl Preflight {
         deadline: Deadline,
         was_sent: bool,
     ) -> Result<PreflightResult, ConnectionError> {
-        let asked = Instant::now();
+        let writes_marker = |step: &Step| step.kind == StepKind::MarkerWritten;
+        let asked = self.steps.iter().any(writes_marker).then(Instant::now);
         let expected: Vec<_> = self.steps.iter().map(|step| (step.expect, 1)).collect();
         let mut found = PreflightResult::default();
         let (mut steps, mut now, mut written) = (self.steps.iter(), None, false);
@@ -578,7 +579,7 @@ impl Preflight {
         exchanged.map_err(|Interruption { cause, .. }| cause)?;
         connection.mark_alive();
         if written {
-            connection.set_marker_written(Some(asked));
+            connection.set_marker_written(asked);
         }
         // If the slot is being migrated, a lock that is not found may not have arrived yet.
         if self.needs_asking && found.lock_lost && found.refused.is_none() {

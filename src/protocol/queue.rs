@@ -369,8 +369,8 @@ impl CommandQueue {
         self.bytes.get(PREFIX_LEN..self.end).unwrap_or_default()
     }
 
-    /// The final write: the commands, the library's `own` ones, EXEC, and `behind`.
-    pub(crate) fn finish(&mut self, start: Prefix, own: &[u8], behind: &[u8]) -> FinalWrite<'_> {
+    /// The final write: the commands, the library's `own` ones, EXEC, and those `behind`.
+    pub(crate) fn finish(&mut self, start: Prefix, own: &[u8], behind: &[&[u8]]) -> FinalWrite<'_> {
         let from = match start {
             Prefix::Unwatch => 0,
             Prefix::Multi => UNWATCH.len(),
@@ -380,7 +380,7 @@ impl CommandQueue {
         self.bytes.extend_from_slice(own);
         self.bytes.extend_from_slice(EXEC);
         let with_exec = self.bytes.len() - from;
-        self.bytes.extend_from_slice(behind);
+        behind.iter().for_each(|bytes| self.bytes.extend_from_slice(bytes));
         FinalWrite { bytes: self.bytes.get(from..).unwrap_or_default(), with_exec }
     }
 

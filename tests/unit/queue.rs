@@ -19,7 +19,7 @@ fn a_transaction_is_encoded_as_one_run_of_requests() {
     queue.push(0, &EncodedCommand::new(&["MSET"]), |args| {
         args.arg(many.get(1..).unwrap());
     });
-    let sent: Vec<_> = CommandReader::new(queue.finish(Prefix::Multi, b"", b"").bytes)
+    let sent: Vec<_> = CommandReader::new(queue.finish(Prefix::Multi, b"", &[]).bytes)
         .map(|command| {
             command
                 .unwrap()
@@ -37,7 +37,7 @@ fn a_transaction_is_encoded_as_one_run_of_requests() {
             vec!["EXEC".to_owned()],
         ]
     );
-    assert_eq!(CommandReader::new(queue.finish(Prefix::Commands, b"", b"").bytes).count(), 3);
+    assert_eq!(CommandReader::new(queue.finish(Prefix::Commands, b"", &[]).bytes).count(), 3);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_panic_while_encoding_leaves_no_half_command() {
     assert!(panicked.is_err());
     assert_eq!(queue.body(), b"");
     assert_eq!(
-        CommandReader::new(queue.finish(Prefix::Multi, b"", b"").bytes)
+        CommandReader::new(queue.finish(Prefix::Multi, b"", &[]).bytes)
             .filter(Result::is_ok)
             .count(),
         2

@@ -244,8 +244,8 @@ impl Run {
         let exec = [vec![b"EXEC".to_vec()]];
         let unsent = lines.len() - self.queue.unsent() as usize..;
         let whole = [&multi, &lines[unsent], &exec].concat();
-        prop_assert_eq!(parse(self.queue.finish(Prefix::Multi, b"", b"").bytes), Some(whole));
-        self.sent.extend_from_slice(self.queue.finish(Prefix::Commands, b"", b"").bytes);
+        prop_assert_eq!(parse(self.queue.finish(Prefix::Multi, b"", &[]).bytes), Some(whole));
+        self.sent.extend_from_slice(self.queue.finish(Prefix::Commands, b"", &[]).bytes);
         prop_assert_eq!(parse(&self.sent), Some([&lines[..], &exec].concat()));
         for (index, line) in lines.iter().enumerate() {
             let name = String::from_utf8_lossy(&line[0]).to_ascii_uppercase();

@@ -2,6 +2,9 @@
 //!
 //! Guarantee: turns
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use super::*;
 
 /// Longer than any wait here.

@@ -3,10 +3,7 @@
 //! It is granted at once, not when its caller is polled next. So the callers that wait take it back from one
 //! that was not polled since, and after a term without an attempt from any other.
 
-use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Id as RuntimeId;
@@ -20,7 +17,7 @@ use crate::pool::tasks::right::Right;
 use crate::pool::tasks::waiter::{LeftWatch, TakenWatch};
 use crate::sync::lock;
 use crate::sync::shim;
-use crate::sync::timer::{DeadlineTimer, has_timers};
+use crate::sync::timer::has_timers;
 
 /// Time in which a caller that was granted the turn is polled.
 const GRACE: Duration = Duration::from_millis(50);
@@ -48,10 +45,10 @@ struct Seen {
 impl<C: Send + 'static> KeyQueue<C> {
     /// Takes the turn back if its holder is polled no more. Returns when to look again.
     fn take_back(&self, term: Duration) -> Instant {
-        let now = Instant::now();
-        let waiting = u32::try_from(self.turn.waiting()).unwrap_or(u32::MAX);
+        let (now, (right, waiting)) = (Instant::now(), self.turn.first());
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
         let look = later(now, LOOK.0.max(LOOK.1.saturating_mul(waiting)));
-        let Some(right) = self.turn.rights().pop() else { return look };
+        let Some(right) = right else { return look };
         let mut seen = lock(&self.seen);
         let uses = right.uses();
         let is_known = |seen: &&Seen| Arc::ptr_eq(&seen.right, &right) && seen.uses == uses;
@@ -73,27 +70,6 @@ impl<C: Send + 'static> KeyQueue<C> {
         right.on_use();
         let (right, uses, since) = (Arc::clone(right), right.uses(), Instant::now());
         *lock(&self.seen) = Some(Seen { right, uses, since });
-    }
-
-    async fn wait(
-        &self,
-        (place, deadline, term): (QueuePlace, Instant, Duration),
-        left: Option<LeftWatch>,
-        give_back: impl Fn(Arc<Right>, Option<PassedOn<C>>) + Send,
-    ) -> Acquired<PassedOn<C>> {
-        let mut acquiring = pin!(self.turn.acquire(place, deadline, left, give_back));
-        let mut timer = DeadlineTimer::default();
-        poll_fn(|context| {
-            loop {
-                if let Poll::Ready(acquired) = acquiring.as_mut().poll(context) {
-                    return Poll::Ready(acquired);
-                }
-                // What it takes back is granted to a caller that waits, which is woken.
-                let look = self.take_back(term);
-                ready!(timer.poll(context, look));
-            }
-        })
-        .await
     }
 }
 
@@ -132,8 +108,10 @@ impl<C: Send + 'static> TurnQueue for KeyQueue<C> {
                 // Without a runtime the attempt fails.
                 return None;
             }
-            let acquired = self.wait((place, deadline, term), left.take(), give_back).await;
-            let Acquired::Right(right, passed) = acquired else { return None };
+            // What it takes back is granted to a caller that waits, which is woken.
+            let look = || self.take_back(term);
+            let acquired = self.turn.acquire_looking(place, deadline, left.take(), look, give_back);
+            let Acquired::Right(right, passed) = acquired.await else { return None };
             if self.attempts(&right) {
                 return Some((right, passed));
             }

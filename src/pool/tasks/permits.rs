@@ -37,12 +37,18 @@ struct PermitState<C> {
     /// The lent permits by their numbers.
     rights: Vec<Option<Arc<Right>>>,
     /// In the order of their numbers. A caller whose WATCH was taken is not among them.
-    waiters: VecDeque<shim::Arc<Waiter<C>>>,
+    waiters: VecDeque<InQueue<C>>,
     /// The callers whose WATCH is taken.
-    taken: Vec<shim::Arc<Waiter<C>>>,
+    taken: Vec<InQueue<C>>,
     last_number: i64,
     /// That of the caller that came before all others.
     first_number: i64,
+}
+
+/// A caller that waits. Each caller that begins to wait asks for the tasks of the others, so they are here.
+struct InQueue<C> {
+    holder: HolderTask,
+    waiter: shim::Arc<Waiter<C>>,
 }
 
 /// The result of a wait for a permit.
@@ -70,7 +76,7 @@ impl<C> PermitState<C> {
         if let Some(place) = self.rights.get_mut(number) {
             *place = None;
         }
-        let Some(waiter) = self.waiters.pop_front() else {
+        let Some(InQueue { waiter, .. }) = self.waiters.pop_front() else {
             self.free.push(number);
             return None;
         };
@@ -86,12 +92,14 @@ impl<C> PermitState<C> {
     /// The place of this number in the queue, or the place where it belongs.
     fn place_of(&self, number: i64) -> Result<usize, usize> {
         // Callers that give up together do so in any order on a busy machine.
-        self.waiters.binary_search_by_key(&number, |waiter| waiter.number)
+        self.waiters.binary_search_by_key(&number, |place| place.waiter.number)
     }
 
-    /// The WATCH of this caller is not taken any more.
-    fn end_taken(&mut self, waiter: &Waiter<C>) {
-        self.taken.retain(|taken| !std::ptr::eq(&raw const **taken, waiter));
+    /// The WATCH of this caller is not taken any more. Returns its place, if it was.
+    fn end_taken(&mut self, waiter: &Waiter<C>) -> Option<InQueue<C>> {
+        let is_this = |taken: &InQueue<C>| std::ptr::eq(&raw const *taken.waiter, waiter);
+        let at = self.taken.iter().position(is_this)?;
+        Some(self.taken.swap_remove(at))
     }
 
     /// Ends the right, and lends its permit again. `None`: it has ended before.
@@ -105,12 +113,12 @@ impl<C> PermitState<C> {
     }
 
     /// Has a caller wait again, before all that came after it. Returns its permit, if one is free.
-    fn wait_again(&mut self, waiter: shim::Arc<Waiter<C>>) -> Option<Arc<Right>> {
+    fn wait_again(&mut self, place: InQueue<C>) -> Option<Arc<Right>> {
         if let Some(number) = self.free.pop() {
             return Some(self.lend(number));
         }
-        let (Ok(at) | Err(at)) = self.place_of(waiter.number);
-        self.waiters.insert(at, waiter);
+        let (Ok(at) | Err(at)) = self.place_of(place.waiter.number);
+        self.waiters.insert(at, place);
         None
     }
 }
@@ -144,6 +152,19 @@ impl<C: Send> Permits<C> {
         left: Option<LeftWatch>,
         give_back: impl Fn(Arc<Right>, Option<C>) + Send,
     ) -> Acquired<C> {
+        self.acquire_looking(place, deadline, left, || deadline, give_back).await
+    }
+
+    /// The same for a caller that has to `look` at something else each time it waits on. That returns when to
+    /// look again.
+    pub(in crate::pool) async fn acquire_looking(
+        &self,
+        place: QueuePlace,
+        deadline: Instant,
+        left: Option<LeftWatch>,
+        look: impl Fn() -> Instant + Send,
+        give_back: impl Fn(Arc<Right>, Option<C>) + Send,
+    ) -> Acquired<C> {
         let mut waiting = match self.queue(place, left) {
             Ok(waiter) => Waiting { permits: self, waiter, give_back },
             Err(acquired) => return acquired,
@@ -155,7 +176,7 @@ impl<C: Send> Permits<C> {
                     Ok(acquired) => return Poll::Ready(acquired),
                     Err(gives_up_at) => gives_up_at.map_or(deadline, |at| at.min(deadline)),
                 };
-                ready!(timer.poll(context, wakes_at));
+                ready!(timer.poll(context, wakes_at.min(look())));
                 if let Some(acquired) = waiting.give_up(Instant::now(), deadline) {
                     return Poll::Ready(acquired);
                 }
@@ -177,18 +198,21 @@ impl<C: Send> Permits<C> {
         if let Some(number) = state.free.pop() {
             return Err(Acquired::Right(state.lend(number), None));
         }
-        let waiting = |number| Waiter::new(number, HolderTask::here(), left);
+        let waiting = |number| {
+            let (holder, waiter) = (HolderTask::here(), Waiter::new(number, left));
+            (shim::Arc::clone(&waiter), InQueue { holder, waiter })
+        };
         Ok(match place {
             QueuePlace::First => {
                 state.first_number -= 1;
-                let waiter = waiting(state.first_number);
-                state.waiters.push_front(shim::Arc::clone(&waiter));
+                let (waiter, place) = waiting(state.first_number);
+                state.waiters.push_front(place);
                 waiter
             }
             QueuePlace::Last => {
                 state.last_number += 1;
-                let waiter = waiting(state.last_number);
-                state.waiters.push_back(shim::Arc::clone(&waiter));
+                let (waiter, place) = waiting(state.last_number);
+                state.waiters.push_back(place);
                 waiter
             }
         })
@@ -203,9 +227,9 @@ impl<C: Send> Permits<C> {
         let grant = std::mem::replace(&mut waiting.grant, Grant::Left);
         let waker = waiting.waker.take();
         drop(waiting);
-        state.end_taken(waiter);
+        let taken = state.end_taken(waiter);
         drop(state);
-        drop((removed, waker));
+        drop((removed, taken, waker));
         grant
     }
 
@@ -216,9 +240,9 @@ impl<C: Send> Permits<C> {
         fits: impl FnOnce(&LeftWatch, Option<RuntimeId>) -> bool,
     ) -> Option<TakenWatch<C>> {
         let mut state = self.state.lock();
-        let taken = TakenWatch::take(state.waiters.front()?, fits)?;
-        let waiter = state.waiters.pop_front();
-        state.taken.extend(waiter);
+        let taken = TakenWatch::take(&state.waiters.front()?.waiter, fits)?;
+        let place = state.waiters.pop_front();
+        state.taken.extend(place);
         Some(taken)
     }
 
@@ -238,8 +262,9 @@ impl<C: Send> Permits<C> {
         let Some(right) = state.lend_again(from) else { return Err(connection) };
         let waker = waiter.settle(Grant::Granted(right, Some(connection)));
         drop(waiter);
-        state.end_taken(&taken.0);
+        let taken = state.end_taken(&taken.0);
         drop(state);
+        drop(taken);
         wake(waker);
         Ok(())
     }
@@ -258,8 +283,8 @@ impl<C: Send> Permits<C> {
         if !waiting.grant.is_taken() {
             return;
         }
-        state.end_taken(&waiter);
-        let waker = if let Some(right) = state.wait_again(shim::Arc::clone(&waiter)) {
+        let Some(place) = state.end_taken(&waiter) else { return };
+        let waker = if let Some(right) = state.wait_again(place) {
             waiting.settle(Grant::Granted(right, None))
         } else {
             waiting.grant = Grant::Waiting;
@@ -283,7 +308,7 @@ impl<C: Send> Permits<C> {
         let (waiters, taken) =
             (std::mem::take(&mut state.waiters), std::mem::take(&mut state.taken));
         // The holder of a WATCH that was taken learns it when it has the replies.
-        let settle = |waiter: &shim::Arc<Waiter<C>>| waiter.lock().settle(Grant::Closed);
+        let settle = |place: &InQueue<C>| place.waiter.lock().settle(Grant::Closed);
         let wakers: Vec<_> = waiters.iter().chain(&taken).map(settle).collect();
         drop(state);
         wakers.into_iter().for_each(wake);
@@ -298,9 +323,15 @@ impl<C: Send> Permits<C> {
         self.state.lock().rights.iter().flatten().cloned().collect()
     }
 
+    /// The right to the first permit, if it is lent, and the number of callers that wait.
+    pub(in crate::pool) fn first(&self) -> (Option<Arc<Right>>, usize) {
+        let state = self.state.lock();
+        (state.rights.first().cloned().flatten(), state.waiting())
+    }
+
     /// Returns whether the task or thread waits for a permit.
     pub(in crate::pool) fn is_waiting(&self, holder: &HolderTask) -> bool {
-        self.state.lock().waiters.iter().any(|waiter| waiter.holder == *holder)
+        self.state.lock().waiters.iter().any(|place| place.holder == *holder)
     }
 
     /// Number of callers in the queue.
@@ -374,19 +405,19 @@ impl<C: Send, G: Fn(Arc<Right>, Option<C>)> Waiting<'_, C, G> {
             (Grant::Taken(_), _) if is_over => {
                 let waker = waiting.settle(Grant::Left);
                 drop(waiting);
-                state.end_taken(&self.waiter);
+                let taken = state.end_taken(&self.waiter);
                 drop(state);
-                drop(waker);
+                drop((taken, waker));
                 Some(Acquired::TimedOut { waiters })
             }
             (Grant::Taken(since), _) if now.saturating_duration_since(*since) >= patience => {
                 let waker = waiting.settle(Grant::Left);
                 drop(waiting);
-                state.end_taken(&self.waiter);
-                let again = (!state.closed).then(|| {
-                    let Waiter { number, holder, .. } = &*self.waiter;
-                    let waiter = Waiter::new(*number, holder.clone(), None);
-                    (state.wait_again(shim::Arc::clone(&waiter)), waiter)
+                let taken = state.end_taken(&self.waiter).filter(|_| !state.closed);
+                let again = taken.map(|InQueue { holder, waiter: former }| {
+                    let waiter = Waiter::new(former.number, None);
+                    let place = InQueue { holder, waiter: shim::Arc::clone(&waiter) };
+                    (state.wait_again(place), waiter)
                 });
                 drop(state);
                 drop(waker);

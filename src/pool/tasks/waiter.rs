@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, Id as RuntimeId};
 
 use crate::pool::early_watch::EarlyWatch;
-use crate::pool::tasks::holder::HolderTask;
 use crate::pool::tasks::right::Right;
 use crate::sync::shim::{Arc, Mutex, MutexGuard, lock};
 
@@ -19,7 +18,6 @@ use crate::sync::shim::{Arc, Mutex, MutexGuard, lock};
 pub(super) struct Waiter<C> {
     /// Its place: the queue is in the order of the numbers.
     pub(super) number: i64,
-    pub(super) holder: HolderTask,
     pub(super) left: Option<LeftWatch>,
     /// Locked after the permits' state, if both are locked.
     state: Mutex<WaiterState<C>>,
@@ -85,9 +83,9 @@ impl<C> WaiterState<C> {
 }
 
 impl<C> Waiter<C> {
-    pub(super) fn new(number: i64, holder: HolderTask, left: Option<LeftWatch>) -> Arc<Self> {
+    pub(super) fn new(number: i64, left: Option<LeftWatch>) -> Arc<Self> {
         let state = WaiterState { grant: Grant::Waiting, waker: None, runtime: None };
-        Arc::new(Self { number, holder, left, state: Mutex::new(state) })
+        Arc::new(Self { number, left, state: Mutex::new(state) })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, WaiterState<C>> {
