@@ -28,7 +28,7 @@ use crate::protocol::connection_state::Expect;
 use crate::protocol::lock::ownership;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::Durability;
-use crate::protocol::resp::encode::{self, ASKING, DISCARD, MULTI, UNWATCH};
+use crate::protocol::resp::encode::{self, ASKING, DISCARD, MULTI, UNWATCH, words};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
@@ -524,7 +524,7 @@ impl Preflight {
         if self.needs_asking {
             for read in CommandReader::new(bytes).flatten() {
                 let buffer = self.push_step("a read", Expect::Plain, StepKind::Read);
-                encode::command(buffer, &[], |args| {
+                encode::command(buffer, words!(), |args| {
                     for arg in &read {
                         args.arg(*arg);
                     }

@@ -38,8 +38,7 @@ use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
 use crate::protocol::lock::lease::{Timing, was_held};
 use crate::protocol::lock::script::{By, ScriptCall};
 use crate::protocol::replication::Durability;
-use crate::protocol::resp::encode;
-use crate::protocol::resp::encode::ASKING;
+use crate::protocol::resp::encode::{self, ASKING, words};
 use crate::protocol::server_error::ServerError;
 use crate::sync::boxed::boxed;
 
@@ -223,7 +222,7 @@ impl<P: ServerPool> ScriptClient<P> {
     pub(crate) async fn publish(&self, channel: &str, limit: Instant) -> Result<(), CallError> {
         let route = Route::default();
         let mut request = self.request(&route, Via::PooledFirst, limit);
-        encode::command_with(&mut request.bytes, &["PUBLISH"], (channel, ""));
+        encode::command_with(&mut request.bytes, words!("PUBLISH"), (channel, ""));
         request.count = 1;
         self.exchange(&request, &mut false).await.map(drop)
     }

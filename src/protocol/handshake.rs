@@ -7,7 +7,9 @@ use redis::RedisConnectionInfo;
 
 use crate::protocol::command::info::{EXEC_INFO, is_unknown};
 use crate::protocol::connection_state::Expect;
-use crate::protocol::resp::encode::{DISCARD, MULTI, PING, ROLE, command_with};
+use crate::protocol::resp::encode::{
+    DISCARD, EncodedCommand, MULTI, PING, ROLE, command_with, words,
+};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
 
@@ -99,7 +101,7 @@ impl Handshake {
             self.required += 1;
             self.commands.push("HELLO");
             let auth = password.map(|password| ("AUTH", user.unwrap_or("default"), password));
-            command_with(bytes, &["HELLO", "3"], auth);
+            command_with(bytes, words!("HELLO", "3"), auth);
         } else if password.is_some() {
             self.required += 1;
             self.commands.push("AUTH");
@@ -108,25 +110,25 @@ impl Handshake {
         if info.db() != 0 {
             self.required += 1;
             self.commands.push("SELECT");
-            command_with(bytes, &["SELECT"], info.db());
+            command_with(bytes, words!("SELECT"), info.db());
         }
     }
 
     /// Appends the names that the server shows in CLIENT LIST. Each may be refused.
     fn introduce(&mut self, info: &RedisConnectionInfo, client_name: &str) {
-        let mut optional = |command, words: &[&'static str], text: &str| {
+        let mut optional = |command, words: &EncodedCommand, text: &str| {
             self.optional += 1;
             self.commands.push(command);
             command_with(&mut self.bytes, words, text);
         };
         if !client_name.is_empty() {
-            optional("CLIENT SETNAME", &["CLIENT", "SETNAME"], client_name);
+            optional("CLIENT SETNAME", words!("CLIENT", "SETNAME"), client_name);
         }
         let name = info.lib_name().unwrap_or(env!("CARGO_PKG_NAME"));
         let version = info.lib_ver().unwrap_or(env!("CARGO_PKG_VERSION"));
         if !info.skip_set_lib_name() {
-            optional("CLIENT SETINFO", &["CLIENT", "SETINFO", "LIB-NAME"], name);
-            optional("CLIENT SETINFO", &["CLIENT", "SETINFO", "LIB-VER"], version);
+            optional("CLIENT SETINFO", words!("CLIENT", "SETINFO", "LIB-NAME"), name);
+            optional("CLIENT SETINFO", words!("CLIENT", "SETINFO", "LIB-VER"), version);
         }
     }
 
@@ -198,5 +200,5 @@ impl<'h> HandshakeReplies<'h> {
 
 /// Appends AUTH.
 pub(crate) fn auth(bytes: &mut Vec<u8>, info: &RedisConnectionInfo) {
-    command_with(bytes, &["AUTH"], (info.username(), info.password()));
+    command_with(bytes, words!("AUTH"), (info.username(), info.password()));
 }

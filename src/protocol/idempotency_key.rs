@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::protocol::marker::{CommitMarker, millis};
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, words};
 
 /// An idempotency key and how long it is kept.
 #[derive(Clone)]
@@ -29,12 +29,12 @@ impl IdempotencyKey {
 
     /// Appends WATCH of the key.
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>, tag: Option<u32>) {
-        encode::command_with(bytes, &["WATCH"], self.key(tag));
+        encode::command_with(bytes, words!("WATCH"), self.key(tag));
     }
 
     /// Appends EXISTS of the key.
     pub(crate) fn exists(&self, bytes: &mut Vec<u8>, tag: Option<u32>) {
-        encode::command_with(bytes, &["EXISTS"], self.key(tag));
+        encode::command_with(bytes, words!("EXISTS"), self.key(tag));
     }
 
     /// Appends SET of the key. Its value names the transaction's register and number, for
@@ -43,7 +43,7 @@ impl IdempotencyKey {
         let (register, number) = (marker.register(), marker.number());
         let value = format!("{register}#{number}");
         let args = (self.key(marker.tag()), value, "PX", millis(self.ttl));
-        encode::command_with(bytes, &["SET"], args);
+        encode::command_with(bytes, words!("SET"), args);
     }
 }
 

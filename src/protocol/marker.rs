@@ -13,8 +13,7 @@ use std::time::Duration;
 
 use redis::Value;
 
-use crate::protocol::resp::encode;
-use crate::protocol::resp::encode::ASKING;
+use crate::protocol::resp::encode::{self, ASKING, words};
 use crate::protocol::server_error::ServerError;
 
 /// One connection's register: its name, and the last number assigned to it.
@@ -63,11 +62,11 @@ impl CommitMarker {
     /// Appends SET of the number.
     pub(crate) fn set(&self, bytes: &mut Vec<u8>, ttl: Duration) {
         let args = (&self.register, self.number, "PX", millis(ttl));
-        encode::command_with(bytes, &["SET"], args);
+        encode::command_with(bytes, words!("SET"), args);
     }
 
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
-        encode::command_with(bytes, &["WATCH"], &self.register);
+        encode::command_with(bytes, words!("WATCH"), &self.register);
     }
 }
 
@@ -112,9 +111,9 @@ pub(crate) fn question(register: &str, ttl: Duration, needs_asking: bool) -> Vec
     let asking = if needs_asking { ASKING } else { b"" };
     let mut bytes = Vec::with_capacity(200);
     bytes.extend_from_slice(asking);
-    encode::command_with(&mut bytes, &["PEXPIRE"], (register, millis(ttl)));
+    encode::command_with(&mut bytes, words!("PEXPIRE"), (register, millis(ttl)));
     bytes.extend_from_slice(asking);
-    encode::command_with(&mut bytes, &["GET"], register);
+    encode::command_with(&mut bytes, words!("GET"), register);
     bytes
 }
 

@@ -168,7 +168,7 @@ impl CommandQueue {
     ) -> u32 {
         self.unbatchable |= !head.batchable;
         let (check, adds_to_integer) = (head.may_block, head.adds_to_integer);
-        self.append(depth, check, adds_to_integer, |bytes| encode::entry(bytes, head, args))
+        self.append(depth, check, adds_to_integer, |bytes| encode::command(bytes, head, args))
     }
 
     /// The same for a command that the caller built.

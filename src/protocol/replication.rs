@@ -8,7 +8,7 @@ use std::time::Duration;
 use redis::Value;
 
 use crate::protocol::marker::millis;
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, words};
 use crate::protocol::server_error::ServerError;
 
 /// The servers that had a transaction when the call returned, as counted by WAIT or WAITAOF.
@@ -55,11 +55,11 @@ impl Durability {
         let (wanted, timeout) = (self.wanted(), millis(self.timeout()));
         match self {
             Self::Replicas { .. } => {
-                encode::command_with(bytes, &["WAIT"], (wanted.replicas, timeout));
+                encode::command_with(bytes, words!("WAIT"), (wanted.replicas, timeout));
             }
             Self::Aof { .. } => {
                 let args = (wanted.local, wanted.replicas, timeout);
-                encode::command_with(bytes, &["WAITAOF"], args);
+                encode::command_with(bytes, words!("WAITAOF"), args);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use redis::Value;
 
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, EncodedCommand};
 use crate::protocol::resp::fields::{field, text};
 use crate::protocol::server_error::ServerError;
 
@@ -35,7 +35,7 @@ pub(crate) fn question(name: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(200);
     // The epoch comes first: an address may be newer than it, never older.
     for what in ["MASTER", "GET-MASTER-ADDR-BY-NAME", "REPLICAS"] {
-        encode::command_with(&mut bytes, &["SENTINEL", what], name);
+        encode::command_with(&mut bytes, &EncodedCommand::new(&["SENTINEL", what]), name);
     }
     bytes
 }

@@ -9,7 +9,7 @@ use crate::error::any::Error;
 use crate::pool::own_writes::OwnWrites;
 use crate::protocol::command;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, words};
 use crate::settings::settings::Settings;
 use crate::transaction::hot_keys;
 
@@ -25,7 +25,7 @@ impl Keys {
     fn of<'k, K: ToSingleRedisArg + 'k>(keys: impl IntoIterator<Item = &'k K>) -> Self {
         let mut count = 0;
         let mut bytes = Vec::new();
-        encode::command(&mut bytes, &["WATCH"], |args| {
+        encode::command(&mut bytes, words!("WATCH"), |args| {
             for key in keys {
                 args.arg(key);
                 count += 1;
@@ -91,7 +91,7 @@ impl Keys {
     /// EXISTS of all the keys, as one encoded command.
     pub(crate) fn exists(&self) -> Arc<[u8]> {
         let mut bytes = Vec::with_capacity(self.bytes.len() + 4);
-        encode::command(&mut bytes, &["EXISTS"], |args| {
+        encode::command(&mut bytes, words!("EXISTS"), |args| {
             for key in self.list() {
                 args.arg(key);
             }

@@ -5,7 +5,7 @@ use std::fmt;
 use redis::{Cmd, FromRedisValue};
 
 use crate::error::any::Error;
-use crate::protocol::resp::encode::{self, Args};
+use crate::protocol::resp::encode::{self, Args, EncodedCommand};
 use crate::transaction::block::Block;
 use crate::transaction::guard::{Transaction, Watched};
 use crate::transaction::pending::Pending;
@@ -158,12 +158,13 @@ impl Watching {
     /// Sends one read of the command table.
     pub(crate) fn read<T: FromRedisValue>(
         &mut self,
-        words: &[&'static str],
+        name: &'static str,
+        words: &EncodedCommand,
         args: impl FnOnce(&mut Args<'_>),
     ) -> Result<T, Error> {
         let mut bytes = Vec::with_capacity(64);
         encode::command(&mut bytes, words, args);
-        self.fetch(words.first().copied().unwrap_or_default(), &bytes)
+        self.fetch(name, &bytes)
     }
 
     fn fetch<T: FromRedisValue>(&mut self, name: &str, bytes: &[u8]) -> Result<T, Error> {

@@ -65,8 +65,9 @@ enum Read {
 impl WatchReads {
     pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<WatchedRead<T>, Error> {
         let bytes = cmd.get_packed_command();
-        let name = name_of_read(&bytes)?;
-        self.has_large |= !is_small(&bytes);
+        let args = args_of(&bytes);
+        let name = name_of(&args, not_a_read)?;
+        self.has_large |= !is_small(&args);
         // Each number stands for one read: a clone of a watch may declare others at the same
         // position.
         let number = READS.fetch_add(1, Ordering::Relaxed);
@@ -76,7 +77,7 @@ impl WatchReads {
     }
 
     pub(crate) fn require(&mut self, condition: Condition) {
-        self.has_large |= !is_small(condition.read());
+        self.has_large |= !is_small(&args_of(condition.read()));
         self.bytes.extend_from_slice(condition.read());
         self.reads.push(Read::Required(self.conditions, condition));
         self.conditions += 1;
@@ -101,42 +102,48 @@ impl WatchReads {
     }
 }
 
-fn is_small(bytes: &[u8]) -> bool {
-    let args = CommandReader::new(bytes).next().and_then(Result::ok).unwrap_or_default();
+/// The arguments of one encoded command.
+fn args_of(bytes: &[u8]) -> Vec<&[u8]> {
+    CommandReader::new(bytes).next().and_then(Result::ok).unwrap_or_default()
+}
+
+fn is_small(args: &[&[u8]]) -> bool {
     let command = args.first().and_then(|name| table::find(name));
     command.is_some_and(|command| command.is_small())
 }
 
 /// Returns the name of a command that may be sent as a read.
 pub(crate) fn name_of_read(bytes: &[u8]) -> Result<String, Error> {
-    name_of(bytes, |name, sub| {
-        if is_read_only(name, sub) {
-            return None;
+    name_of(&args_of(bytes), not_a_read)
+}
+
+/// Why a command is not sent as a read.
+fn not_a_read(name: &[u8], sub: Option<&[u8]>) -> Option<&'static str> {
+    if is_read_only(name, sub) {
+        return None;
+    }
+    Some(match table::is_server_command(name) {
+        true => "a watching scope only reads; queue writes on its transaction",
+        false => {
+            "it is not known to be a read; if it is one, ask with query_as_read(cmd), else queue \
+             it on the transaction"
         }
-        Some(match table::is_server_command(name) {
-            true => "a watching scope only reads; queue writes on its transaction",
-            false => {
-                "it is not known to be a read; if it is one, ask with query_as_read(cmd), else queue \
-                 it on the transaction"
-            }
-        })
     })
 }
 
 /// Returns the name of a command that the caller declares as a read, unless its name is known to
 /// write, block or change the connection.
 pub(crate) fn name_of_assumed_read(bytes: &[u8]) -> Result<String, Error> {
-    name_of(bytes, |name, _| {
+    name_of(&args_of(bytes), |name, _| {
         table::is_known_write(name).then_some("it may write; queue it on the scope's transaction")
     })
 }
 
 /// Returns the command's name, unless it changes the connection, `writes` or blocks.
 fn name_of(
-    bytes: &[u8],
+    args: &[&[u8]],
     writes: impl FnOnce(&[u8], Option<&[u8]>) -> Option<&'static str>,
 ) -> Result<String, Error> {
-    let args = CommandReader::new(bytes).next().and_then(Result::ok).unwrap_or_default();
     let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
     if name.is_empty() {
         let command = "a command without a name".to_owned();
@@ -145,7 +152,7 @@ fn name_of(
     if is_refused(name, sub, SendContext::Alone) {
         return Err(Error::refused(display_name(name), SendContext::Alone));
     }
-    let blocks = blocking(&args) != Blocking::No;
+    let blocks = blocking(args) != Blocking::No;
     let blocks = blocks.then_some("a watching scope does not block; leave BLOCK out");
     match writes(name, sub).or(blocks) {
         Some(hint) => Err(Error::Refused { command: display_name(name), hint }),

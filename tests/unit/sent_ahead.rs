@@ -312,7 +312,7 @@ fn callers_that_wait_are_served_in_turn_with_and_without_a_packet() {
 
 fn calls(words: &[&'static str]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode::command(&mut bytes, words, |_| {});
+    encode::command(&mut bytes, &EncodedCommand::new(words), |_| {});
     bytes
 }
 

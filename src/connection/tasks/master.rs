@@ -24,7 +24,7 @@ use crate::connection::tasks::wire::{TaskWire, pair};
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::protocol::connection_state::Expect;
 use crate::protocol::handshake::Purpose;
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, words};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::sentinel::{ANSWERS, MasterReport, parse, question};
 use crate::protocol::server_error::ServerError;
@@ -137,7 +137,7 @@ async fn message(
     let auth = sentinel.auth_info().clone().set_protocol(ProtocolVersion::RESP2);
     let mut connection = open(sentinel, settings, auth, Deadline::after(timeout)).await?;
     let mut bytes = Vec::new();
-    encode::command(&mut bytes, &["SUBSCRIBE", CHANNEL], |_| {});
+    encode::command(&mut bytes, words!("SUBSCRIBE", CHANNEL), |_| {});
     let mut refused = None;
     let mut take = |_, reply: Reply| {
         if let Reply::Value(Value::ServerError(error)) = reply {

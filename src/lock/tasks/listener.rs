@@ -32,7 +32,7 @@ use crate::pool::router::Router;
 use crate::pool::tasks::pool::TaskPool;
 use crate::process::current::Process;
 use crate::protocol::cluster::route::{Redirect, Route};
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, words};
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 use crate::sync::caught::wake;
@@ -242,7 +242,7 @@ async fn prove_publish(
     let settings = router.settings();
     let channel = format!("{}:ctl:publish", settings.prefix);
     let mut bytes = Vec::new();
-    encode::command_with(&mut bytes, &["PUBLISH"], (&*channel, ""));
+    encode::command_with(&mut bytes, words!("PUBLISH"), (&*channel, ""));
     let by = Deadline::after(settings.response_timeout);
     match connection.ask_all(&bytes, 1, by).await?.first() {
         Some(Value::ServerError(error)) => {

@@ -11,7 +11,7 @@ use crate::connection::tasks::stream::TaskStream;
 use crate::error::connection::ConnectionError;
 use crate::lock::tasks::task_waiters::TaskWaiters;
 use crate::lock::waiters::{LISTENER_IDLE, LISTENER_QUIET};
-use crate::protocol::resp::encode::{PING, command_with};
+use crate::protocol::resp::encode::{PING, command_with, words};
 use crate::protocol::server_error::ServerError;
 use crate::sync::timer::DeadlineTimer;
 
@@ -113,14 +113,14 @@ impl Subscription {
 
     fn unsubscribe(&mut self, channel: &str) -> Result<(), ConnectionError> {
         let mut bytes = Vec::new();
-        command_with(&mut bytes, &["UNSUBSCRIBE"], channel);
+        command_with(&mut bytes, words!("UNSUBSCRIBE"), channel);
         self.write(&bytes, Sent::Unsubscribe)
     }
 
     fn send(&mut self, command: Sent) -> Result<(), ConnectionError> {
         let mut bytes = Vec::new();
         match &command {
-            Sent::Subscribe(channel) => command_with(&mut bytes, &["SUBSCRIBE"], channel),
+            Sent::Subscribe(channel) => command_with(&mut bytes, words!("SUBSCRIBE"), channel),
             Sent::Ping | Sent::Unsubscribe => bytes.extend_from_slice(PING),
         }
         self.write(&bytes, command)

@@ -25,7 +25,7 @@ use crate::logging::deferred::LogThread;
 use crate::protocol::cluster::route::{Route, unserved};
 use crate::protocol::cluster::slot::SLOTS;
 use crate::protocol::cluster::slot_map::{NodeAddress, SlotMap};
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, EncodedCommand};
 use crate::protocol::server_error::ServerError;
 use crate::settings::settings::Settings;
 use crate::sync::lock;
@@ -263,7 +263,7 @@ async fn question<W: Wire>(
     limit: Deadline,
 ) -> Result<Value, ConnectionError> {
     let mut bytes = Vec::with_capacity(64);
-    encode::command(&mut bytes, &["CLUSTER", word], |_| {});
+    encode::command(&mut bytes, &EncodedCommand::new(&["CLUSTER", word]), |_| {});
     let mut reply = Value::Nil;
     let asked = connection.ask(&bytes, 1, limit, &mut |_, value| reply = value).await;
     asked.map(|()| reply).map_err(|(_, error)| error)

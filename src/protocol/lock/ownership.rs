@@ -9,7 +9,7 @@
 use redis::Value;
 
 use crate::protocol::cluster::slot;
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, words};
 use crate::text::opaque_debug;
 
 /// The lock that fences a transaction: the key of its holders, and the owner token.
@@ -31,12 +31,12 @@ impl LockOwnership {
 
     /// Watches the key of the lock's holders.
     pub(crate) fn watch(&self, bytes: &mut Vec<u8>) {
-        encode::command_with(bytes, &["WATCH"], &*self.holders);
+        encode::command_with(bytes, words!("WATCH"), &*self.holders);
     }
 
     /// Reads the end of the token's lease.
     pub(crate) fn score(&self, bytes: &mut Vec<u8>) {
-        encode::command_with(bytes, &["ZSCORE"], (&*self.holders, &*self.owner_token));
+        encode::command_with(bytes, words!("ZSCORE"), (&*self.holders, &*self.owner_token));
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 use crate::protocol::cluster::slot;
-use crate::protocol::resp::encode;
+use crate::protocol::resp::encode::{self, words};
 
 /// One script, known to the server by its hash once it has run there.
 pub(crate) struct Script {
@@ -84,13 +84,13 @@ impl ScriptCall {
 
     pub(crate) fn write(&self, bytes: &mut Vec<u8>, by: By) {
         let Some(script) = self.script else {
-            return encode::command_with(bytes, &["DEL"], &self.keys);
+            return encode::command_with(bytes, words!("DEL"), &self.keys);
         };
         let (word, name) = match by {
-            By::Hash => ("EVALSHA", script.hash()),
-            By::Source => ("EVAL", script.source),
+            By::Hash => (words!("EVALSHA"), script.hash()),
+            By::Source => (words!("EVAL"), script.source),
         };
         let args = (name, self.keys.len(), &self.keys, &self.arguments);
-        encode::command_with(bytes, &[word], args);
+        encode::command_with(bytes, word, args);
     }
 }

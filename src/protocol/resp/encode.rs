@@ -140,32 +140,35 @@ fn header(bytes: &mut Vec<u8>, mark: u8, mut number: usize) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// Appends one command: its words, then what `args` writes. The words must be the library's own:
-/// those of a user might not fit into an [`EncodedCommand`].
+/// The words of a command, encoded at build time.
+macro_rules! words {
+    ($($word:expr),*) => {
+        const { &$crate::protocol::resp::encode::EncodedCommand::new(&[$($word),*]) }
+    };
+}
+
+pub(crate) use words;
+
+/// Appends one command: its words, then what `args` writes.
 pub(crate) fn command(
     bytes: &mut Vec<u8>,
-    words: &[&'static str],
+    words: &EncodedCommand,
     args: impl FnOnce(&mut Args<'_>),
 ) {
-    entry(bytes, &EncodedCommand::new(words), args);
+    let mut writer = Args::begin(bytes, words);
+    args(&mut writer);
+    writer.end();
 }
 
 /// The same with arguments that are values.
-pub(crate) fn command_with(bytes: &mut Vec<u8>, words: &[&'static str], args: impl ToRedisArgs) {
+pub(crate) fn command_with(bytes: &mut Vec<u8>, words: &EncodedCommand, args: impl ToRedisArgs) {
     command(bytes, words, |writer| _ = writer.arg(args));
-}
-
-/// The same for a command whose words are encoded already.
-pub(crate) fn entry(bytes: &mut Vec<u8>, head: &EncodedCommand, args: impl FnOnce(&mut Args<'_>)) {
-    let mut writer = Args::begin(bytes, head);
-    args(&mut writer);
-    writer.end();
 }
 
 /// Maximum length of the encoded words.
 const MAX_LENGTH: usize = 64;
 
-/// The words of a command, encoded at build time, and its properties.
+/// The words of a command, usually encoded at build time, and its properties.
 #[derive(Debug)]
 pub struct EncodedCommand {
     bytes: [u8; MAX_LENGTH],

@@ -69,8 +69,8 @@ macro_rules! command_table {
             &mut self $(, $arg: $type)*
         ) -> $crate::reply::queued::Queued<$reply> {
             self.put(
-                $(if $condition { const { &$crate::protocol::resp::encode::EncodedCommand::new(&[$other]) } } else)? {
-                    const { &$crate::protocol::resp::encode::EncodedCommand::new(&[$word $(, $more)*]) }
+                $(if $condition { $crate::protocol::resp::encode::words!($other) } else)? {
+                    $crate::protocol::resp::encode::words!($word $(, $more)*)
                 },
                 |args| { let _ = args $(.arg($value))*; },
             )
@@ -94,7 +94,7 @@ macro_rules! command_table {
         pub fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*
         ) -> Result<$reply, $crate::error::any::Error> {
-            self.read(&[$word $(, $more)*], |args| { let _ = args $(.arg($value))*; })
+            self.read($word, $crate::protocol::resp::encode::words!($word $(, $more)*), |args| { let _ = args $(.arg($value))*; })
         }
     )*};
 
@@ -117,7 +117,8 @@ macro_rules! command_table {
             &mut self $(, $arg: $type)*
         ) -> impl Future<Output = Result<$reply, $crate::error::any::Error>> + Send {
             self.fetch($crate::transaction::tasks::watching::EncodedRead::new(
-                &[$word $(, $more)*],
+                $word,
+                $crate::protocol::resp::encode::words!($word $(, $more)*),
                 |args| { let _ = args $(.arg($value))*; },
             ))
         }

@@ -20,7 +20,7 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::connection::ConnectionError;
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::resp::encode::{self, Args};
+use crate::protocol::resp::encode::{self, Args, EncodedCommand};
 use crate::protocol::server_error::ServerError;
 use crate::text::condition_label;
 use crate::transaction::condition::expected::Expected;
@@ -77,7 +77,7 @@ impl Condition {
         expected: Expected,
     ) -> Self {
         let mut read = Vec::with_capacity(64);
-        encode::command(&mut read, &[command], args);
+        encode::command(&mut read, &EncodedCommand::new(&[command]), args);
         Self { kind, name: None, command, read, expected }
     }
 

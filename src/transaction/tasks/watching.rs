@@ -8,7 +8,7 @@ use redis::{Cmd, FromRedisValue, Value};
 
 use crate::error::any::Error;
 use crate::pool::tasks::pool::TaskPool;
-use crate::protocol::resp::encode::{self, Args};
+use crate::protocol::resp::encode::{self, Args, EncodedCommand};
 use crate::sync::in_span::in_span;
 use crate::transaction::block::Block;
 use crate::transaction::pending::Pending;
@@ -184,9 +184,13 @@ pub(crate) struct EncodedRead {
 
 impl EncodedRead {
     /// A read of the command table.
-    pub(crate) fn new(words: &[&'static str], args: impl FnOnce(&mut Args<'_>)) -> Self {
+    pub(crate) fn new(
+        name: &'static str,
+        words: &EncodedCommand,
+        args: impl FnOnce(&mut Args<'_>),
+    ) -> Self {
         let mut bytes = Vec::with_capacity(64);
         encode::command(&mut bytes, words, args);
-        Self { name: words.first().copied().unwrap_or_default().into(), bytes }
+        Self { name: name.into(), bytes }
     }
 }
