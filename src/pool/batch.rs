@@ -19,7 +19,6 @@ use crate::pool::group::{self, Group};
 use crate::pool::group_prepare;
 use crate::pool::group_request::settle;
 use crate::pool::line::Line;
-use crate::protocol::batch::RequestKind;
 use crate::protocol::connection_state::CloseReason;
 use crate::sync::now::now;
 
@@ -30,7 +29,6 @@ pub(crate) struct LedGroup {
     /// Number of its leader's permit.
     permit: usize,
     place: ThreadMembership,
-    kind: RequestKind,
     is_taken: bool,
     /// Whether all members were woken to see their responses.
     is_woken: bool,
@@ -54,20 +52,14 @@ impl Drop for LedGroup {
 }
 
 impl LedGroup {
-    /// `kind`: of the caller's own request.
-    pub(crate) fn new(
-        core: &Arc<PoolCore>,
-        permit: usize,
-        place: ThreadMembership,
-        kind: RequestKind,
-    ) -> Self {
+    pub(crate) fn new(core: &Arc<PoolCore>, permit: usize, place: ThreadMembership) -> Self {
         let (core, waiting) = (Arc::clone(core), VecDeque::new());
-        Self { core, permit, place, kind, is_taken: false, is_woken: false, waiting }
+        Self { core, permit, place, is_taken: false, is_woken: false, waiting }
     }
 
-    /// The kind of the caller's own request.
-    pub(crate) fn kind(&self) -> RequestKind {
-        self.kind
+    /// Whether the caller's own request, which was not taken yet, is a block.
+    pub(crate) fn begins_with_block(&self) -> bool {
+        self.place.job.look(|request| request.batch.kind.is_block()) == Some(true)
     }
 
     /// Takes the requests. Until one is sent, its caller may withdraw it.

@@ -34,7 +34,6 @@ use crate::pool::scopes::{OpenScopes, PinnedConnection, ReaperState, WouldDeadlo
 use crate::pool::semaphore::{AcquireError, Acquired, Granted, IsWaiting};
 use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::pool::waiter::LeftRequest;
-use crate::protocol::batch::RequestKind;
 use crate::status::lanes::LaneStatus;
 use crate::status::metrics::PoolLevels;
 use crate::status::node::NodeStatus;
@@ -135,19 +134,17 @@ impl Pool {
         request: &impl Fn() -> BatchRequest,
     ) -> Result<BatchCheckout<Self>, CheckoutError> {
         let started = Instant::now();
-        if let Some(number) = self.semaphore.try_lead() {
-            let permit = Ok((self.permit_of(number), None));
-            return self.connect(permit, started, deadline).map(BatchCheckout::Alone);
-        }
-        let mut kind = RequestKind::Read;
         let acquired = self.wait(started, |may_wait| {
-            let request = ThreadRequest::new(request(), ());
-            kind = request.batch.kind;
+            let request = || ThreadRequest::new(request(), ());
             self.semaphore.acquire_batched(request, deadline, response_wait, may_wait)
         });
         let response = match acquired {
+            Ok(Acquired::Alone(number)) => {
+                let permit = Ok((self.permit_of(number), None));
+                return self.connect(permit, started, deadline).map(BatchCheckout::Alone);
+            }
             Ok(Acquired::Leads(number, place)) => {
-                let mut group = Some(LedGroup::new(self, number, place, kind));
+                let mut group = Some(LedGroup::new(self, number, place));
                 let checkout = Checkout::new(self.permit_of(number), None, started, deadline);
                 if checkout.is_err() {
                     // Before a log is written: the next member leads.
@@ -384,7 +381,7 @@ impl ServerPool for Pool {
         group: &mut LedGroup,
         deadline: Instant,
     ) -> Result<(), Error> {
-        match group.kind().is_block() {
+        match group.begins_with_block() {
             true => ensure_multi(line, group, deadline),
             false => ensure_alive(line, deadline).await,
         }

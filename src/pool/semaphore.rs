@@ -90,7 +90,7 @@ enum QueueEntry<T, R, K> {
 #[derive(Clone, Copy, Debug)]
 struct Leading {
     permit: usize,
-    /// Number of requests that its holder has taken.
+    /// Number of requests that its holder has taken; until then, of members of its group.
     requests: usize,
 }
 
@@ -149,6 +149,8 @@ pub(crate) type IsWaiting<'w> = dyn Fn(ThreadId) -> bool + 'w;
 /// The result of a wait with a request.
 #[derive(Debug)]
 pub(crate) enum Acquired<T, R> {
+    /// A permit that was free, while no caller waited. The request was not made.
+    Alone(usize),
     /// A permit, and the group whose requests the caller sends.
     Leads(usize, Membership<T, R>),
     /// A leader has sent the request.
@@ -202,12 +204,6 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     pub(crate) fn try_acquire(&self) -> Option<usize> {
         let mut state = lock(&self.state);
         if state.closed { None } else { state.free.pop() }
-    }
-
-    /// Takes a free permit for a request, unless as many lead groups as may.
-    pub(crate) fn try_lead(&self) -> Option<usize> {
-        let mut state = lock(&self.state);
-        if state.closed { None } else { state.lead(self.leaders) }
     }
 
     /// Takes a permit, and waits for it until `deadline`. Before the wait it calls `may_wait`,
@@ -389,28 +385,31 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         granted.into_iter().for_each(Asleep::wake);
     }
 
-    /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request first.
+    /// Takes a permit as [`acquire`](Self::acquire) does, unless a leader sends the request first. `request`
+    /// makes it under the semaphore's mutex, if the caller has to wait.
+    ///
     /// The response to a request that was taken by `deadline` is awaited until `response_wait` later;
     /// then its outcome is unknown.
     pub(crate) fn acquire_batched<E>(
         &self,
-        request: T,
+        request: impl FnOnce() -> T,
         deadline: Instant,
         response_wait: Duration,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<Acquired<T, R>, AcquireError<E>> {
-        let bytes = request.bytes();
         let place = {
             let mut state = lock(&self.state);
             if state.closed {
                 return Err(AcquireError::Closed);
             }
             if let Some(permit) = state.lead(self.leaders) {
-                return Ok(Acquired::Leads(permit, Membership::first(request, bytes)));
+                return Ok(Acquired::Alone(permit));
             }
             if state.free.is_empty() {
                 may_wait(&|thread| state.has(thread)).map_err(AcquireError::Rejected)?;
             }
+            let request = request();
+            let bytes = request.bytes();
             state.join(request, bytes, self.limits)
         };
         self.wait_in_group(place, deadline, response_wait)
@@ -647,8 +646,9 @@ impl<T, R, K> SemaphoreState<T, R, K> {
                 waiter.grant(Grant::Permit(permit)).then_some(Asleep::Caller(waiter))
             }
             QueueEntry::Group { group, .. } => {
-                self.leading.push(Leading { permit, requests: group.waiting() });
-                group.grant(permit).then_some(Asleep::Leader(group))
+                let (requests, is_asleep) = group.grant(permit);
+                self.leading.push(Leading { permit, requests });
+                is_asleep.then_some(Asleep::Leader(group))
             }
         }
     }
@@ -710,14 +710,6 @@ impl<T, R, K> SemaphoreState<T, R, K> {
         let is_caller = |entry: &&QueueEntry<T, R, K>| matches!(entry, QueueEntry::Caller { .. });
         let callers = self.queue.iter().filter(is_caller).count();
         callers + self.groups().map(|group| group.waiting()).sum::<usize>()
-    }
-}
-
-impl<T, R> Membership<T, R> {
-    /// The only place in a new group.
-    fn first(request: T, bytes: usize) -> Self {
-        let job = Job::new(request, None);
-        Self { group: WaitingGroup::new(Arc::clone(&job), bytes), number: 0, job }
     }
 }
 

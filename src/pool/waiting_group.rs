@@ -13,6 +13,9 @@ use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::sync::this_thread;
 
+/// Number of members for which memory is allocated at once.
+const USUAL_MEMBERS: usize = 16;
+
 /// Requests that wait together for a connection.
 #[derive(Debug)]
 pub(crate) struct WaitingGroup<T, R> {
@@ -89,9 +92,10 @@ pub(crate) struct GroupLimits {
 impl<T, R> WaitingGroup<T, R> {
     /// A group with one member, which leads.
     pub(super) fn new(job: Arc<Job<T, R>>, bytes: usize) -> Arc<Self> {
-        let member = Member { thread: this_thread(), job };
+        let mut members = Vec::with_capacity(USUAL_MEMBERS);
+        members.push(Member { thread: this_thread(), job });
         let state = GroupState {
-            members: vec![member],
+            members,
             leader: 0,
             stage: Stage::Waiting,
             bytes,
@@ -127,7 +131,7 @@ impl<T, R> WaitingGroup<T, R> {
         until: Instant,
         patience: Option<Duration>,
     ) -> Woken<R> {
-        let patient_until = patience.map(|patience| later(Instant::now(), patience));
+        let mut impatient_at = None;
         let mut state = lock(&self.state);
         loop {
             if let Some(response) = job.response() {
@@ -149,11 +153,13 @@ impl<T, R> WaitingGroup<T, R> {
                 return Woken::TimedOut;
             }
             let leads = state.leader == number;
-            if let Some(patient_until) = patient_until.filter(|_| leads) {
-                if patient_until <= now {
+            let patience =
+                patience.map(|patience| *impatient_at.get_or_insert(later(now, patience)));
+            if let Some(impatient_at) = patience.filter(|_| leads) {
+                if impatient_at <= now {
                     return Woken::Impatient;
                 }
-                left = left.min(patient_until - now);
+                left = left.min(impatient_at - now);
             }
             state.sleeps(leads, true);
             let condvar = if leads { &self.granted } else { &self.settled };
@@ -163,11 +169,12 @@ impl<T, R> WaitingGroup<T, R> {
         }
     }
 
-    /// Grants the leader a permit. Returns whether it is to be woken.
-    pub(super) fn grant(&self, permit: usize) -> bool {
+    /// Grants the leader a permit. Returns the number of members, also of those that have given up, and whether
+    /// the leader is to be woken.
+    pub(super) fn grant(&self, permit: usize) -> (usize, bool) {
         let mut state = lock(&self.state);
         state.stage = Stage::Granted(permit);
-        state.leader_sleeps
+        (state.members.len(), state.leader_sleeps)
     }
 
     pub(super) fn wake_leader(&self) {

@@ -144,8 +144,13 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leade
         gate.release(slot);
         return;
     }
-    let reported = match gate.acquire_batched(caller, deadline, hour, queued) {
+    let reported = match gate.acquire_batched(|| caller, deadline, hour, queued) {
         Ok(Acquired::Response(by)) => Some(by),
+        Ok(Acquired::Alone(slot)) => {
+            ledger.lock().unwrap().done.push(caller);
+            gate.release(slot);
+            Some(caller)
+        }
         Ok(Acquired::Leads(slot, place)) if caller == UNABLE => {
             // The connection fails before its permit is returned.
             gate.release(slot);

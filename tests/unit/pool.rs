@@ -403,7 +403,8 @@ fn a_block_whose_leader_is_late_has_the_token_of_its_group_whose_number_stays_in
             eventually(SOON, "a caller waits", || pool.semaphore.waiting() == count);
         };
         let leads = threads.spawn(|| {
-            let (request, by) = (ThreadRequest::new(request("leads"), ()), Instant::now() + SOON);
+            let by = Instant::now() + SOON;
+            let request = || ThreadRequest::new(request("leads"), ());
             pool.semaphore.acquire_batched(request, by, SOON, |_| Ok::<_, ()>(())).unwrap()
         });
         waiting(1);
