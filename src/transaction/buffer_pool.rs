@@ -1,20 +1,28 @@
-//! The buffer of a thread's last transaction, for its next one.
+//! The buffers of a thread's last transactions, for its next ones.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
-/// Maximum size of the buffer that a thread keeps from one transaction to the next.
+/// Maximum size of a buffer that a thread keeps from one transaction to the next.
 const MAX_POOLED_BUFFER: usize = 64 * 1024;
 
+/// Maximum number of buffers that a thread keeps: it may run many tasks.
+const MAX_BUFFERS: usize = 16;
+
 thread_local! {
-    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 pub(crate) fn take() -> Vec<u8> {
-    BUFFER.try_with(Cell::take).unwrap_or_default()
+    BUFFERS.try_with(|buffers| buffers.borrow_mut().pop()).ok().flatten().unwrap_or_default()
 }
 
 pub(crate) fn put(bytes: Vec<u8>) {
-    if bytes.capacity() <= MAX_POOLED_BUFFER {
-        let _: Result<(), _> = BUFFER.try_with(|buffer| buffer.set(bytes));
+    if (1..=MAX_POOLED_BUFFER).contains(&bytes.capacity()) {
+        let _: Result<(), _> = BUFFERS.try_with(|buffers| {
+            let mut buffers = buffers.borrow_mut();
+            if buffers.len() < MAX_BUFFERS {
+                buffers.push(bytes);
+            }
+        });
     }
 }

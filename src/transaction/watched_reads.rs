@@ -3,12 +3,13 @@
 //! Each attempt reads all values anew, and a handle is valid for its own watch only.
 
 use std::any::type_name;
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use redis::{Cmd, FromRedisValue, Value};
+use redis::{Arg, Cmd, FromRedisValue, Value};
 
 use crate::error::any::Error;
 use crate::error::applied::Applied;
@@ -57,22 +58,24 @@ pub(crate) struct WatchReads {
 #[derive(Clone)]
 enum Read {
     /// A declared read, with the number of its handle.
-    WatchedRead(u64, Arc<str>),
+    WatchedRead(u64, Cow<'static, str>),
     /// The read of a condition, which has this number among the conditions.
     Required(usize, Condition),
 }
 
 impl WatchReads {
     pub(crate) fn declare<T>(&mut self, cmd: &Cmd) -> Result<WatchedRead<T>, Error> {
-        let bytes = cmd.get_packed_command();
-        let args = args_of(&bytes);
-        let name = name_of(&args, not_a_read)?;
-        self.has_large |= !is_small(&args);
+        let small = name_of_small_read(cmd);
+        let name = match small {
+            Some(name) => Cow::Borrowed(name),
+            None => name_of_read(&cmd.get_packed_command())?.into(),
+        };
+        self.has_large |= small.is_none();
         // Each number stands for one read: a clone of a watch may declare others at the same
         // position.
         let number = READS.fetch_add(1, Ordering::Relaxed);
-        self.reads.push(Read::WatchedRead(number, name.into()));
-        self.bytes.extend_from_slice(&bytes);
+        self.reads.push(Read::WatchedRead(number, name));
+        cmd.write_packed_command(&mut self.bytes);
         Ok(WatchedRead { number, index: self.reads.len() - 1, reply: PhantomData })
     }
 
@@ -100,6 +103,14 @@ impl WatchReads {
     pub(crate) fn has_conditions(&self) -> bool {
         self.conditions > 0
     }
+}
+
+/// The name of a read of the table that is small. It neither blocks nor changes the connection, whatever its
+/// arguments are.
+fn name_of_small_read(cmd: &Cmd) -> Option<&'static str> {
+    let Some(Arg::Simple(name)) = cmd.args_iter().next() else { return None };
+    let command = table::find(name)?;
+    (command.is_small() && command.has(table::READ)).then_some(command.name)
 }
 
 /// The arguments of one encoded command.

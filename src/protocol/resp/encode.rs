@@ -25,6 +25,7 @@ pub struct Args<'b> {
 impl<'b> Args<'b> {
     fn begin(bytes: &'b mut Vec<u8>, head: &EncodedCommand) -> Self {
         let start = bytes.len();
+        bytes.reserve(SHORT_COMMAND);
         bytes.extend_from_slice(head.bytes());
         Self { bytes, start, count: head.words }
     }
@@ -92,6 +93,9 @@ impl io::Write for PendingArgument<'_, '_> {
         Ok(())
     }
 }
+
+/// Space for a command with a short argument, so that its parts need no further memory.
+const SHORT_COMMAND: usize = 96;
 
 /// Maximum bytes of an encoded string besides its own.
 const MAX_HEADER: usize = 32;
