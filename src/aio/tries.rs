@@ -111,11 +111,11 @@ impl Attempt<'_> {
     /// [`Transactional::run`](crate::aio::Transactional::run).
     pub fn commit(self) -> impl Future<Output = Result<Outcome, Error>> + Send {
         async move {
-            let Self { router, attempts, keys, counted, watching, .. } = self;
+            let Self { router, attempts, keys, counted, mut watching, .. } = self;
             let (mut pending, _in_loop) = (self.pending, self.in_loop);
             router.here()?;
             let span = attempts.span().clone();
-            let committed = attempts.commit(router, keys, watching.reading, &mut pending);
+            let committed = attempts.commit(router, keys, &mut watching.reading, &mut pending);
             let replies = in_span(&span, pin!(committed)).await?;
             *counted = replies.is_none();
             Ok(match replies {

@@ -283,14 +283,15 @@ impl Watch {
                 match result.map_err(own).and_then(|handles| watching.unless_again(handles)) {
                     Ok(handles) => {
                         let pending = &mut block.pending;
-                        if let Some(replies) = self.commit(&mut attempts, watching, pending).await?
+                        if let Some(replies) =
+                            self.commit(&mut attempts, &mut watching, pending).await?
                         {
                             let resolved = handles.resolve(&replies);
                             return Ok(resolved.map_err(|error| block.pending.named(error))?);
                         }
                     }
                     Err(error) => {
-                        if !self.failed(&mut attempts, watching).await {
+                        if !self.failed(&mut attempts, &mut watching).await {
                             return Err(error);
                         }
                     }
@@ -307,18 +308,20 @@ impl Watch {
     ) -> Result<R::Output, E> {
         let mut attempts = self.attempts(place)?;
         loop {
-            let watching = self.next(&mut attempts).await?;
+            let mut watching = self.next(&mut attempts).await?;
             let mut block = watching.block();
             match closure(&mut block) {
                 Ok(handles) => {
                     let pending = &mut block.pending;
-                    if let Some(replies) = self.commit(&mut attempts, watching, pending).await? {
+                    if let Some(replies) =
+                        self.commit(&mut attempts, &mut watching, pending).await?
+                    {
                         let resolved = handles.resolve(&replies);
                         return Ok(resolved.map_err(|error| block.pending.named(error))?);
                     }
                 }
                 Err(error) => {
-                    if !self.failed(&mut attempts, watching).await {
+                    if !self.failed(&mut attempts, &mut watching).await {
                         return Err(error);
                     }
                 }
@@ -365,22 +368,26 @@ impl Watch {
         in_span(&span, pin!(next)).await.map(|reading| Watching { reading })
     }
 
-    async fn failed(&self, attempts: &mut WatchAttempts<TaskKeyQueue>, watching: Watching) -> bool {
+    async fn failed(
+        &self,
+        attempts: &mut WatchAttempts<TaskKeyQueue>,
+        watching: &mut Watching,
+    ) -> bool {
         let span = attempts.span().clone();
-        in_span(&span, pin!(attempts.failed(&self.router, watching.reading))).await
+        in_span(&span, pin!(attempts.failed(&self.router, &mut watching.reading))).await
     }
 
     async fn commit(
         &self,
         attempts: &mut WatchAttempts<TaskKeyQueue>,
-        watching: Watching,
+        watching: &mut Watching,
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
         // The closure may have forked.
         self.router.here()?;
         let span = attempts.span().clone();
-        let keys = self.keys.as_ref();
-        in_span(&span, pin!(attempts.commit(&self.router, keys, watching.reading, pending))).await
+        let (keys, reading) = (self.keys.as_ref(), &mut watching.reading);
+        in_span(&span, pin!(attempts.commit(&self.router, keys, reading, pending))).await
     }
 
     fn target(&self, binding: SlotBinding) -> WatchTarget<'_> {

@@ -7,10 +7,12 @@ use tracing::Span;
 
 /// Polls a future that its caller has pinned. The span is not entered while the future waits: other
 /// tasks run on the thread then.
-pub(crate) async fn in_span<F: Future>(span: &Span, mut future: Pin<&mut F>) -> F::Output {
-    poll_fn(|context| {
+pub(crate) fn in_span<F: Future>(
+    span: &Span,
+    mut future: Pin<&mut F>,
+) -> impl Future<Output = F::Output> {
+    poll_fn(move |context| {
         let _in = span.enter();
         future.as_mut().poll(context)
     })
-    .await
 }

@@ -104,13 +104,17 @@ where
             Step::Run(values, _) => {
                 let reading = run.attempts.predicted(router, target, &values)?;
                 let closed = closure(reading, run.attempts.own_writes().take()).await;
-                let Closed { reading, ran: mut new, writes } = closed;
+                let Closed { mut reading, ran: mut new, writes } = closed;
                 *run.attempts.own_writes() = writes;
                 // The closure may have forked.
                 router.here().map_err(Error::from)?;
                 if let Some(error) = reading.wants_again() {
                     drop(place);
-                    return if run.failed(reading).await { Ok(None) } else { Err(error.into()) };
+                    return if run.failed(&mut reading).await {
+                        Ok(None)
+                    } else {
+                        Err(error.into())
+                    };
                 }
                 let pending = new.result.is_ok().then_some(&mut new.block.pending);
                 match append(&mut place, &reading, pending, &values) {
@@ -155,7 +159,7 @@ where
                 if let Err(error) = own.result {
                     place.leave_lead();
                     run.attempts.end_turn();
-                    if !run.failed(reading).await {
+                    if !run.failed(&mut reading).await {
                         return Err(error);
                     }
                     if compared == Found::Late {
@@ -240,7 +244,7 @@ impl<P: MergeSide<Turns = Q>, Q: TurnQueue> MergedRun<'_, P, Q> {
         committed
     }
 
-    async fn failed(&mut self, reading: Reading<P>) -> bool {
+    async fn failed(&mut self, reading: &mut Reading<P>) -> bool {
         let span = self.attempts.span().clone();
         in_span(&span, pin!(self.attempts.failed(self.router, reading))).await
     }

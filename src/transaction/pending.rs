@@ -335,7 +335,19 @@ impl Pending {
             Err(failure)
         } else {
             let committed = if pinned.plan().watched || pinned.is_pinned() {
-                self.finish(pinned, deadline).await
+                // The connection is returned with the scope's last call.
+                match pinned.last_call::<CommitError>() {
+                    Ok(mut line) => {
+                        let (line, queue, plan) = (&mut *line, &mut self.queue, pinned.plan());
+                        let committed = commit::commit(line, queue, plan, deadline).await;
+                        if cleanup::is_needed(line) {
+                            let place = pinned.owner().place;
+                            boxed(cleanup::clean_or_log(line, Some(place))).await;
+                        }
+                        committed
+                    }
+                    Err(error) => Err(error),
+                }
             } else if self.queue.commands() == 0 && pinned.plan().idempotency_key.is_none() {
                 return Ok(Committed::Applied(Replies::none(self.queue.transaction())));
             } else {
@@ -357,21 +369,6 @@ impl Pending {
             }
             committed.map_err(|error| self.cross_slot_error(error))
         }
-    }
-
-    /// Commits on the pinned connection, as the scope's last call.
-    async fn finish<P: Side>(
-        &mut self,
-        pinned: &mut Pinned<P>,
-        deadline: Instant,
-    ) -> Result<Committed, CommitError> {
-        let mut line = pinned.last_call::<CommitError>()?;
-        let line = &mut *line;
-        let committed = commit::commit(line, &mut self.queue, pinned.plan(), deadline).await;
-        if cleanup::is_needed(line) {
-            boxed(cleanup::clean_or_log(line, Some(pinned.owner().place))).await;
-        }
-        committed
     }
 
     /// The error of a transaction without a command whose slot is known.

@@ -346,7 +346,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
     pub(crate) async fn failed<P: Side>(
         &mut self,
         router: &Router<P>,
-        mut reading: Reading<P>,
+        reading: &mut Reading<P>,
     ) -> bool {
         let why = match (reading.is_connection_lost(), reading.wants_again()) {
             (_, Some(_)) => Some("again"),
@@ -378,7 +378,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         &mut self,
         router: &Router<P>,
         keys: Option<&Keys>,
-        mut reading: Reading<P>,
+        reading: &mut Reading<P>,
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
         pending.bind(reading.binding);

@@ -111,14 +111,14 @@ pub(crate) fn run_watch<R: Resolve, E: From<Error>>(
             Ok(handles) => {
                 let pending = &mut block.pending;
                 if let Some(replies) =
-                    commit_watched(&mut attempts, router, target.keys, watching, pending)?
+                    commit_watched(&mut attempts, router, target.keys, &mut watching, pending)?
                 {
                     let resolved = handles.resolve(&replies);
                     return Ok(resolved.map_err(|error| block.pending.named(error))?);
                 }
             }
             Err(error) => {
-                if !failed(&mut attempts, router, watching) {
+                if !failed(&mut attempts, router, &mut watching) {
                     return Err(error);
                 }
             }
@@ -234,18 +234,18 @@ fn next(
     now_in(&span, pin!(attempts.next(router, target))).map(Watching::new)
 }
 
-fn failed(attempts: &mut WatchAttempts, router: &Router, watching: Watching) -> bool {
+fn failed(attempts: &mut WatchAttempts, router: &Router, watching: &mut Watching) -> bool {
     let span = attempts.span().clone();
-    now_in(&span, pin!(attempts.failed(router, watching.into_reading())))
+    now_in(&span, pin!(attempts.failed(router, watching.reading())))
 }
 
 fn commit_watched(
     attempts: &mut WatchAttempts,
     router: &Router,
     keys: Option<&Keys>,
-    watching: Watching,
+    watching: &mut Watching,
     pending: &mut Pending,
 ) -> Result<Option<Replies>, Error> {
     let span = attempts.span().clone();
-    now_in(&span, pin!(attempts.commit(router, keys, watching.into_reading(), pending)))
+    now_in(&span, pin!(attempts.commit(router, keys, watching.reading(), pending)))
 }

@@ -56,6 +56,10 @@ impl Watching {
         Self { reading }
     }
 
+    pub(crate) fn reading(&mut self) -> &mut Reading {
+        &mut self.reading
+    }
+
     pub(crate) fn into_reading(self) -> Reading {
         self.reading
     }

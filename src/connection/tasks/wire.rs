@@ -257,9 +257,12 @@ impl Wire for TaskWire {
     /// Waits until all replies have arrived, or those before the [split](Wire::split_replies). The task fails
     /// the call at the deadline. In another runtime than the task's, which may not be run, the call has a
     /// timer of its own.
-    async fn fill(&mut self, deadline: Deadline) -> Result<(), ConnectionError> {
+    fn fill(
+        &mut self,
+        deadline: Deadline,
+    ) -> impl Future<Output = Result<(), ConnectionError>> + Send {
         let mut timer = None;
-        poll_fn(|context| match self.poll_fill(context, deadline) {
+        poll_fn(move |context| match self.poll_fill(context, deadline) {
             Poll::Pending if is_foreign(self.task.runtime()) => {
                 let timer = timer.get_or_insert_with(DeadlineTimer::default);
                 ready!(timer.poll(context, deadline.at()));
@@ -268,7 +271,6 @@ impl Wire for TaskWire {
             }
             polled => polled,
         })
-        .await
     }
 
     fn unsent(&self) -> Option<usize> {

@@ -145,14 +145,14 @@ impl<C: Send> Permits<C> {
 
     /// Waits for a permit, with a WATCH that a holder may send meanwhile. Dropped before its end, the
     /// future passes on what it was granted, by `give_back`.
-    pub(in crate::pool) async fn acquire(
+    pub(in crate::pool) fn acquire(
         &self,
         place: QueuePlace,
         deadline: Instant,
         left: Option<LeftWatch>,
         give_back: impl Fn(Arc<Right>, Option<C>) + Send,
-    ) -> Acquired<C> {
-        self.acquire_looking(place, deadline, left, || deadline, give_back).await
+    ) -> impl Future<Output = Acquired<C>> + Send {
+        self.acquire_looking(place, deadline, left, move || deadline, give_back)
     }
 
     /// The same for a caller that has to `look` at something else each time it waits on. That returns when to

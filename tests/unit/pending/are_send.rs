@@ -145,8 +145,8 @@ fn a_transaction<P: Side>(router: &Router<P>, mut pinned: Pinned<P>, deadline: I
     is_send(reading.reply_to("GET", b""));
     let mut attempts: WatchAttempts<P::Turns> = any();
     is_send(attempts.next(router, any()));
-    is_send(attempts.failed(router, any()));
-    is_send(attempts.commit(router, None, any(), &mut pending));
+    is_send(attempts.failed(router, &mut reading));
+    is_send(attempts.commit(router, None, &mut reading, &mut pending));
 }
 
 #[test]

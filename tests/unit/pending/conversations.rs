@@ -363,7 +363,7 @@ pub(super) async fn a_watching_run<P: Side>(router: &Router<P>, server: &Server)
         }
         let mut pending = pending_both(router);
         let committed =
-            attempts.commit(router, None, reading, &mut pending).await.map_err(not_sent);
+            attempts.commit(router, None, &mut reading, &mut pending).await.map_err(not_sent);
         match committed.transpose() {
             None => found.extend(on_server(server, READ_BOTH)),
             Some(replies) => {

@@ -192,14 +192,14 @@ fn a_closure_that_goes_on_after_a_dropped_read_commits_nothing_or_reads_right() 
             Ok(value) => assert_eq!(value, Value::BulkString(b"second".into()), "{polls}"),
             Err(error) => {
                 assert!(!ended && matches!(error, Error::Lost { .. }), "{polls}: {error:?}");
-                assert!(run(attempts.failed(&router, reading)), "{polls}");
+                assert!(run(attempts.failed(&router, &mut reading)), "{polls}");
                 lost += 1;
                 continue;
             }
         }
         let mut pending = Pending::new(router.settings(), router.binding());
         pending.queue().push_cmd(0, redis::cmd("GET").arg("b"));
-        let replies = run(attempts.commit(&router, None, reading, &mut pending)).unwrap();
+        let replies = run(attempts.commit(&router, None, &mut reading, &mut pending)).unwrap();
         assert!(replies.is_some(), "{polls}");
         if ended {
             break;
