@@ -80,7 +80,8 @@ impl PoolCore {
     }
 }
 
-/// Time after which pooled reads no longer wait for others' connections while one is free.
+/// Time after which pooled reads no longer wait for others' connections while one is free, or eight times as
+/// long while replies come sooner.
 const LEAD_PATIENCE: Duration = Duration::from_micros(500);
 
 fn semaphore(config: &PoolConfig) -> ThreadSemaphore {

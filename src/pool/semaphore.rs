@@ -53,7 +53,7 @@ pub(crate) struct FairSemaphore<T, R, K = ()> {
 pub(crate) struct LeaderLimits {
     pub(crate) most: usize,
     /// More than `most` permits lead while fewer requests are sent than there are permits, and where a
-    /// group has waited that long. `None`: never more.
+    /// group has waited that long, or longer while leads are shorter. `None`: never more.
     pub(crate) patience: Option<Duration>,
 }
 
@@ -67,6 +67,8 @@ struct SemaphoreState<T, R, K> {
     open: Option<Arc<WaitingGroup<T, R>>>,
     /// The permits that lead groups.
     leading: Vec<Leading>,
+    /// How long the last of them led.
+    last_lead: Duration,
     /// The callers whose requests are taken, and some that wait no more.
     taken: Vec<Weak<Waiter<K>>>,
     closed: bool,
@@ -92,6 +94,7 @@ struct Leading {
     permit: usize,
     /// Number of requests that its holder has taken; until then, of members of its group.
     requests: usize,
+    since: Instant,
 }
 
 /// A caller that was granted a permit, and sleeps.
@@ -175,6 +178,9 @@ pub(crate) trait Batchable {
     fn bytes(&self) -> usize;
 }
 
+/// How many times as long a group is patient while leads are short.
+const SHORT_LEADS: u32 = 8;
+
 /// A group of one request.
 const NO_GROUPS: GroupLimits = GroupLimits { requests: 1, bytes: 0 };
 
@@ -192,6 +198,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 queue: VecDeque::new(),
                 open: None,
                 leading: Vec::new(),
+                last_lead: Duration::ZERO,
                 taken: Vec::new(),
                 closed: false,
             }),
@@ -397,7 +404,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         response_wait: Duration,
         may_wait: impl FnOnce(&IsWaiting<'_>) -> Result<(), E>,
     ) -> Result<Acquired<T, R>, AcquireError<E>> {
-        let place = {
+        let (place, patience) = {
             let mut state = lock(&self.state);
             if state.closed {
                 return Err(AcquireError::Closed);
@@ -410,9 +417,9 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
             }
             let request = request();
             let bytes = request.bytes();
-            state.join(request, bytes, self.limits)
+            (state.join(request, bytes, self.limits), state.patience(self.leaders))
         };
-        self.wait_in_group(place, deadline, response_wait)
+        self.wait_in_group(place, deadline, response_wait, patience)
     }
 
     fn wait_in_group<E>(
@@ -420,9 +427,10 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         place: Membership<T, R>,
         deadline: Instant,
         response_wait: Duration,
+        mut patience: Option<Duration>,
     ) -> Result<Acquired<T, R>, AcquireError<E>> {
         let _call = CallUnderWay::begin();
-        let (mut until, mut is_late, mut patience) = (deadline, false, self.leaders.patience);
+        let (mut until, mut is_late) = (deadline, false);
         loop {
             match place.group.wait(place.number, &place.job, until, patience) {
                 Woken::Leads(permit) => return Ok(Acquired::Leads(permit, place)),
@@ -594,7 +602,7 @@ impl<T, R, K> SemaphoreState<T, R, K> {
             return None;
         }
         let permit = self.free.pop()?;
-        self.leading.push(Leading { permit, requests: 1 });
+        self.leading.push(Leading { permit, requests: 1, since: Instant::now() });
         Some(permit)
     }
 
@@ -613,7 +621,18 @@ impl<T, R, K> SemaphoreState<T, R, K> {
     }
 
     fn end_lead(&mut self, permit: usize) {
-        self.leading.retain(|leading| leading.permit != permit);
+        let at = self.leading.iter().position(|leading| leading.permit == permit);
+        if let Some(lead) = at.map(|at| self.leading.swap_remove(at)) {
+            self.last_lead = lead.since.elapsed();
+        }
+    }
+
+    /// Time after which a group that begins to wait now leads beyond the limit. It is longer while leads are short, so
+    /// that the group will not wait for so long: a timer of less than a tick of the system's clock costs more than
+    /// all the rest of a wait.
+    fn patience(&self, limits: LeaderLimits) -> Option<Duration> {
+        let patience = limits.patience?;
+        Some(if self.last_lead < patience { SHORT_LEADS * patience } else { patience })
     }
 
     /// Notes a caller whose request was taken.
@@ -647,7 +666,7 @@ impl<T, R, K> SemaphoreState<T, R, K> {
             }
             QueueEntry::Group { group, .. } => {
                 let (requests, is_asleep) = group.grant(permit);
-                self.leading.push(Leading { permit, requests });
+                self.leading.push(Leading { permit, requests, since: Instant::now() });
                 is_asleep.then_some(Asleep::Leader(group))
             }
         }

@@ -99,7 +99,7 @@ macro_rules! settings {
             /// of each master's. With fewer of them, more blocks wait for each and share its writes. Other
             /// transactions and commands use the rest of the pool meanwhile. Pooled reads of one value keep to
             /// this number once more of them are sent than there are connections, and take a free connection
-            /// beyond it after 0.5 ms. Default 4, at least 1.
+            /// beyond it after 0.5 ms, or 4 ms while replies come sooner than that. Default 4, at least 1.
             max_leaders: u32 = 4;
             /// Maximum number of blocks of `watch(..).run` in one EXEC. Above 1, blocks are merged that
             /// watch the same keys and have [declared](crate::Watch::declare) the same reads, each a

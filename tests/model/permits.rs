@@ -296,7 +296,7 @@ fn model_finds_a_watch_that_is_returned_to_the_end() {
             let mut state = permits.state.lock();
             if waiter.lock().grant.is_taken() {
                 waiter.lock().grant = Grant::Waiting;
-                state.waiters.push_back(waiter);
+                state.waiters.push_back(InQueue { holder: HolderTask::here(), waiter });
             }
         },
         ..RIGHT
@@ -312,7 +312,7 @@ fn model_finds_a_watch_that_is_returned_for_a_caller_that_gave_up() {
         return_watch: |permits, TakenWatch(waiter)| {
             let mut state = permits.state.lock();
             waiter.lock().grant = Grant::Waiting;
-            state.waiters.push_front(waiter);
+            state.waiters.push_front(InQueue { holder: HolderTask::here(), waiter });
         },
         ..RIGHT
     };

@@ -17,7 +17,10 @@
     reason = "test code, which clippy does not see through `cfg(all(test, …))`"
 )]
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use shuttle::future::block_on;
 use shuttle::thread;

@@ -255,6 +255,20 @@ fn a_group_that_has_waited_for_too_long_leads_beyond_the_limit() {
 }
 
 #[test]
+fn a_group_is_patient_while_leads_are_short() {
+    let after_a_lead = |patience: Duration| {
+        let gate = with_leaders(1, LeaderLimits { most: 1, patience: Some(patience) });
+        let permit = try_lead(&gate).expect("a permit");
+        gate.release(permit);
+        let state = lock(&gate.state);
+        state.patience(gate.leaders)
+    };
+    let (hour, shortest) = (Duration::from_secs(3_600), Duration::from_nanos(1));
+    assert_eq!(after_a_lead(hour), Some(8 * hour));
+    assert_eq!(after_a_lead(shortest), Some(shortest));
+}
+
+#[test]
 fn a_leader_that_cannot_send_passes_the_lead_on() {
     let gate = with_groups(1);
     let slot = take(&gate, Duration::ZERO).unwrap();
