@@ -47,7 +47,7 @@ pub(crate) mod shared;
 pub(crate) mod tasks;
 #[cfg(test)]
 #[path = "../../tests/unit/pool.rs"]
-pub(in crate::pool) mod tests;
+pub(crate) mod tests;
 pub(crate) mod threads;
 pub(crate) mod waiter;
 pub(crate) mod waiting_group;

@@ -53,7 +53,7 @@ pub(crate) struct FairSemaphore<T, R, K = ()> {
 pub(crate) struct LeaderLimits {
     pub(crate) most: usize,
     /// More than `most` permits lead while fewer requests are sent than there are permits, and where a
-    /// group has waited that long, or longer while leads are shorter. `None`: never more.
+    /// group has waited that long, or eight times as long while all leads are shorter. `None`: never more.
     pub(crate) patience: Option<Duration>,
 }
 
@@ -631,8 +631,11 @@ impl<T, R, K> SemaphoreState<T, R, K> {
     /// that the group will not wait for so long: a timer of less than a tick of the system's clock costs more than
     /// all the rest of a wait.
     fn patience(&self, limits: LeaderLimits) -> Option<Duration> {
-        let patience = limits.patience?;
-        Some(if self.last_lead < patience { SHORT_LEADS * patience } else { patience })
+        let (patience, now) = (limits.patience?, Instant::now());
+        let is_short = |led: Duration| led < patience;
+        let mut leads = self.leading.iter().map(|lead| now.saturating_duration_since(lead.since));
+        let are_short = is_short(self.last_lead) && leads.all(is_short);
+        Some(if are_short { SHORT_LEADS * patience } else { patience })
     }
 
     /// Notes a caller whose request was taken.

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
-/// Maximum size of a buffer that a thread keeps from one transaction to the next.
-const MAX_POOLED_BUFFER: usize = 64 * 1024;
+/// Maximum size of the first buffer that a thread keeps from one transaction to the next, and of the others.
+const MAX_POOLED_BUFFER: (usize, usize) = (64 * 1024, 4 * 1024);
 
 /// Maximum number of buffers that a thread keeps: it may run many tasks.
 const MAX_BUFFERS: usize = 16;
@@ -17,12 +17,15 @@ pub(crate) fn take() -> Vec<u8> {
 }
 
 pub(crate) fn put(bytes: Vec<u8>) {
-    if (1..=MAX_POOLED_BUFFER).contains(&bytes.capacity()) {
-        let _: Result<(), _> = BUFFERS.try_with(|buffers| {
-            let mut buffers = buffers.borrow_mut();
-            if buffers.len() < MAX_BUFFERS {
-                buffers.push(bytes);
-            }
-        });
+    if bytes.capacity() == 0 {
+        return;
     }
+    let _: Result<(), _> = BUFFERS.try_with(|buffers| {
+        let mut buffers = buffers.borrow_mut();
+        let (first, other) = MAX_POOLED_BUFFER;
+        let most = if buffers.is_empty() { first } else { other };
+        if bytes.capacity() <= most && buffers.len() < MAX_BUFFERS {
+            buffers.push(bytes);
+        }
+    });
 }

@@ -334,7 +334,6 @@ impl Pending {
             boxed(pinned.release_or_log()).await;
             Err(failure)
         } else {
-            let router = pinned.router();
             let committed = if pinned.plan().watched || pinned.is_pinned() {
                 // The connection is returned with the scope's last call.
                 match pinned.last_call::<CommitError>() {
@@ -354,10 +353,10 @@ impl Pending {
             } else {
                 // The connection is borrowed for the commit only. No code of the caller's runs
                 // meanwhile, so there is no scope to reclaim.
-                match &router {
+                match pinned.router() {
                     Some(router) => {
                         pinned.set_slot(self.queue.binding().slot());
-                        let to = (router, pinned.route());
+                        let to = (&router, pinned.route());
                         let carried = if P::HAS_LANES { self.take_carried() } else { None };
                         let queue = &mut self.queue;
                         batch::commit_block(to, queue, pinned.plan(), deadline, carried).await
@@ -365,7 +364,7 @@ impl Pending {
                     None => Err(CheckoutError::Closed.into()),
                 }
             };
-            if let Some(router) = router {
+            if let Some(router) = pinned.router() {
                 count(router.counters(), &committed);
             }
             committed.map_err(|error| self.cross_slot_error(error))

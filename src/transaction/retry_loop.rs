@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Span;
 
-use crate::commit::outcome::{self, Committed, classify};
+use crate::commit::outcome::{self, Committed, classify, was_applied};
 use crate::commit::plan::CommitPlan;
 use crate::commit::side::Side;
 use crate::commit::wait_limit::WaitLimit;
@@ -222,6 +222,20 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         self.limits.checkout.restart();
     }
 
+    /// Records on hot keys that the block was committed, if it was.
+    fn on_commit(
+        &self,
+        committed: &Result<Committed, CommitError>,
+        keys: Option<&Keys>,
+        pending: &mut Pending,
+    ) {
+        if let (Some(turn), Some(keys)) = (&self.turn, keys)
+            && was_applied(committed)
+        {
+            on_commit(turn, keys, pending);
+        }
+    }
+
     /// Records a conflict on hot keys. Returns whether the next attempt follows without backoff.
     fn on_conflict(&mut self, keys: Option<&Keys>, pending: &mut Pending) -> bool {
         let (Some(turn), Some(keys)) = (&self.turn, keys) else { return false };
@@ -391,10 +405,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
             false => self.limits.checkout.deadline,
         };
         let mut committed = pending.attempt(pinned, deadline).await;
-        if let (Ok(Committed::Applied(_)), Some(turn), Some(keys)) = (&committed, &self.turn, keys)
-        {
-            on_commit(turn, keys, pending);
-        }
+        self.on_commit(&committed, keys, pending);
         if committed.is_err() {
             // No other block waits for this one's query.
             self.turn.take_if(|_| matches!(committed, Err(CommitError::InDoubt(_))));
@@ -512,10 +523,9 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let committed = pending.attempt(pinned, self.commit_deadline()).await;
-        match (&committed, &self.turn, keys) {
-            (Ok(Committed::Conflict), ..) => _ = self.on_conflict(keys, pending),
-            (Ok(Committed::Applied(_)), Some(turn), Some(keys)) => on_commit(turn, keys, pending),
-            _ => {}
+        match committed {
+            Ok(Committed::Conflict) => _ = self.on_conflict(keys, pending),
+            _ => self.on_commit(&committed, keys, pending),
         }
         committed
     }

@@ -166,7 +166,7 @@ impl Watching {
         words: &EncodedCommand,
         args: impl FnOnce(&mut Args<'_>),
     ) -> Result<T, Error> {
-        let mut bytes = Vec::with_capacity(64);
+        let mut bytes = Vec::new();
         encode::command(&mut bytes, words, args);
         self.fetch(name, &bytes)
     }

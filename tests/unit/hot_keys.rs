@@ -6,8 +6,13 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::error::any::{CommitError, Error};
 use crate::pool::semaphore::QueuePlace;
+use crate::pool::tests::Server;
+use crate::prelude::*;
+use crate::session::manager::SessionManager;
 use crate::sync::now::now;
+use crate::transaction::keys::IntoKeys as _;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(20)
@@ -42,6 +47,29 @@ fn blocks_take_turns_from_the_first_conflict_until_a_run_of_commits_without_a_wr
         hot_keys.on_conflict(&[7]);
     }
     assert!(!hot_keys.is_hot(8), "another bucket");
+}
+
+/// A block that was applied in part is committed too.
+#[test]
+fn commits_that_were_applied_in_part_count_as_others_do() {
+    let server = Server::start();
+    let sessions = SessionManager::connect(server.url()).unwrap();
+    let (accounts, buckets) = (sessions.transactional(), ["k"].into_keys().buckets().to_vec());
+    let hot_keys = &sessions.hot_keys;
+    hot_keys.on_conflict(&buckets);
+    accounts.run(|tx| Ok::<_, Error>(tx.set("text", "x"))).unwrap();
+    let in_part = |key: &str| {
+        let run =
+            accounts.watch(["k"]).run(|_, tx| Ok::<_, Error>((tx.set(key, 1), tx.incr("text", 1))));
+        assert!(matches!(run, Err(Error::Commit(CommitError::PartlyApplied { .. }))), "{run:?}");
+    };
+    (1..COOLING).for_each(|_| in_part("other"));
+    assert!(hot_keys.is_any_hot(&buckets));
+    in_part("k");
+    (1..COOLING).for_each(|_| in_part("other"));
+    assert!(hot_keys.is_any_hot(&buckets), "the key was changed meanwhile");
+    in_part("other");
+    assert!(!hot_keys.is_any_hot(&buckets));
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(in crate::pool) const SOON: Duration = Duration::from_secs(20);
 
 /// A `redis-server` on a unix socket. The harness of the integration tests is not in the package, and
 /// these tests are.
-pub(in crate::pool) struct Server {
+pub(crate) struct Server {
     child: Child,
     folder: tempfile::TempDir,
     #[cfg_attr(
@@ -82,7 +82,7 @@ fn spawn(folder: &tempfile::TempDir, options: &Vec<String>) -> Child {
 }
 
 impl Server {
-    pub(in crate::pool) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&["--port", "0"])
     }
 
@@ -110,7 +110,7 @@ impl Server {
         self.folder.path().join("s")
     }
 
-    pub(in crate::pool) fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis+unix://{}", self.socket().display())
     }
 

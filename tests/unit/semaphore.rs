@@ -263,7 +263,7 @@ fn a_group_is_patient_while_leads_are_short() {
         let state = lock(&gate.state);
         state.patience(gate.leaders)
     };
-    let (hour, shortest) = (Duration::from_secs(3_600), Duration::from_nanos(1));
+    let (hour, shortest) = (Duration::from_secs(3_600), Duration::ZERO);
     assert_eq!(after_a_lead(hour), Some(8 * hour));
     assert_eq!(after_a_lead(shortest), Some(shortest));
 }

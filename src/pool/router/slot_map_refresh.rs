@@ -262,7 +262,7 @@ async fn question<W: Wire>(
     word: &'static str,
     limit: Deadline,
 ) -> Result<Value, ConnectionError> {
-    let mut bytes = Vec::with_capacity(64);
+    let mut bytes = Vec::new();
     encode::command(&mut bytes, &EncodedCommand::new(&["CLUSTER", word]), |_| {});
     let mut reply = Value::Nil;
     let asked = connection.ask(&bytes, 1, limit, &mut |_, value| reply = value).await;

@@ -76,7 +76,7 @@ impl Condition {
         args: impl FnOnce(&mut Args<'_>),
         expected: Expected,
     ) -> Self {
-        let mut read = Vec::with_capacity(64);
+        let mut read = Vec::new();
         encode::command(&mut read, &EncodedCommand::new(&[command]), args);
         Self { kind, name: None, command, read, expected }
     }

@@ -189,7 +189,7 @@ impl EncodedRead {
         words: &EncodedCommand,
         args: impl FnOnce(&mut Args<'_>),
     ) -> Self {
-        let mut bytes = Vec::with_capacity(64);
+        let mut bytes = Vec::new();
         encode::command(&mut bytes, words, args);
         Self { name: name.into(), bytes }
     }
