@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::connection::ConnectionError;
-use crate::protocol::cluster::slot::crc16;
+use crate::protocol::cluster::slot::text_checksum;
 use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
 use crate::sync::cancel;
@@ -334,14 +334,14 @@ impl CommitToken {
 
 /// `number.db.slot.register.address.checksum`, with `-` for no slot. In register and address every
 /// character except letters and digits is percent-encoded, so a dot only separates parts. The checksum
-/// is CRC-16 of what is before its dot.
+/// is of what is before its dot.
 impl fmt::Display for CommitToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { register, number, db, slot, address } = self;
         let encoded = |text| utf8_percent_encode(text, NON_ALPHANUMERIC);
         let slot = slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string());
         let fields = format!("{number}.{db}.{slot}.{}.{}", encoded(register), encoded(address));
-        write!(f, "{fields}.{:04x}", crc16(fields.as_bytes()))
+        write!(f, "{fields}.{}", text_checksum(&fields))
     }
 }
 
@@ -355,7 +355,7 @@ impl FromStr for CommitToken {
 
 fn parse_token(text: &str) -> Option<CommitToken> {
     let (fields, checksum) = text.rsplit_once('.')?;
-    if checksum != format!("{:04x}", crc16(fields.as_bytes())) {
+    if checksum != text_checksum(fields) {
         return None;
     }
     let parts: Vec<_> = fields.split('.').collect();

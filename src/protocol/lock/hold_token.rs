@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::protocol::cluster::slot::crc16;
+use crate::protocol::cluster::slot::text_checksum;
 use crate::protocol::lock::acquire::{LockMode, permits_of};
 use crate::protocol::lock::keys::LockKeys;
 use crate::text::opaque_debug;
@@ -96,12 +96,12 @@ fn checksum(key: &str) -> u64 {
     })
 }
 
-/// `owner.fencing.lock.flight.checksum`. The last part is CRC-16 of what is before its dot.
+/// `owner.fencing.lock.flight.checksum`. The last part is of what is before its dot.
 impl fmt::Display for HoldToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { owner_token, fencing, of, maybe_in_flight } = self;
         let fields = format!("{owner_token}.{fencing}.{of:016x}.{}", u8::from(*maybe_in_flight));
-        write!(f, "{fields}.{:04x}", crc16(fields.as_bytes()))
+        write!(f, "{fields}.{}", text_checksum(&fields))
     }
 }
 
@@ -187,6 +187,21 @@ mod tests {
                 assert!(text[..at].parse::<HoldToken>().is_err());
             }
             assert!(!format!("{token:?}").contains("0007"));
+        }
+    }
+
+    /// CRC-16 alone takes one of 65,536 such texts.
+    #[test]
+    fn a_token_that_has_lost_a_digit_is_none() {
+        let names = LockKeys::new("app", "sem", "n", false);
+        let owner = owner_token(LockMode::Read, 1, 7);
+        for fencing in 10_000..40_000 {
+            let text = HoldToken::new(&names, &owner, fencing, false).to_string();
+            for at in (owner.len() + 1..).take(5) {
+                let mut changed = text.clone();
+                changed.remove(at);
+                assert_eq!(changed.parse::<HoldToken>(), Err(InvalidHoldToken(())), "{changed}");
+            }
         }
     }
 
