@@ -195,7 +195,7 @@ mod tests {
     fn a_token_that_has_lost_a_digit_is_none() {
         let names = LockKeys::new("app", "sem", "n", false);
         let owner = owner_token(LockMode::Read, 1, 7);
-        for fencing in 10_000..40_000 {
+        for fencing in 10_000..100_000 {
             let text = HoldToken::new(&names, &owner, fencing, false).to_string();
             for at in (owner.len() + 1..).take(5) {
                 let mut changed = text.clone();
