@@ -28,7 +28,7 @@ pub(crate) fn was_applied(committed: &Result<Committed, CommitError>) -> bool {
         Ok(Committed::Applied(_))
             | Err(CommitError::PartlyApplied { .. }
                 | CommitError::NotReplicated { .. }
-                | CommitError::KeyNotKept { .. },)
+                | CommitError::KeyNotKept { .. })
     )
 }
 

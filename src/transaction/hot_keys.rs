@@ -282,7 +282,7 @@ impl<Q: TurnQueue> Turn<Q> {
 
     /// The block is about to commit. If a bucket is not hot any more, the turn is not passed on, so that
     /// those that wait find out.
-    pub(crate) fn commits(&self) {
+    pub(crate) fn before_commit(&self) {
         let is_hot = self.entered.iter().all(|(bucket, _)| self.hot_keys.is_hot(*bucket));
         if let Some(key) = self.key.as_ref().filter(|_| !is_hot) {
             key.keep();

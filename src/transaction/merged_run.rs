@@ -347,7 +347,7 @@ async fn commit_group<P: MergeSide, Q: TurnQueue>(
     followers.sent();
     merged.bind(reading.binding);
     if let Some((turn, ..)) = &turn {
-        turn.commits();
+        turn.before_commit();
     }
     reading.pinned.closure_returned();
     let attempt = merged.attempt_unlogged(&mut reading.pinned, deadline);

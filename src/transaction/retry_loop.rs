@@ -396,7 +396,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
         pending.bind(reading.binding);
-        self.turn.iter().for_each(Turn::commits);
+        self.turn.iter().for_each(Turn::before_commit);
         let (plan, attempt) = (&self.run.plan, reading.attempt);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
@@ -519,7 +519,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending: &mut Pending,
     ) -> Result<Committed, CommitError> {
         pending.bind(reading.binding);
-        self.turn.iter().for_each(Turn::commits);
+        self.turn.iter().for_each(Turn::before_commit);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let committed = pending.attempt(pinned, self.commit_deadline()).await;

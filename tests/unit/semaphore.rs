@@ -268,6 +268,20 @@ fn a_group_is_patient_while_leads_are_short() {
     assert_eq!(after_a_lead(shortest), Some(shortest));
 }
 
+/// Its lead has not ended, so its length is not known yet.
+#[test]
+fn a_group_is_not_patient_while_a_leader_is_silent() {
+    let patience = Duration::from_millis(50);
+    let gate = with_leaders(2, LeaderLimits { most: 1, patience: Some(patience) });
+    let silent = try_lead(&gate).expect("a permit");
+    let until = soon();
+    while lock(&gate.state).patience(gate.leaders) != Some(patience) {
+        assert!(Instant::now() < until, "it is patient for as long as the leader is silent");
+        std::thread::yield_now();
+    }
+    gate.release(silent);
+}
+
 #[test]
 fn a_leader_that_cannot_send_passes_the_lead_on() {
     let gate = with_groups(1);

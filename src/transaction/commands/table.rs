@@ -94,7 +94,11 @@ macro_rules! command_table {
         pub fn $name $(<$($generic: $bound $(<$of>)?),+>)? (
             &mut self $(, $arg: $type)*
         ) -> Result<$reply, $crate::error::any::Error> {
-            self.read($word, $crate::protocol::resp::encode::words!($word $(, $more)*), |args| { let _ = args $(.arg($value))*; })
+            self.read(
+                $word,
+                $crate::protocol::resp::encode::words!($word $(, $more)*),
+                |args| { let _ = args $(.arg($value))*; },
+            )
         }
     )*};
 

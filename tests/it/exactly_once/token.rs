@@ -81,13 +81,24 @@ fn a_text_that_is_no_token_is_an_error_without_the_text() {
     // Another number would be another transaction: no changed character is taken.
     for at in 0..word.len() {
         for other in ["0", "1", "9", "a", "F", ".", "-", "%", ""] {
-            let changed = format!("{}{other}{}", &word[..at], &word[at + 1..]);
-            if changed != word {
-                refused(&changed);
+            let (before, rest) = (&word[..at], &word[at + 1..]);
+            for changed in
+                [format!("{before}{other}{rest}"), format!("{before}{other}{}", &word[at..])]
+            {
+                if changed != word {
+                    refused(&changed);
+                }
             }
         }
     }
     refused(&format!("1{word}"));
+    for at in 1..word.len() {
+        let swapped =
+            [&word[..at - 1], &word[at..=at], &word[at - 1..at], &word[at + 1..]].concat();
+        if swapped != word {
+            refused(&swapped);
+        }
+    }
     // CRC-16 alone takes one of 65,536 words that have lost or gained a character.
     let taken = |at: usize, number: u64| {
         let mut token = doubt.token().unwrap().clone();
