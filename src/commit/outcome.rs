@@ -21,23 +21,19 @@ pub(crate) enum Committed {
     Conflict,
 }
 
-/// Whether the server has applied the transaction, or a part of it.
-pub(crate) fn was_applied(committed: &Result<Committed, CommitError>) -> bool {
-    matches!(
-        committed,
-        Ok(Committed::Applied(_))
-            | Err(CommitError::PartlyApplied { .. }
-                | CommitError::NotReplicated { .. }
-                | CommitError::KeyNotKept { .. })
-    )
-}
-
 pub(crate) fn count(counters: &Counters, committed: &Result<Committed, CommitError>) {
     match committed {
-        _ if was_applied(committed) => counters.commits.add(),
+        Ok(Committed::Applied(_))
+        | Err(
+            CommitError::PartlyApplied { .. }
+            | CommitError::NotReplicated { .. }
+            | CommitError::KeyNotKept { .. },
+        ) => {
+            counters.commits.add();
+        }
         Ok(Committed::Conflict) => counters.conflicts.add(),
         Err(CommitError::InDoubt(_)) => counters.in_doubt.add(),
-        _ => {}
+        Err(_) => {}
     }
 }
 

@@ -205,15 +205,16 @@ impl<Q: TurnQueue> HotKeys<Q> {
         }
     }
 
-    /// A block was committed in its turn in `bucket`.
-    fn on_commit(&self, bucket: u16, written: &[u16]) {
-        let Some(known) = self.known(bucket) else { return };
+    /// A block commits in its turn in `bucket`. Returns whether the bucket is hot on.
+    fn on_commit(&self, bucket: u16, written: &[u16]) -> bool {
+        let Some(known) = self.known(bucket) else { return false };
         if written.contains(&bucket) {
             known.cooling.store(COOLING, Ordering::Relaxed);
-        } else {
-            let less = |left: u32| left.checked_sub(1);
-            _ = known.cooling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            return true;
         }
+        let less = |left: u32| left.checked_sub(1);
+        let before = known.cooling.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        before.is_ok_and(|left| left > 1)
     }
 }
 
@@ -280,23 +281,18 @@ impl<Q: TurnQueue> Turn<Q> {
         self.hot_keys.on_conflict(written);
     }
 
-    /// The block is about to commit. If a bucket is not hot any more, the turn is not passed on, so that
-    /// those that wait find out.
-    pub(crate) fn before_commit(&self) {
-        let is_hot = self.entered.iter().all(|(bucket, _)| self.hot_keys.is_hot(*bucket));
-        if let Some(key) = self.key.as_ref().filter(|_| !is_hot) {
-            key.keep();
-        }
-    }
-
-    /// The block that had the turn was committed, and has changed the keys of the buckets `written`.
+    /// The block commits, and changes the keys of the buckets `written`. If a bucket is not hot any more,
+    /// the turn is not passed on, so that those that wait find out at once.
     pub(crate) fn on_commit(&self, written: impl FnOnce() -> Vec<u16>) {
-        if self.entered.is_empty() {
+        if !self.is_held() {
             return;
         }
-        let written = written();
+        let (written, mut is_hot) = (written(), true);
         for (bucket, _) in &self.entered {
-            self.hot_keys.on_commit(*bucket, &written);
+            is_hot &= self.hot_keys.on_commit(*bucket, &written);
+        }
+        if let Some(key) = self.key.as_ref().filter(|_| !is_hot) {
+            key.keep();
         }
     }
 }

@@ -346,8 +346,8 @@ async fn commit_group<P: MergeSide, Q: TurnQueue>(
     }
     followers.sent();
     merged.bind(reading.binding);
-    if let Some((turn, ..)) = &turn {
-        turn.before_commit();
+    if let Some((turn, keys, _)) = &turn {
+        on_commit(turn, keys, &mut merged);
     }
     reading.pinned.closure_returned();
     let attempt = merged.attempt_unlogged(&mut reading.pinned, deadline);
@@ -357,12 +357,10 @@ async fn commit_group<P: MergeSide, Q: TurnQueue>(
     let blocks = iter::once(&own).chain(followers.commands()).collect();
     let mut pieces = pieces_of(committed, &router, blocks).into_iter();
     let piece = pieces.next().unwrap_or(Piece::Alone);
-    match (&turn, &piece) {
-        (Some((turn, keys, number)), Piece::Conflict) => {
-            on_conflict(turn, keys, &mut merged, *number);
-        }
-        (Some((turn, keys, _)), piece) if piece.is_applied() => on_commit(turn, keys, &mut merged),
-        _ => {}
+    if let Some((turn, keys, number)) = &turn
+        && matches!(piece, Piece::Conflict)
+    {
+        on_conflict(turn, keys, &mut merged, *number);
     }
     drop(turn);
     // The next block is led before the others wake.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Span;
 
-use crate::commit::outcome::{self, Committed, classify, was_applied};
+use crate::commit::outcome::{self, Committed, classify};
 use crate::commit::plan::CommitPlan;
 use crate::commit::side::Side;
 use crate::commit::wait_limit::WaitLimit;
@@ -222,16 +222,9 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         self.limits.checkout.restart();
     }
 
-    /// Records on hot keys that the block was committed, if it was.
-    fn on_commit(
-        &self,
-        committed: &Result<Committed, CommitError>,
-        keys: Option<&Keys>,
-        pending: &mut Pending,
-    ) {
-        if let (Some(turn), Some(keys)) = (&self.turn, keys)
-            && was_applied(committed)
-        {
+    /// Records that the block commits in its turn.
+    fn on_commit(&self, keys: Option<&Keys>, pending: &mut Pending) {
+        if let (Some(turn), Some(keys)) = (&self.turn, keys) {
             on_commit(turn, keys, pending);
         }
     }
@@ -396,7 +389,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending: &mut Pending,
     ) -> Result<Option<Replies>, Error> {
         pending.bind(reading.binding);
-        self.turn.iter().for_each(Turn::before_commit);
+        self.on_commit(keys, pending);
         let (plan, attempt) = (&self.run.plan, reading.attempt);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
@@ -405,7 +398,6 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
             false => self.limits.checkout.deadline,
         };
         let mut committed = pending.attempt(pinned, deadline).await;
-        self.on_commit(&committed, keys, pending);
         if committed.is_err() {
             // No other block waits for this one's query.
             self.turn.take_if(|_| matches!(committed, Err(CommitError::InDoubt(_))));
@@ -519,13 +511,12 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending: &mut Pending,
     ) -> Result<Committed, CommitError> {
         pending.bind(reading.binding);
-        self.turn.iter().for_each(Turn::before_commit);
+        self.on_commit(keys, pending);
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let committed = pending.attempt(pinned, self.commit_deadline()).await;
-        match committed {
-            Ok(Committed::Conflict) => _ = self.on_conflict(keys, pending),
-            _ => self.on_commit(&committed, keys, pending),
+        if matches!(committed, Ok(Committed::Conflict)) {
+            self.on_conflict(keys, pending);
         }
         committed
     }
@@ -604,8 +595,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
     }
 }
 
-/// Records that commands were committed in this turn. The next caller may have it by now, so this takes none
-/// of its time.
+/// Records that commands are committed in this turn.
 pub(crate) fn on_commit<Q: TurnQueue>(turn: &Turn<Q>, keys: &Keys, pending: &mut Pending) {
     turn.on_commit(|| written_buckets(keys, pending));
 }
