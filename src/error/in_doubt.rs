@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::error::connection::ConnectionError;
-use crate::protocol::cluster::slot::text_checksum;
+use crate::protocol::checksum::text_checksum;
 use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
 use crate::sync::cancel;

@@ -5,6 +5,7 @@
 //! part of the crate is imported here.
 
 pub(crate) mod batch;
+pub(crate) mod checksum;
 pub(crate) mod cluster;
 pub(crate) mod command;
 pub(crate) mod connection_state;

@@ -28,12 +28,6 @@ pub(crate) fn crc16(bytes: &[u8]) -> u16 {
     })
 }
 
-/// The checksum of a token that is written down as text. CRC-16 finds each character that is replaced, and the
-/// length each one that is lost or added.
-pub(crate) fn text_checksum(text: &str) -> String {
-    format!("{:04x}{:02x}", crc16(text.as_bytes()), text.len())
-}
-
 /// The hash tag of the library's own keys in this slot.
 pub(crate) fn tag_of(slot: u16) -> Option<u32> {
     static TAGS: OnceLock<Vec<u32>> = OnceLock::new();

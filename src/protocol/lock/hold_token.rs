@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::protocol::cluster::slot::text_checksum;
+use crate::protocol::checksum::text_checksum;
 use crate::protocol::lock::acquire::{LockMode, permits_of};
 use crate::protocol::lock::keys::LockKeys;
 use crate::text::opaque_debug;
