@@ -233,12 +233,8 @@ impl Target {
             peers::GUARD => peers::RAW_HANDED,
             peers::TASKS_RUN => peers::RAW_MERGED,
             peers::TASKS_ONCE => peers::RAW_MERGED_ONCE,
-            peers::TASKS_WATCH_MERGED | peers::TASKS_POOLED => return None,
-            peers::WATCH | peers::TASKS_WATCH if self.row.scenario == Scenario::Watch(1) => {
-                peers::RAW_CHAINED
-            }
-            // No raw bytes let others go first, so there is no limit to compare with.
-            peers::WATCH | peers::WATCH_MERGED | peers::TASKS_WATCH => return None,
+            peers::WATCH | peers::TASKS_WATCH => peers::RAW_WATCH,
+            peers::WATCH_MERGED | peers::TASKS_WATCH_MERGED | peers::TASKS_POOLED => return None,
             peers::POOLED if self.row.workers > POOL => peers::RAW_GROUPED,
             _ => peers::RAW,
         };

@@ -31,7 +31,7 @@ pub const RAW: &str = "raw bytes, a socket each";
 pub const RAW_GROUPED: &str = "raw bytes, grouped";
 pub const RAW_HANDED: &str = "raw bytes, handed on";
 pub const RAW_AHEAD: &str = "raw bytes, sent ahead";
-pub const RAW_CHAINED: &str = "raw bytes, one hot key";
+pub const RAW_WATCH: &str = "raw bytes, watch sent behind";
 pub const RAW_MERGED: &str = "raw bytes, merged";
 pub const RAW_MERGED_ONCE: &str = "raw bytes, merged, exactly once";
 pub const DEDICATED: &str = "redis-rs dedicated";
@@ -110,9 +110,9 @@ fn blocking_peers() -> Vec<Peer> {
             grouped::sent_ahead,
         ),
         peer(
-            RAW_CHAINED,
-            "one socket, handed to the longest waiting worker, whose WATCH and GET travel behind the EXEC \
-             before it: the limit of a fair line on one key without merges",
+            RAW_WATCH,
+            "8 sockets (one key: one), handed to the longest waiting worker, whose WATCH and GET travel behind \
+             the EXEC before it: the limit of a fair pool, and of a fair line on one key without merges",
             chained::open,
         ),
         peer(
@@ -203,9 +203,9 @@ fn raw_lanes() -> Vec<Peer> {
             merged::once,
         ),
         peer(
-            RAW_CHAINED,
-            "one socket, used by one task after another; WATCH and GET of the next travel behind the EXEC \
-             before it: the limit of a fair line on one key without merges",
+            RAW_WATCH,
+            "8 sockets (one key: one), handed to the longest waiting task; else as with threads: the limit of \
+             a fair pool, and of a fair line on one key without merges",
             chained::open_tasks,
         ),
     ]
