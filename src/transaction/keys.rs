@@ -77,11 +77,16 @@ impl Keys {
         let (keys, mut written) = (self.list(), Vec::new());
         for args in CommandReader::new(commands).flatten() {
             let are_known = command::keys::for_each_written(&args, |key| {
-                if keys.contains(&key) {
-                    written.push(hot_keys::bucket(hash(key)));
+                if !keys.contains(&key) {
+                    return;
+                }
+                let bucket = hot_keys::bucket(hash(key));
+                if !written.contains(&bucket) {
+                    written.push(bucket);
                 }
             });
-            if !are_known {
+            // The next caller waits for this: usually the first command changes the only key.
+            if !are_known || written.len() == self.buckets.len() {
                 return self.buckets.clone();
             }
         }
@@ -186,7 +191,9 @@ mod tests {
         };
         assert!(written(&["GET a", "SET other 1"]).is_empty());
         assert_eq!(written(&["SET other 1", "INCR b"]), [bucket("b")]);
-        assert_eq!(written(&["RENAME b a"]), [bucket("b"), bucket("a")]);
+        assert_eq!(written(&["RENAME b a"]), keys.buckets());
+        assert_eq!(written(&["INCR b", "SET b 1", "GET a"]), [bucket("b")]);
+        assert_eq!(written(&["INCR b", "DEL a", "JSON.SET c $ 1"]), keys.buckets());
         assert_eq!(written(&["GET a", "JSON.SET c $ 1"]), keys.buckets());
         assert!(written(&[]).is_empty());
     }
