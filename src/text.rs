@@ -42,6 +42,12 @@ macro_rules! opaque_debug {
 }
 pub(crate) use opaque_debug;
 
+/// A reply of a kind that the requested type cannot hold.
+pub(crate) fn unreadable(found: &str, expected: &str) -> String {
+    let hint = if found == "nil" { "; a reply that may be nil is read as an `Option`" } else { "" };
+    format!("{found}, which cannot be read as {expected}{hint}")
+}
+
 /// A duration with two digits, or with all digits of its whole units if these are more.
 pub(crate) fn brief(duration: Duration) -> impl fmt::Display {
     Brief(duration)

@@ -143,7 +143,8 @@ impl<P: ServerPool> DoubtResolver<P> {
             }
         }
         let options = OpenOptions::for_query(endpoint.generation(), deadline);
-        let connection = P::Io::open(endpoint, settings, options).await?;
+        let connection = P::Io::open(endpoint, settings, options).await;
+        let connection = connection.map_err(|error| error.to(&endpoint.address()))?;
         let answers = self.ask_and_keep(endpoint, connection, &question, limit).await?;
         self.check_replies(&answers)
     }

@@ -125,7 +125,10 @@ impl IntoAddress for &str {
     fn into_node(self) -> Result<Node, ConfigError> {
         let query = parameters(self)?;
         let names_protocol = query.iter().any(|(name, _)| *name == "protocol");
-        Ok(Node { info: one(self)?, names_protocol })
+        let info = self
+            .into_connection_info()
+            .map_err(|error| wrong(format!("{}; {}", plain(&error), form_of(self))))?;
+        Ok(Node { info: one(info)?, names_protocol })
     }
 }
 
@@ -159,7 +162,33 @@ pub(crate) fn one(to: impl IntoConnectionInfo) -> Result<ConnectionInfo, ConfigE
         .map_err(|error| ConfigError::Address { reason: plain(&error) })?;
     match info.addr() {
         ConnectionAddr::TcpTls { insecure: true, .. } => Err(wrong(INSECURE)),
+        ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }
+            if host.contains(',') =>
+        {
+            Err(wrong(SEVERAL_HOSTS))
+        }
         _ => Ok(info),
+    }
+}
+
+/// The form that an address should have which could not be parsed.
+fn form_of(url: &str) -> &'static str {
+    let scheme = url.trim().split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    match scheme.as_deref() {
+        Some("rediss" | "valkeys") if !cfg!(feature = "tls-rustls") => {
+            "TLS needs the feature `tls-rustls` of rediscope"
+        }
+        Some("unix" | "redis+unix" | "valkey+unix") => {
+            "a socket has the form redis+unix:///path?db=0"
+        }
+        Some("redis" | "rediss" | "valkey" | "valkeys") => {
+            "a server has the form redis://user:password@host:6379/0, without user and password if there are \
+             none; in these two `/`, `?`, `#`, `@`, `:` and `%` are written %2F, %3F, %23, %40, %3A and %25"
+        }
+        _ => {
+            "an address begins with redis://, rediss://, redis+unix://, redis+cluster:// or redis+sentinel://, as in \
+             redis://host:6379/0"
+        }
     }
 }
 
@@ -170,6 +199,9 @@ fn wrong(reason: impl Into<String>) -> ConfigError {
 const INSECURE: &str = "TLS without verification (`#insecure`, `insecure: true`) is not supported; for a \
                         certificate of your own authority give its root to `Builder::tls`, or to \
                         `tls_root_certificates` of a `Config`";
+
+const SEVERAL_HOSTS: &str = "several hosts are those of a cluster, redis+cluster://host,host/, or of sentinels, \
+                             redis+sentinel://host,host/name";
 
 const FRAGMENT: &str = "nothing may follow `#`; a `#` in a user or a password is written %23";
 

@@ -17,7 +17,7 @@ use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::server_error::ServerError;
 use crate::reply::error::{DecodeError, ReplyError};
 use crate::reply::replies::Replies;
-use crate::text::{condition_label, count, display};
+use crate::text::{condition_label, count, display, unreadable};
 
 display!(Error);
 
@@ -356,7 +356,7 @@ impl Error {
                 )
             }
             Self::Decode { command, expected, found, .. } => {
-                write!(f, "{command} returned {found}, which cannot be read as {expected}")
+                write!(f, "{command} returned {}", unreadable(found, expected))
             }
             Self::Unsupported { command, since } => {
                 write!(f, "the server has no {command}, which came with {since}; nothing was sent")

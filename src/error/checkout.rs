@@ -88,8 +88,9 @@ impl CheckoutError {
                 "the session manager was made in another process, of which this one is a fork: \
                  make a new one after the fork",
             ),
-            Self::Connect { waited, .. } => {
-                write!(f, "no connection to the server after {}", brief(*waited))
+            Self::Connect { waited, source } => {
+                let to = source.address().unwrap_or("the server");
+                write!(f, "no connection to {to} after {}", brief(*waited))
             }
         }
     }

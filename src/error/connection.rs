@@ -14,6 +14,8 @@ pub struct ConnectionError {
     transient: bool,
     /// The command of the handshake whose reply was awaited.
     during: Option<&'static str>,
+    /// The address to which no connection was opened, without user and password.
+    address: Option<Box<str>>,
 }
 
 /// The kinds of [`ConnectionError`].
@@ -54,7 +56,14 @@ impl ConnectionError {
     }
 
     pub(crate) fn new(kind: ConnectionErrorKind, text: impl Into<String>) -> Self {
-        Self { kind, text: text.into().into(), server: None, transient: true, during: None }
+        Self {
+            kind,
+            text: text.into().into(),
+            server: None,
+            transient: true,
+            during: None,
+            address: None,
+        }
     }
 
     pub(crate) fn timed_out(text: &str) -> Self {
@@ -86,6 +95,7 @@ impl ConnectionError {
             server: Some(Box::new(error)),
             transient,
             during: None,
+            address: None,
         }
     }
 
@@ -101,6 +111,17 @@ impl ConnectionError {
     pub(crate) fn at(mut self, command: &'static str) -> Self {
         self.during = Some(command);
         self
+    }
+
+    /// Names the address to which no connection was opened.
+    pub(crate) fn to(mut self, address: &str) -> Self {
+        self.address = Some(address.into());
+        self
+    }
+
+    /// The address to which no connection was opened, if that is known.
+    pub(crate) fn address(&self) -> Option<&str> {
+        self.address.as_deref()
     }
 
     /// The other side closed the connection at MULTI, as a proxy without transactions does.

@@ -142,13 +142,14 @@ impl PoolContext {
 
     /// The error of a call whose time is over while a connect is still in progress.
     pub(in crate::pool) fn not_connected_in_time(&self) -> ConnectionError {
-        match self.endpoint.provider_is_silent_for() {
+        let error = match self.endpoint.provider_is_silent_for() {
             Some(silent) => ConnectionError::new(
                 ConnectionErrorKind::Credentials,
                 format!("the provider has not returned for {}", brief(silent)),
             ),
             None => ConnectionError::timed_out("no connection was established in time"),
-        }
+        };
+        error.to(&self.endpoint.address())
     }
 
     /// Counts and logs a checkout that failed.

@@ -165,10 +165,11 @@ impl PoolShared {
         if self.repeats_closed_at_multi(at_multi) {
             opened = opened.map_err(ConnectionError::permanent);
         }
+        let address = endpoint.address().into_owned();
+        opened = opened.map_err(|error| error.to(&address));
         let error = opened.as_ref().err().cloned();
         self.set_connect_failure(since, error.clone());
         // Logged later: the connection is passed on when this returns.
-        let address = endpoint.address().into_owned();
         match error {
             None => {
                 self.counters.connects.add();

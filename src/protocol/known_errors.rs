@@ -218,6 +218,7 @@ const DISPLAY_ONLY: &[&str] = &[
     "ERR invalid DB index",
     "ERR invalid password",
     "ERR SELECT is not allowed in cluster mode",
+    "ERR This instance has cluster support disabled",
     "ERR EXEC without MULTI",
     "ERR DISCARD without MULTI",
     "ERR MULTI calls can not be nested",

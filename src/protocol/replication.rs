@@ -23,10 +23,9 @@ pub struct ReplicaAcks {
 
 impl fmt::Display for ReplicaAcks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.local {
-            0 => write!(f, "{} replicas", self.replicas),
-            _ => write!(f, "the local disk and {} replicas", self.replicas),
-        }
+        let disk = if self.local == 0 { "" } else { "the local disk and " };
+        let ending = if self.replicas == 1 { "" } else { "s" };
+        write!(f, "{disk}{} replica{ending}", self.replicas)
     }
 }
 

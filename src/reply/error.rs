@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::protocol::server_error::ServerError;
-use crate::text::{count, display};
+use crate::text::{count, display, unreadable};
 
 /// Why one value of an **applied** transaction cannot be returned. Do not run the block again.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,10 +100,9 @@ impl ReplyError {
                 "there is no command {index}: the transaction had {}",
                 count(*commands, "command")
             ),
-            Self::Unexpected { index, command, expected, found, .. } => write!(
-                f,
-                "{command} (command {index}) returned {found}, which cannot be read as {expected}"
-            ),
+            Self::Unexpected { index, command, expected, found, .. } => {
+                write!(f, "{command} (command {index}) returned {}", unreadable(found, expected))
+            }
         }
     }
 }

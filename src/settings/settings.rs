@@ -123,7 +123,6 @@ impl Settings {
             ("tcp_user_timeout", self.tcp_user_timeout),
         ] {
             let Some(value) = value else { continue };
-            ensure(!value.is_zero(), setting, "must be longer than nothing")?;
             let millisecond = Duration::from_millis(1);
             ensure(value >= millisecond, setting, "must be at least a millisecond")?;
             ensure(value <= LONGEST, setting, "must not be longer than a day")?;

@@ -51,10 +51,31 @@ fn an_address_that_cannot_be_understood_is_refused_without_being_repeated() {
 }
 
 #[test]
+fn the_refusal_of_an_address_has_the_form_that_it_should_have() {
+    for (url, form) in [
+        ("", "begins with redis://"),
+        ("elsewhere:6379", "begins with redis://"),
+        ("http://:S3CRETpassword@elsewhere/", "begins with redis://"),
+        ("redis-cluster://:S3CRETpassword@elsewhere/", "redis+cluster://"),
+        ("redis:/elsewhere", "begins with redis://"),
+        ("redis://:S3CRET/password@elsewhere/", "%2F"),
+        ("redis://elsewhere:99999/", "redis://user:password@host:6379/0"),
+        ("redis://elsewhere/first", "redis://user:password@host:6379/0"),
+        ("redis+unix://elsewhere/redis.sock", "redis+unix:///path"),
+        ("redis://:S3CRETpassword@elsewhere,elsewhere:7/", "redis+cluster://host,host/"),
+    ] {
+        let reason = address(url);
+        assert!(reason.contains(form), "{url}: {reason}");
+    }
+    let several = SessionManager::connect(("elsewhere,elsewhere", 6379)).map(drop).unwrap_err();
+    assert!(several.to_string().contains("redis+sentinel://host,host/name"), "{several}");
+}
+
+#[test]
 #[cfg(not(feature = "tls-rustls"))]
 fn an_address_that_needs_tls_fails_with_the_name_of_the_missing_feature() {
     let reason = address("rediss://:S3CRETpassword@elsewhere/");
-    assert!(reason.contains("feature"), "{reason}");
+    assert!(reason.contains("feature `tls-rustls`"), "{reason}");
     let (host, port) = ("elsewhere".to_owned(), 6379);
     let tls = redis::ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None };
     let error = SessionManager::connect(tls).map(drop).unwrap_err();

@@ -94,6 +94,28 @@ fn a_server_that_is_down_is_reported_within_the_deadline_and_found_again() {
 }
 
 #[test]
+fn an_error_about_a_connection_that_was_not_opened_names_the_address() {
+    for (url, down) in [
+        ("redis://app:S3CRET@127.0.0.1:1/", "127.0.0.1:1"),
+        ("redis+unix:///no/such.sock?user=app&pass=S3CRET", "/no/such.sock"),
+    ] {
+        let sessions = within(WAIT, url);
+        let mut pooled = sessions.pooled();
+        let errors = [
+            sessions.transactional().begin().map(drop).unwrap_err(),
+            sessions.transactional().run(|tx| Ok(tx.incr("n", 1))).map(drop).unwrap_err(),
+            Error::from(pooled.get::<_, i64>("n").unwrap_err()),
+            sessions.ready(WAIT).unwrap_err(),
+        ];
+        for error in errors {
+            let text = format!("{error:#}");
+            assert!(text.starts_with(&format!("no connection to {down} after")), "{text}");
+            assert!(!text.contains("S3CRET") && !format!("{error:?}").contains("S3CRET"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn ports_that_are_silent_mute_or_closed_at_once_are_reported_within_the_deadline() {
     let deaf = UnresponsivePort::open();
     assert_eq!(
