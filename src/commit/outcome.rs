@@ -75,8 +75,8 @@ pub(crate) fn classify(
     }
 }
 
-/// Returns the replies to a transaction that was applied, has no terms but those of its commands, and of
-/// which no command failed. Otherwise returns the values.
+/// Returns the replies to a transaction that was applied, if no command of it failed. Its plan asks for nothing
+/// beyond its commands and the register. Otherwise returns the values.
 #[cfg(feature = "tokio")]
 pub(crate) fn succeeded(
     queue: &mut CommandQueue,

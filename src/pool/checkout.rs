@@ -64,23 +64,19 @@ pub(crate) type ThreadKeyTurn = KeyTurn<ThreadKeyQueue>;
 
 impl Permit {
     pub(crate) fn new(core: Arc<PoolCore>, number: usize) -> Self {
-        let (number, events) = (number as u32, DeferredEvents::default());
-        let in_use = InUse::default();
         Self {
             core,
-            number,
-            events,
+            number: number as u32,
+            events: DeferredEvents::default(),
             by_reaper: false,
             needs_asking: false,
             is_passed_on: false,
-            in_use,
+            in_use: InUse::default(),
             next_caller: None,
             turn: None,
         }
     }
-}
 
-impl Permit {
     /// Passes the permit to the caller whose WATCH was taken, with the connection in its request. Returns
     /// false if there is none.
     #[inline]
@@ -203,18 +199,14 @@ impl Checkout {
     fn end_early_watch(&mut self) {
         let can_be_passed_on = self.can_be_passed_on();
         let Permit { core, next_caller, .. } = &mut self.permit;
-        match (next_caller.as_ref().and_then(TakenRequest::request), can_be_passed_on) {
-            (Some(request), true) => {
-                if let Some(mut connection) = self.connection.take() {
-                    connection.mark_taken();
-                    request.put(connection);
-                }
-            }
-            // It is closed, because it awaits replies, before the permit is released.
-            _ => next_caller
-                .take()
-                .map(|next_caller| core.semaphore.return_request(next_caller))
-                .unwrap_or_default(),
+        let request = next_caller.as_ref().and_then(TakenRequest::request);
+        let connection = self.connection.take_if(|_| can_be_passed_on);
+        if let (Some(request), Some(mut connection)) = (request, connection) {
+            connection.mark_taken();
+            request.put(connection);
+        } else if let Some(next_caller) = next_caller.take() {
+            // The connection is closed, because it awaits replies, before the permit is released.
+            core.semaphore.return_request(next_caller);
         }
     }
 

@@ -15,6 +15,12 @@ use crate::settings::settings::Settings;
 use crate::sync::lock;
 use crate::text::opaque_debug;
 
+/// Time after which a caller waits for any connection again, if its WATCH was taken: the connection for which
+/// it waits may have gone silent.
+pub(crate) fn patience(response_timeout: Duration) -> Duration {
+    response_timeout / 4
+}
+
 /// WATCH and the reads of a caller that may have to wait.
 pub(crate) struct WatchOffer<'r, T> {
     pub(crate) watch: &'r [u8],
@@ -102,7 +108,7 @@ impl<C> EarlyRequest<C> {
     /// Time after which its caller waits for any connection again, while another caller has the request.
     pub(in crate::pool) fn patience(&self, response_timeout: Duration) -> Duration {
         match &self.packet {
-            Packet::Watch(_) => response_timeout / 4,
+            Packet::Watch(_) => patience(response_timeout),
             // It is sent at once.
             Packet::First(_) => Duration::MAX,
         }

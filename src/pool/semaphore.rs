@@ -352,20 +352,17 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
         // Before the semaphore's mutex is unlocked: the caller gives up either before or after all of this.
         let mut waiting = lock(&waiter.state);
         drop(state);
-        let was_sent = send(request);
-        match was_sent {
-            true => waiting.set(Grant::PassedOn(permit)),
-            false => waiting.set_taken(),
+        if !send(request) {
+            waiting.set_taken();
+            drop(waiting);
+            lock(&self.state).on_taken(&waiter);
+            return Returned::Unsent(TakenRequest { thread, waiter });
         }
+        waiting.set(Grant::PassedOn(permit));
         let asleep = waiting.asleep;
         drop(waiting);
-        match was_sent {
-            true if asleep => waiter.ready.notify_one(),
-            true => {}
-            false => {
-                lock(&self.state).on_taken(&waiter);
-                return Returned::Unsent(TakenRequest { thread, waiter });
-            }
+        if asleep {
+            waiter.ready.notify_one();
         }
         Returned::PassedOn
     }

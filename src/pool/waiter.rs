@@ -172,7 +172,7 @@ impl<K> TakenRequest<K> {
         fits: impl FnOnce(&K) -> bool,
     ) -> Option<Self> {
         waiter.request(fits)?;
-        // Not asleep for a moment only: it looks at the state before it sleeps.
+        // It is not woken: it sees this when its patience has passed, or at its deadline.
         lock(&waiter.state).set_taken();
         Some(Self { thread, waiter: Arc::clone(waiter) })
     }

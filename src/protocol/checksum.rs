@@ -1,4 +1,4 @@
-//! The checksum at the end of a token that is written down as text.
+//! The checksum at the end of a token that is written down as text, and a hash of few bytes.
 
 use crate::protocol::cluster::slot::crc16;
 
@@ -9,6 +9,13 @@ use crate::protocol::cluster::slot::crc16;
 /// It is part of the format: all versions must agree on it.
 pub(crate) fn text_checksum(text: &str) -> String {
     format!("{:04x}{:02x}", crc16(text.as_bytes()), text.len())
+}
+
+/// FNV-1a. It distinguishes keys, and is no secret. That of a lock's key is part of the format of its tokens.
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 #[cfg(test)]
@@ -26,6 +33,7 @@ mod tests {
         assert_eq!(text_checksum("123456789"), "31c309");
         assert_eq!(text_checksum(""), "000000");
         assert_eq!(text_checksum(&"a".repeat(300)).len(), 7);
+        assert_eq!((fnv1a(b""), fnv1a(b"a")), (0xcbf2_9ce4_8422_2325, 0xaf63_dc4c_8601_ec8c));
     }
 
     #[test]

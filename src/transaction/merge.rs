@@ -28,6 +28,7 @@ use redis::Value;
 
 use crate::error::any::CommitError;
 use crate::process::current::Process;
+use crate::protocol::checksum::fnv1a;
 use crate::protocol::effects::ReadValues;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::resp::reply::is_too_large;
@@ -249,11 +250,7 @@ impl MergeTable {
     }
 
     fn shard(&self, watch: &[u8]) -> Option<&Mutex<Vec<Arc<HotWatch>>>> {
-        // FNV: the bytes are few.
-        let hash = watch.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        self.shards.get((hash % SHARDS) as usize)
+        self.shards.get((fnv1a(watch) % SHARDS) as usize)
     }
 
     /// Joins the blocks of this watch. `most`: maximum number of blocks in one EXEC.
@@ -315,20 +312,17 @@ impl HotWatch {
 
     /// `None`: the table has forgotten it.
     fn arrive(&self) -> Option<Arc<Caller>> {
-        let mut state = lock(&self.state);
-        if state.is_removed {
-            return None;
-        }
-        let number = state.next;
-        state.next += 1;
-        let caller = Arc::new(Caller::new(number));
-        state.places += 1;
-        state.waiting.insert(number, Arc::clone(&caller));
-        let mut woken = Vec::new();
-        state.admit(&mut woken);
-        drop(state);
-        woken.into_iter().for_each(wake);
-        Some(caller)
+        self.change(|state, _| {
+            if state.is_removed {
+                return None;
+            }
+            let number = state.next;
+            state.next += 1;
+            let caller = Arc::new(Caller::new(number));
+            state.places += 1;
+            state.waiting.insert(number, Arc::clone(&caller));
+            Some(caller)
+        })
     }
 
     /// Changes the state, and wakes the callers that may go on by that.

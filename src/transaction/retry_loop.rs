@@ -16,7 +16,7 @@ use crate::error::any::{CommitError, Error};
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{InDoubt, Resolution};
 use crate::pool::checkout::ThreadKeyQueue;
-use crate::pool::early_watch::WatchOffer;
+use crate::pool::early_watch::{self, WatchOffer};
 use crate::pool::key_turn::{TurnQueue, TurnWait};
 use crate::pool::own_writes::OwnWrites;
 use crate::pool::router::Router;
@@ -185,6 +185,12 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         &self.span
     }
 
+    /// The scope of one attempt, without a connection.
+    fn scope<P: Side>(&self, router: &Router<P>) -> Pinned<P> {
+        let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
+        Pinned::within(self.span.clone(), router, owner, plan)
+    }
+
     /// The slot of the keys.
     #[cfg(feature = "tokio")]
     pub(crate) fn binding(&self) -> SlotBinding {
@@ -205,7 +211,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         if self.turn.is_some() || router.is_closed() {
             return None;
         }
-        let patience = router.settings().response_timeout / 4;
+        let patience = early_watch::patience(router.settings().response_timeout);
         let (deadline, place) = (self.turn_deadline(), self.place);
         Some(TurnWait { deadline, place, patience, term: router.settings().max_pin_time })
     }
@@ -257,8 +263,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         loop {
             let (attempt, deadline) =
                 (self.limits.attempts().number(), self.limits.checkout.deadline);
-            let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
-            let mut pinned = Pinned::within(self.span.clone(), router, owner, plan);
+            let mut pinned = self.scope(router);
             pinned.set_route(self.route.clone());
             let turn = self.turn.as_ref().and_then(|turn| turn.key.as_ref());
             match reading::arm(&mut pinned, target, attempt, deadline, turn).await {
@@ -394,7 +399,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         let pinned = &mut reading.pinned;
         pinned.closure_returned();
         let deadline = match pinned.is_pinned() {
-            true => plan.wait.cap(deadline::after(self.limits.checkout.limit)),
+            true => self.commit_deadline(),
             false => self.limits.checkout.deadline,
         };
         let mut committed = pending.attempt(pinned, deadline).await;
@@ -417,11 +422,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
             self.warn_of_own_writes(router, keys);
             at_once = self.on_conflict(keys, pending);
         }
-        let why = match &committed {
-            Ok(Committed::Conflict) => Some("conflict"),
-            Err(error) if is_repeatable(error, router) => Some("not sent"),
-            _ => None,
-        };
+        let why = why_again(&committed, router);
         if let Some(why) = why {
             if !at_once {
                 self.turn = None;
@@ -483,8 +484,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         target: WatchTarget<'_>,
         values: &ReadValues,
     ) -> Result<Reading<P>, Error> {
-        let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
-        let pinned = Pinned::within(self.span.clone(), router, owner, plan);
+        let pinned = self.scope(router);
         let (attempt, values) =
             (self.limits.attempts().number(), values.replies(target.reads.bytes()));
         Reading::predicted(pinned, target, attempt, values)
@@ -562,11 +562,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         committed: Result<Committed, CommitError>,
         has_failed: bool,
     ) -> Result<Option<Replies>, Error> {
-        let why = match &committed {
-            Ok(Committed::Conflict) => Some("conflict"),
-            Err(error) if is_repeatable(error, router) => Some("not sent"),
-            _ => None,
-        };
+        let why = why_again(&committed, router);
         let is_empty = has_failed || pending.queue().commands() == 0;
         let (why, committed) = match committed {
             // It has queued nothing, so only its result is in doubt.
@@ -582,8 +578,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         {
             return Ok(None);
         }
-        let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
-        let pinned = Pinned::within(self.span.clone(), router, owner, plan);
+        let pinned = self.scope(router);
         if has_failed && committed.is_ok() {
             // Its own error is returned.
             pinned.record_discard();
@@ -653,6 +648,18 @@ async fn resolve_in_doubt<P: Side>(
         Resolution::NotCommitted => Err(CommitError::lost_before_exec(doubt.cause().clone())),
         Resolution::StillUnknown { .. } => return,
     };
+}
+
+/// Returns why a block that was not applied is sent again, if it is.
+fn why_again<P: Side>(
+    committed: &Result<Committed, CommitError>,
+    router: &Router<P>,
+) -> Option<&'static str> {
+    match committed {
+        Ok(Committed::Conflict) => Some("conflict"),
+        Err(error) if is_repeatable(error, router) => Some("not sent"),
+        _ => None,
+    }
 }
 
 /// Returns whether another attempt may succeed after one that failed without an effect.

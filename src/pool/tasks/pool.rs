@@ -24,7 +24,7 @@ use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::config::PoolConfig;
 use crate::pool::context::PoolContext;
-use crate::pool::early_watch::WatchOffer;
+use crate::pool::early_watch::{self, WatchOffer};
 use crate::pool::line::Line;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::scopes::{OpenScopes, ReaperState, WouldDeadlock};
@@ -139,7 +139,7 @@ impl TaskPool {
             }
             None => {
                 self.warn_if_all_wait();
-                let patience = self.settings().response_timeout / 4;
+                let patience = early_watch::patience(self.settings().response_timeout);
                 let watch = offer.and_then(|offer| offer.early_watch());
                 let left = watch.map(|watch| LeftWatch::new(watch, patience, &[]));
                 // A connection on which WATCH was sent is cleaned by its own task.

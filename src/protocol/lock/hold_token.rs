@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::protocol::checksum::text_checksum;
+use crate::protocol::checksum::{fnv1a, text_checksum};
 use crate::protocol::lock::acquire::{LockMode, permits_of};
 use crate::protocol::lock::keys::LockKeys;
 use crate::text::opaque_debug;
@@ -61,7 +61,7 @@ impl HoldToken {
         fencing: u64,
         maybe_in_flight: bool,
     ) -> Self {
-        let of = checksum(&names.holders);
+        let of = fnv1a(names.holders.as_bytes());
         Self { owner_token: owner_token.to_owned(), fencing, of, maybe_in_flight }
     }
 
@@ -85,15 +85,8 @@ impl HoldToken {
 
     /// Returns whether this is a hold of the lock with these keys.
     pub(crate) fn is_of(&self, names: &LockKeys, mode: LockMode) -> bool {
-        self.of == checksum(&names.holders) && self.owner_token.starts_with(mode.letter())
+        self.of == fnv1a(names.holders.as_bytes()) && self.owner_token.starts_with(mode.letter())
     }
-}
-
-/// FNV-1a: it distinguishes locks, and is no secret.
-fn checksum(key: &str) -> u64 {
-    key.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
 }
 
 /// `owner.fencing.lock.flight.checksum`. The last part is of what is before its dot.
