@@ -100,3 +100,10 @@ fn a_folder_is_searched_alone() {
     let text = printed(&run(tree.path(), &["docs"]));
     assert!(text.contains("docs/a.md:1:knob") && !text.contains("Courier"), "{text}");
 }
+
+#[test]
+fn a_path_that_does_not_exist_fails() {
+    let tree = tree(&[("src/a.rs", "fn a() {}\n")]);
+    assert!(run(tree.path(), &["src"]).status.success());
+    assert!(!run(tree.path(), &["scr"]).status.success());
+}
