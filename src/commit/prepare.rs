@@ -24,7 +24,7 @@ use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::slot;
 use crate::protocol::command::info::{WAITAOF_INFO, is_unknown};
 use crate::protocol::command::reader::CommandReader;
-use crate::protocol::connection_state::Expect;
+use crate::protocol::connection_state::{CloseReason, Expect};
 use crate::protocol::lock::ownership;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::Durability;
@@ -550,11 +550,16 @@ impl Preflight {
         let expected: Vec<_> = self.steps.iter().map(|step| (step.expect, 1)).collect();
         let mut found = PreflightResult::default();
         let (mut steps, mut now, mut written) = (self.steps.iter(), None, false);
+        let mut is_shifted = false;
         let mut take = |_, reply: Reply| {
             let Some(Step { command, kind, .. }) = steps.next() else { return };
             let value = reply.into_value();
             match (*kind, &value) {
-                (StepKind::Read, _) => found.reads.push(value),
+                (StepKind::Read, _) => {
+                    // No read that travels replies so: it is the reply to WATCH, behind one too many.
+                    is_shifted |= was_sent && value == Value::Okay;
+                    found.reads.push(value);
+                }
                 // If COMMAND INFO is denied, assume WAITAOF is supported.
                 (StepKind::CommandInfo, Value::ServerError(_)) => found.has_waitaof = true,
                 (_, Value::ServerError(error)) => {
@@ -577,6 +582,10 @@ impl Preflight {
             false => connection.exchange(&self.bytes, &expected, deadline, &mut take).await,
         };
         exchanged.map_err(|Interruption { cause, .. }| cause)?;
+        if is_shifted {
+            connection.taint(CloseReason::Protocol);
+            return Err(ConnectionError::unexpected("a reply too many"));
+        }
         connection.mark_alive();
         if written {
             connection.set_marker_written(asked);

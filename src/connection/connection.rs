@@ -456,7 +456,10 @@ impl<W: Wire> Connection<W> {
         loop {
             if may_be_complete {
                 match self.read_arrived(&mut awaited, take) {
-                    Ok(true) => return Ok(()),
+                    Ok(true) => match self.check_last() {
+                        Ok(()) => return Ok(()),
+                        Err(cause) => return Err(Interruption { left: None, cause }),
+                    },
                     Ok(false) => {}
                     Err(cause) => return Err(Interruption { left: self.wire.unsent(), cause }),
                 }
@@ -466,6 +469,15 @@ impl<W: Wire> Connection<W> {
             }
             may_be_complete = true;
         }
+    }
+
+    /// Fails if more has arrived than the awaited replies: each of them may be another one's.
+    #[inline(always)]
+    fn check_last(&mut self) -> Result<(), ConnectionError> {
+        if !self.state.has_all_replies() {
+            return Ok(());
+        }
+        self.wire.check_unexpected(self.resp3).map_err(|error| self.broken(error))
     }
 
     /// Passes the replies that have arrived to `take`. Returns whether they were the last ones.

@@ -320,9 +320,17 @@ impl<'w> MergedReplies<'w> {
     /// Returns what the replies show, in the order of the requests. `lost`: the connection was lost;
     /// the number of bytes that may have been sent, or `None` for all of them.
     pub(crate) fn finish(mut self, lost: Option<Option<usize>>) -> MergedOutcome {
+        // All replies have arrived, and one too many: each single one may be another request's.
+        let is_shifted = lost.is_some() && self.next == self.write.parts.len();
         while let Some(part) = self.write.parts.get(self.next) {
             let current = self.current.take().unwrap_or_else(|| PartReplies::of(part.kind));
             self.end(part, current.0, current.1, lost);
+        }
+        if is_shifted {
+            let singles = |piece: &&mut Piece| matches!(piece, Piece::Read(_) | Piece::Calls(_));
+            for piece in self.outcome.pieces.iter_mut().filter(singles) {
+                *piece = Piece::Lost { sent: true, doubt: Unproven::default() };
+            }
         }
         self.outcome
     }

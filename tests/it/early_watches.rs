@@ -3,7 +3,7 @@
 //!
 //! Guarantee: pools
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
 use rediscope::status::CloseReason;
 use rediscope::{
-    Builder, CommitError, Error, Outcome, RetryPolicy, TransactionOptions, prelude::*,
+    Builder, CommitError, Credentials, Error, Outcome, RetryPolicy, RotatingCredentials,
+    TransactionOptions, prelude::*,
 };
 
 use crate::fixture::{Fixture, SLACK, SOON};
@@ -269,7 +270,7 @@ fn what_travelled_counts_behind_an_exec_that_the_server_refused_or_answered_with
 
 /// What happens to a block's EXEC and what travels behind it, so that nothing is proven of the connection; whether
 /// the block is told a doubt, and whether it was applied.
-pub(crate) const UNPROVEN: [(Trigger, Fault, bool, bool); 9] = [
+pub(crate) const UNPROVEN: [(Trigger, Fault, bool, bool); 11] = [
     (Trigger::BeforeReplyTo("EXEC"), Fault::Cut, true, true),
     (Trigger::InsideReplyTo("EXEC", 3), Fault::Cut, true, true),
     (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("-ERR a proxy's\r\n"), true, true),
@@ -280,6 +281,14 @@ pub(crate) const UNPROVEN: [(Trigger, Fault, bool, bool); 9] = [
     (Trigger::AfterReplyTo("EXEC"), Fault::Cut, false, true),
     (Trigger::InsideReplyTo("WATCH", 2), Fault::Cut, false, true),
     (Trigger::BeforeReplyTo("GET"), Fault::Cut, false, true),
+    // A reply too many looks like that to WATCH, and two like those to WATCH and GET.
+    (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("*1\r\n:11\r\n+OK\r\n"), false, true),
+    (
+        Trigger::BeforeReplyTo("EXEC"),
+        Fault::Answer("*1\r\n:11\r\n+OK\r\n$2\r\n99\r\n"),
+        false,
+        true,
+    ),
 ];
 
 /// Replies to WATCH after which nothing is known to be watched.
@@ -722,6 +731,51 @@ fn a_watch_that_reached_a_slots_former_master_is_redirected_alone() {
 }
 
 /// Where one caller's message waits, it would wait for the reads of another one too.
+#[test]
+fn a_watch_that_travelled_on_a_connection_past_its_lifetime_begins_on_another_one() {
+    let fixture = start_with(|builder| builder.max_lifetime(Some(SHORT)));
+    let accounts = fixture.accounts();
+    let ages = || {
+        let begun = Instant::now();
+        eventually(SOON, "its lifetime is over", || begun.elapsed() > 2 * SHORT);
+    };
+    let (committed, taken) = behind(&fixture, &accounts, &accounts, ages, |tx| tx.commit());
+    committed.unwrap();
+    assert_eq!(taken.unwrap(), (11, 1));
+    let sent = fixture.sent();
+    assert_eq!(sent.iter().filter(|name| *name == "WATCH").count(), 2, "{sent:?}");
+    fixture.is_whole();
+}
+
+#[test]
+fn a_connection_with_former_credentials_carries_no_watch() {
+    let server = Server::start();
+    for name in ["first", "second"] {
+        server.acl(&["SETUSER", name, "on", &format!(">{name}"), "~*", "&*", "+@all"]);
+    }
+    let credentials = Arc::new(RotatingCredentials::new(Credentials::new("first", "first")));
+    let sessions = SessionManager::builder(server.url())
+        .credentials_provider(Arc::clone(&credentials))
+        .max_size(1)
+        .trust_window(SOON)
+        .checkout_timeout(SOON)
+        .without_lanes()
+        .build_side()
+        .unwrap();
+    let accounts = sessions.transactional();
+    thread::scope(|scope| {
+        let mut tx = accounts.begin().unwrap();
+        tx.incr("stock", 1);
+        let waits = scope.spawn(|| take_one(&accounts));
+        let waiting = || sessions.status().transactional.waiting == 1;
+        eventually(SOON, "the watch waits", waiting);
+        credentials.rotate(Credentials::new("second", "second"));
+        tx.commit().unwrap();
+        assert_eq!(waits.join().unwrap().unwrap(), (1, 1));
+    });
+    assert_eq!(sessions.status().transactional.counts.reauthentications, 1);
+}
+
 #[test]
 fn a_read_that_takes_long_does_not_travel() {
     let patient = |builder: Builder| builder.response_timeout(SHORT);

@@ -316,8 +316,9 @@ fn a_surplus_reply_is_noticed_before_the_next_checkout() {
     for more in [&b""[..], b"+PONG\r\n", b"$7\r\nfor", b"\r"] {
         let (mut connection, mut peer) = pair();
         peer.write_all(&[b"+PONG\r\n", more].concat()).unwrap();
-        now(connection.ping(Deadline::after(SOON))).unwrap().unwrap();
-        assert!(connection.state().is_clean());
+        // Which of the two is the call's own is not known.
+        let replied = now(connection.ping(Deadline::after(SOON)));
+        assert_eq!(replied.is_ok(), more.is_empty(), "{more:?}");
         let expected = (!more.is_empty()).then_some(CloseReason::Protocol);
         assert_eq!(connection.close_reason(Instant::now(), 0), expected, "{more:?}");
     }

@@ -326,14 +326,22 @@ impl SocketLoop {
                     break;
                 }
             }
-            if self.due == 0 || self.own_due.take_if(|due| *due == 0).is_some() {
-                self.has_replied = true;
-                self.publish(own);
-            }
-            if self.due > 0 {
+            if self.due > 0 && self.own_due.take_if(|due| *due == 0).is_none() {
                 return Ok(());
             }
+            self.has_replied = true;
+            // The caller finds one too many with the others.
+            let checked = if self.due == 0 { self.check_last() } else { Ok(()) };
+            if checked.is_ok() {
+                self.publish(own);
+            }
+            return checked;
         }
+        self.check_last()
+    }
+
+    /// Fails if replies have arrived that are not awaited.
+    fn check_last(&mut self) -> Result<(), Failure> {
         if self.parser.is_empty() {
             self.shared.set_half(false);
             return Ok(());

@@ -103,6 +103,48 @@ fn many_readers_get_their_own_replies_while_connections_are_cut() {
     pool_is_whole(&sessions, &server);
 }
 
+/// Each reply behind one too many would be another caller's.
+#[test]
+fn callers_in_one_write_get_their_own_replies_although_there_is_one_too_many() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions =
+        unhurried(sized(&proxy.url(), 1).lanes(1).trust_window(LONG)).build_side().unwrap();
+    let arm = |trigger, fault| proxy.arm(Script::from((trigger, fault)).once());
+    let waiting = || {
+        let pooled = sessions.status().pooled;
+        pooled.waiting + pooled.lanes.queued
+    };
+    for surplus in [":7\r\n:1\r\n", ":1\r\n:7\r\n"] {
+        arm(Trigger::BeforeReplyTo("GET"), Fault::HoldReplies);
+        let fired = proxy.fired();
+        thread::scope(|scope| {
+            let call = |command: &'static str, key: String| {
+                let mut db = sessions.pooled();
+                scope.spawn(move || redis::cmd(command).arg(key).query::<Option<i64>>(&mut db))
+            };
+            let first = call("GET", "none".to_owned());
+            eventually(SOON, "a reply is held", || proxy.fired() > fired);
+            let before = waiting();
+            let group: Vec<_> = (1..=3)
+                .map(|nth| {
+                    let key = format!("key:{nth}");
+                    server.ask::<()>(&["SET", &key, &"x".repeat(nth)]);
+                    let member = call("STRLEN", key);
+                    eventually(SOON, "it waits", || waiting() == before + nth);
+                    member
+                })
+                .collect();
+            arm(Trigger::BeforeReplyTo("STRLEN"), Fault::Answer(surplus));
+            proxy.release();
+            assert_eq!(first.join().unwrap().unwrap(), None);
+            let lengths = group.into_iter().map(|one| one.join().unwrap().unwrap());
+            assert_eq!(lengths.collect::<Vec<_>>(), [Some(1), Some(2), Some(3)], "{surplus:?}");
+        });
+    }
+    eventually(SOON, "nothing is in use", || sessions.status().pooled.in_use == 0);
+}
+
 #[test]
 fn a_handle_that_is_kept_holds_nothing() {
     let server = Server::start();
