@@ -73,9 +73,13 @@ impl Replies {
         Self::new(transaction, Vec::new(), Vec::new(), Vec::new())
     }
 
-    /// Returns the values, if no other caller has them; `None`: they are lost.
+    /// Returns the values; `None`: they are lost.
     pub(crate) fn into_values(self) -> Option<Vec<Value>> {
-        Arc::into_inner(self.inner).filter(|inner| !inner.lost).map(|inner| inner.values)
+        match Arc::try_unwrap(self.inner) {
+            Ok(inner) => (!inner.lost).then_some(inner.values),
+            // An error that is logged later has them too.
+            Err(shared) => (!shared.lost).then(|| shared.values.clone()),
+        }
     }
 
     /// The replies of a transaction that was applied and whose replies are lost.

@@ -13,7 +13,9 @@ use crate::side::{BuildSide as _, SessionManager, Transactional, threads_only};
 use redis::cmd;
 use rediscope::error::{Applied, ReplyError};
 use rediscope::redis;
-use rediscope::{Block, CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
+use rediscope::{
+    Block, CommitError, Condition, Error, RetryPolicy, TransactionOptions, prelude::*,
+};
 use serde_json::json;
 
 use rediscope_testing::cluster::Cluster;
@@ -379,6 +381,38 @@ fn a_refused_command_concerns_its_own_block() {
 }
 
 #[test]
+fn a_command_that_fails_in_the_exec_of_several_blocks_is_its_own_blocks() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    proxy.set_delay(Duration::from_micros(300));
+    server.ask::<()>(&["SET", "text", "no list"]);
+    let sessions = sessions(proxy.url(), 16);
+    let handle = sessions.transactional().with(patient());
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..5).for_each(|_| _ = count(&handle)));
+        }
+        scope.spawn(|| {
+            for _ in 0..5 {
+                let mut watch = handle.watch(["hot"]);
+                watch.declare::<Option<i64>>(get("hot")).unwrap();
+                let failed = watch.run(|_, tx| {
+                    tx.rpush("text", "x");
+                    Ok(())
+                });
+                let failed = failed.unwrap_err();
+                let CommitError::PartlyApplied { replies, .. } = failed.as_commit().unwrap() else {
+                    panic!("{failed}");
+                };
+                assert_eq!((replies.len(), failed.applied()), (1, Applied::No));
+            }
+        });
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 40);
+    assert!(calls(&server, "exec") < 45, "some had an EXEC together");
+}
+
+#[test]
 fn a_reply_that_is_too_large_is_its_own_blocks_and_the_bound_holds_for_each() {
     let server = Server::start();
     let proxy = Proxy::to(&server);
@@ -584,6 +618,98 @@ fn a_panic_on_the_values_of_another_block_reaches_its_caller_at_once_and_no_othe
         assert_eq!((status.counts.commits, status.scopes.len()), (2, 0), "{status}");
         have_met
     });
+}
+
+/// A change that EXEC refuses, behind which others have run on its value.
+#[test]
+fn blocks_behind_a_change_that_failed_in_their_exec_are_not_isolated() {
+    eventually(3 * SOON, "a closure ran on the value of one that failed", || {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        server.acl(&["SETUSER", "limited", "on", ">secret", "~*", "&*", "+@all"]);
+        let url = proxy.url().replace("redis://", "redis://limited:secret@");
+        let builder = SessionManager::builder(url).max_size(8).max_merged(16);
+        let sessions = unhurried(builder).build_side().unwrap();
+        let handle = sessions.transactional().with(patient());
+        let arm = |trigger, fault| proxy.arm(Script::from((trigger, fault)).once());
+        arm(Trigger::BeforeReplyTo("EXEC"), Fault::HoldReplies);
+        let (changed, seen) = thread::scope(|scope| {
+            let (end, slow) = begin_slow(scope, &handle, 10);
+            let handle = &handle;
+            let block = |key: &'static str| {
+                move || {
+                    let mut watch = handle.watch(["hot"]);
+                    let n = watch.declare::<Option<i64>>(get("hot")).unwrap();
+                    watch.run(|read, tx| {
+                        let n = read.declared(n)?.unwrap_or_default();
+                        Ok(tx.set(key, n + 1))
+                    })
+                }
+            };
+            let changes = scope.spawn(block("hot"));
+            let behind = scope.spawn(block("seen"));
+            // They wait for the other closure: no count has them.
+            thread::sleep(Duration::from_millis(50));
+            end.send(()).unwrap();
+            eventually(SOON, "the replies are held", || proxy.fired() == 1);
+            arm(Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests);
+            proxy.release();
+            if met(|| proxy.fired() == 2) {
+                server.acl(&["SETUSER", "limited", "resetkeys", "~seen"]);
+            }
+            proxy.disarm();
+            proxy.release();
+            slow.join().unwrap().unwrap();
+            (changes.join().unwrap(), behind.join().unwrap())
+        });
+        // Applied on 11, which no block has left: both had one EXEC.
+        let left: (i64, Option<i64>) = server.ask(&["MGET", "hot", "seen"]);
+        let have_met = left == (10, Some(12));
+        if have_met {
+            let is_partly =
+                |error: &CommitError| matches!(error, CommitError::PartlyApplied { .. });
+            let is_not_isolated =
+                |error: &CommitError| matches!(error, CommitError::NotIsolated { .. });
+            let changed = changed.unwrap_err();
+            assert!(changed.as_commit().is_some_and(is_partly), "{changed:?}");
+            let seen = seen.unwrap_err();
+            assert!(seen.as_commit().is_some_and(is_not_isolated), "{seen:?}");
+        }
+        have_met
+    });
+}
+
+#[test]
+fn a_condition_does_not_fail_by_what_another_block_may_leave() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = unhurried_sessions(&proxy);
+    let handle = sessions.transactional().with(patient());
+    for fired in 1..=3 {
+        server.ask::<()>(&["SET", "hot", "10"]);
+        proxy.arm(Script::from((Trigger::BeforeCommandNamed("SET"), Fault::HoldRequests)).once());
+        thread::scope(|scope| {
+            let ((inside, is_inside), (end, ends)) = (mpsc::channel(), mpsc::channel());
+            let required = || handle.watch(["hot"]).require(Condition::equals("hot", "10"));
+            let slow = scope.spawn(move || {
+                required().run(move |_, tx| {
+                    inside.send(()).unwrap();
+                    ends.recv_timeout(SOON).unwrap();
+                    Ok(tx.set("hot", 9))
+                })
+            });
+            is_inside.recv_timeout(SOON).unwrap();
+            let other = scope.spawn(move || required().run(|_, tx| Ok(tx.incr("mark", 1))));
+            // It may wait for the other closure: no count has it.
+            thread::sleep(Duration::from_millis(30));
+            end.send(()).unwrap();
+            eventually(SOON, "SET is held", || proxy.fired() == fired);
+            assert_eq!(other.join().unwrap().unwrap(), i64::try_from(fired).unwrap());
+            proxy.release();
+            slow.join().unwrap().unwrap();
+        });
+        assert_eq!(server.ask::<i64>(&["GET", "hot"]), 9);
+    }
 }
 
 #[test]
