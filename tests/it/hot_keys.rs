@@ -599,6 +599,31 @@ fn exactly_once_a_block_begins_again_if_the_register_is_not_watched() {
 }
 
 #[test]
+fn exactly_once_a_block_whose_doubt_is_resolved_holds_up_no_other_one() {
+    let fixture = start(8);
+    let once = fixture.with(exactly_once());
+    thread::scope(|scope| {
+        let (wait, is_inside, go) = gate();
+        let held = scope.spawn(|| take_one(&once, wait));
+        is_inside.recv().unwrap();
+        let next = waits(scope, || take_one(&once, |_| {}));
+        let script = Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut))
+            .on(Trigger::BeforeReplyTo("PEXPIRE"), Fault::HoldReplies);
+        fixture.proxy.arm(script.once());
+        go.send(()).unwrap();
+        eventually(SOON, "the outcome is asked for", || fixture.proxy.fired() == 2);
+        eventually(SOON, "the next block commits", || next.is_finished());
+        assert_eq!(next.join().unwrap().unwrap(), (9, 1));
+        assert!(!held.is_finished());
+        fixture.proxy.release();
+        let held = held.join().unwrap();
+        assert_eq!(held.map_err(|error| error.applied()), Err(Applied::Yes));
+    });
+    assert_eq!(fixture.stock(), 8);
+    fixture.is_whole();
+}
+
+#[test]
 fn a_commit_that_sends_more_behind_exec_carries_no_other_block() {
     let fixture = start(2);
     let hour = Duration::from_secs(3600);
