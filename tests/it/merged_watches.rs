@@ -514,7 +514,7 @@ fn a_block_that_waits_for_the_closure_of_another_can_be_cancelled() {
             token.run(|| watch.run(|_, tx| Ok(tx.set("hot", 9))))
         });
         // No count has it.
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(30));
         cancel.cancel();
         let error = waits.join().unwrap().unwrap_err();
         assert!(matches!(error, Error::Checkout(rediscope::error::CheckoutError::Cancelled)), "{error:?}");
@@ -549,7 +549,7 @@ fn a_closure_that_asks_to_run_again_is_counted_also_on_the_values_of_another_blo
             (result, runs)
         });
         // It waits for the other closure: no count has it.
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(30));
         end.send(()).unwrap();
         let (result, runs) = again.join().unwrap();
         assert!(matches!(result, Err(Error::RetriesExhausted { .. })), "{result:?}");
