@@ -108,8 +108,7 @@ fn batched_outcome(
 #[cold]
 fn doubt(BatchDoubt { doubt, lost, token }: BatchDoubt, plan: &CommitPlan) -> CommitError {
     let cause = lost.unwrap_or_else(|| unproven(&doubt));
-    // The register is written last. It proves nothing about commands that ran one by one.
-    let in_doubt = match plan.resolver.as_ref().filter(|_| !doubt.bare) {
+    let in_doubt = match plan.resolver_of(&doubt) {
         Some(resolver) => InDoubt::resolvable(cause, token, Arc::clone(resolver)),
         None => InDoubt::new(cause),
     };

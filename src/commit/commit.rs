@@ -51,7 +51,7 @@ pub(crate) async fn commit<L: Line>(
         let endpoint = plan.token.as_ref().map(|_| Box::new(line.context().endpoint().clone()));
         let ahead = line.current().and_then(|connection| connection.sent_ahead());
         let watch = match plan.can_carry() && !needs_asking {
-            true if ahead.is_none() => line.take_early_watch(plan.armed(queue)),
+            true if ahead.is_none() => line.take_early_watch(plan.armed(queue.binding())),
             _ => None,
         };
         let Some(connection) = line.current() else { return Err(CheckoutError::Closed.into()) };
@@ -195,11 +195,8 @@ fn in_doubt<L: Line>(
     cause: ConnectionError,
     doubt: &Unproven,
 ) -> InDoubt {
+    let Some(resolver) = plan.resolver_of(doubt) else { return InDoubt::new(cause) };
     let endpoint = line.context().endpoint().clone();
-    // The register is written last. It proves nothing about commands that ran one by one.
-    let Some(resolver) = plan.resolver.as_ref().filter(|_| !doubt.bare) else {
-        return InDoubt::new(cause);
-    };
     let marker = line.current().and_then(|connection| connection.known_marker());
     let token = given.map(|given| *given).or_else(|| {
         marker.map(|marker| new_token(marker.register(), marker.number(), &endpoint, slot))

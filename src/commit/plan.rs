@@ -11,8 +11,8 @@ use crate::error::token_cell::TokenCell;
 use crate::pool::first_packet::{Armed, FirstPacket};
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;
-use crate::protocol::cluster::slot;
-use crate::protocol::cluster::slot::SlotBinding;
+use crate::protocol::cluster::slot::{self, SlotBinding};
+use crate::protocol::exec::Unproven;
 use crate::protocol::idempotency_key::IdempotencyKey;
 use crate::protocol::queue::CommandQueue;
 use crate::protocol::replication::Durability;
@@ -80,12 +80,18 @@ impl CommitPlan {
         if !is_alone || queue.is_flushed() {
             return None;
         }
-        FirstPacket::block(queue.with_prefix(), queue.commands(), self.armed(queue))
+        FirstPacket::block(queue.with_prefix(), queue.commands(), self.armed(queue.binding()))
     }
 
-    /// The register that the connection of an exactly-once transaction watches.
-    pub(crate) fn armed(&self, queue: &CommandQueue) -> Option<Armed> {
-        self.resolver.as_ref().map(|_| queue.binding().slot().and_then(slot::tag_of))
+    /// The register that the connection of an exactly-once transaction with this binding watches.
+    pub(crate) fn armed(&self, binding: SlotBinding) -> Option<Armed> {
+        self.resolver.as_ref().map(|_| binding.slot().and_then(slot::tag_of))
+    }
+
+    /// What resolves a doubt, if it can be resolved. The register is written last: it proves nothing about
+    /// commands that ran one by one.
+    pub(crate) fn resolver_of(&self, doubt: &Unproven) -> Option<&Arc<dyn ResolveCommit>> {
+        self.resolver.as_ref().filter(|_| !doubt.bare)
     }
 
     /// Returns whether the transaction may be sent with others on one connection. Lanes carry it

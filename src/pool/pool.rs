@@ -72,10 +72,8 @@ impl Pool {
             && !self.semaphore.is_closed()
             && !cancel::is_cancelled();
         is_usable.then(|| {
-            let name = self.config.name;
             checkout.begin_turn(Instant::now());
-            self.config.counters.checkouts.add();
-            checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
+            self.count(&mut checkout);
             checkout
         })
     }
@@ -105,15 +103,18 @@ impl Pool {
         &self,
         mut checkout: Result<Checkout, CheckoutError>,
     ) -> Result<Checkout, CheckoutError> {
-        let name = self.config.name;
         match &mut checkout {
-            Ok(checkout) => {
-                self.config.counters.checkouts.add();
-                checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
-            }
+            Ok(checkout) => self.count(checkout),
             Err(error) => self.on_refused(error),
         }
         checkout
+    }
+
+    /// Counts and logs a connection that a caller has got.
+    fn count(&self, checkout: &mut Checkout) {
+        let name = self.config.name;
+        self.config.counters.checkouts.add();
+        checkout.log_later(Level::TRACE, move || tracing::trace!(pool = name, "checkout"));
     }
 
     /// `packet`: the first packet, if the caller has to wait.

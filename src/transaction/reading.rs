@@ -27,7 +27,7 @@ use crate::pool::retry_budget::RetryBudget;
 use crate::pool::server_pool::TurnOf;
 use crate::protocol::cluster::redirect::{self, RedirectReply};
 use crate::protocol::cluster::route::{Redirect, Route};
-use crate::protocol::cluster::slot::{self, SlotBinding};
+use crate::protocol::cluster::slot::SlotBinding;
 use crate::protocol::command::keys;
 use crate::protocol::resp::encode::ASKING;
 use crate::protocol::server_error::ServerError;
@@ -224,14 +224,8 @@ impl<'w> WatchTarget<'w> {
         let is_plain = plan.idempotency_key.is_none() && plan.lock_check.is_none();
         let travels = is_plain && !route.ask && self.reads.are_small();
         let watch = self.keys.map(Keys::watch)?;
-        let needs = plan.resolver.is_some().then(|| self.binding.slot().and_then(slot::tag_of));
-        Some(WatchOffer {
-            watch,
-            travels,
-            reads: (self.reads.bytes(), self.reads.len()),
-            needs,
-            turn,
-        })
+        let reads = (self.reads.bytes(), self.reads.len());
+        Some(WatchOffer { watch, travels, reads, needs: plan.armed(self.binding), turn })
     }
 }
 
