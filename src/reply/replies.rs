@@ -20,7 +20,7 @@ pub struct Replies {
     inner: Arc<Inner>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Inner {
     transaction: u64,
     values: Vec<Value>,
@@ -37,6 +37,7 @@ struct Inner {
 }
 
 /// Identifiers of forgotten commands, half open, and how many there are up to the end of these.
+#[derive(Clone)]
 struct DroppedIds {
     from: u32,
     to: u32,
@@ -60,11 +61,8 @@ impl Replies {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Changes replies that no caller has yet.
     fn change(mut self, change: impl FnOnce(&mut Inner)) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            change(inner);
-        }
+        change(Arc::make_mut(&mut self.inner));
         self
     }
 
@@ -75,11 +73,9 @@ impl Replies {
 
     /// Returns the values; `None`: they are lost.
     pub(crate) fn into_values(self) -> Option<Vec<Value>> {
-        match Arc::try_unwrap(self.inner) {
-            Ok(inner) => (!inner.lost).then_some(inner.values),
-            // An error that is logged later has them too.
-            Err(shared) => (!shared.lost).then(|| shared.values.clone()),
-        }
+        // An error that is logged later may have them too.
+        let inner = Arc::unwrap_or_clone(self.inner);
+        (!inner.lost).then_some(inner.values)
     }
 
     /// The replies of a transaction that was applied and whose replies are lost.
