@@ -9,6 +9,9 @@
 #[cfg(all(test, rediscope_shuttle))]
 #[path = "../../tests/model/key_turns.rs"]
 mod model;
+#[cfg(all(test, not(rediscope_shuttle)))]
+#[path = "../../tests/unit/key_turn.rs"]
+mod tests;
 
 use std::fmt;
 use std::time::{Duration, Instant};

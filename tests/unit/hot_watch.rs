@@ -111,3 +111,52 @@ fn a_conflict_halves_the_size_of_a_group_and_a_commit_doubles_it() {
     drop(kept);
     assert!(table.shards.iter().all(|shard| lock(shard).is_empty()), "a watch is left");
 }
+
+#[test]
+fn the_commands_of_a_group_are_bounded() {
+    for (bytes, is_merged) in [(MAX_BYTES / 2, true), (MAX_BYTES / 2 + 1, false)] {
+        let (table, reads) =
+            (Arc::new(MergeTable::new()), redis::cmd("GET").arg("k").get_packed_command());
+        let found = ReadValues::of(&reads, &[Value::Nil]).unwrap();
+        let set =
+            || Commands { bytes: vec![0; bytes], count: 1, changing: vec![0], has_outcome: true };
+        let arrive = || table.arrive(b"k", &reads, 8).unwrap();
+        let (mut leader, mut next) = (arrive(), arrive());
+        assert!(matches!(step(&mut leader), Step::Lead));
+        assert_eq!(leader.compare(Some(&found)), Found::Runs);
+        assert!(leader.append_first(set(), Some(found.clone())));
+        assert!(matches!(step(&mut next), Step::Run(..)));
+        assert_eq!(next.append(set(), Some(found.clone())), Append::Done);
+        let group = leader.take();
+        assert_eq!(group.is_some(), is_merged, "{bytes}");
+        if !is_merged {
+            // It sends its own block, and the other one is led after it.
+            leader.end_lead(true, false);
+            assert!(matches!(step(&mut next), Step::Lead));
+        }
+    }
+}
+
+/// What its block would have left was never there.
+#[test]
+fn no_closure_runs_on_what_a_failed_lead_would_have_left() {
+    for is_committed in [true, false] {
+        let (table, reads) =
+            (Arc::new(MergeTable::new()), redis::cmd("GET").arg("k").get_packed_command());
+        let found = ReadValues::of(&reads, &[Value::Nil]).unwrap();
+        let set = Commands { bytes: vec![0], count: 1, changing: vec![0], has_outcome: true };
+        let arrive = || table.arrive(b"k", &reads, 8).unwrap();
+        let mut leader = arrive();
+        assert!(matches!(step(&mut leader), Step::Lead));
+        assert_eq!(leader.compare(Some(&found)), Found::Runs);
+        assert!(leader.append_first(set, Some(found)));
+        assert!(leader.take().is_none(), "none follows it");
+        leader.end_lead(is_committed, false);
+        let mut next = arrive();
+        match step(&mut next) {
+            Step::Run(..) => assert!(is_committed),
+            Step::Lead => assert!(!is_committed),
+            _ => panic!("it neither runs nor leads"),
+        }
+    }
+}

@@ -152,6 +152,22 @@ fn a_block_is_sent_before_its_caller_has_the_connection_and_is_not_sent_again() 
     }
 }
 
+/// The register may have expired on the server before its caller reads the replies.
+#[test]
+fn the_age_of_a_register_begins_when_the_block_was_sent_ahead() {
+    let ((server, pool), plan) = (start(), exactly_once());
+    let mut held = checkout(&pool);
+    is_applied(&mut held, &mut block(), &plan);
+    let (mut line, mut queue) = passed_on_block(&pool, held, &plan);
+    assert!(was_sent(&mut line));
+    eventually(SOON, "the block was applied", || n(&server) == Some(4));
+    let applied = Instant::now();
+    is_applied(&mut line, &mut queue, &plan);
+    let connection = line.current().unwrap();
+    assert!(connection.is_armed(SOON));
+    assert!(!connection.is_armed(applied.elapsed()), "it is older than that");
+}
+
 /// UNWATCH is sent first, because the register does not concern the block.
 #[test]
 fn a_plain_block_is_sent_on_a_connection_that_watches_its_register() {

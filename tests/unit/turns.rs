@@ -152,3 +152,37 @@ fn a_dropped_caller_returns_the_turns_that_were_passed_to_it() {
 async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await
 }
+
+/// Another block may attempt in the bucket whose turn was taken back.
+#[test]
+fn a_holder_whose_turn_was_taken_back_in_one_bucket_takes_no_watch_along() {
+    use crate::pool::early_watch::WatchOffer;
+    use crate::pool::key_turn::KeyTurn;
+
+    const WATCH: &[u8] = b"*3\r\n$5\r\nWATCH\r\n$1\r\nk\r\n$1\r\nl\r\n";
+    for lost in [None, Some(0), Some(1)] {
+        let queues = [shim::Arc::new(Turns::single()), shim::Arc::new(Turns::single())];
+        let rights = queues.each_ref().map(|queue| queue.try_take().unwrap());
+        let [first, second] = rights.clone();
+        let turn = KeyTurn::new(queues.clone().into(), WATCH, &[(7, first), (9, second)], None);
+        let offer = WatchOffer {
+            watch: WATCH,
+            travels: true,
+            reads: (b"", 0),
+            needs: None,
+            turn: None::<&Arc<()>>,
+        };
+        let left = offer.early_watch().unwrap();
+        runtime().block_on(async {
+            let taking = queues[0].take(wait(SOON, SOON), Some((left, &[7, 9])), |_| {});
+            let mut waits = Box::pin(taking);
+            assert!(poll_once(waits.as_mut()).await.is_pending());
+            if let Some(lost) = lost {
+                rights[lost].end();
+            }
+            let place = tokio::runtime::Handle::current().id();
+            assert_eq!(turn.take_next(place, None).is_some(), lost.is_none(), "{lost:?}");
+            turn.leave_next();
+        });
+    }
+}
