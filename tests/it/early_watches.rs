@@ -747,6 +747,37 @@ fn a_watch_that_travelled_on_a_connection_past_its_lifetime_begins_on_another_on
     fixture.is_whole();
 }
 
+/// The server has changed, so all connections that were opened before are replaced.
+#[test]
+fn a_watch_that_travelled_on_an_outdated_connection_begins_on_another_one() {
+    let fixture = start_with(|builder| builder.max_size(2));
+    let accounts = fixture.accounts();
+    let (committed, taken) = thread::scope(|scope| {
+        let mut outdated = accounts.begin().unwrap();
+        outdated.incr("stock", 1);
+        let mut refused = accounts.begin().unwrap();
+        refused.incr("other", 1);
+        let readonly = Fault::Answer("-READONLY of another server\r\n");
+        fixture.arm(Trigger::BeforeReplyTo("EXEC"), readonly);
+        refused.commit().unwrap_err();
+        let young = accounts.begin().unwrap();
+        let waits = scope.spawn(|| take_one(&accounts));
+        fixture.waiting(1);
+        fixture.sent();
+        let committed = outdated.commit();
+        let taken = waits.join().unwrap();
+        young.discard().unwrap();
+        (committed, taken)
+    });
+    committed.unwrap();
+    assert_eq!(taken.unwrap(), (11, 1));
+    let sent = fixture.sent();
+    assert_eq!(sent.iter().filter(|name| *name == "WATCH").count(), 2, "{sent:?}");
+    let replaced = fixture.sessions.status().transactional.counts.replaced;
+    assert!(replaced.contains(&(CloseReason::Outdated, 1)), "{replaced:?}");
+    fixture.is_whole();
+}
+
 #[test]
 fn a_connection_with_former_credentials_carries_no_watch() {
     let server = Server::start();

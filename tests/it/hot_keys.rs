@@ -119,8 +119,9 @@ fn take_one(accounts: &Transactional, meanwhile: impl Fn(u32) + Send) -> Taken {
     Ok(last)
 }
 
-/// Runs it on a thread, and returns once that thread waits: it sends nothing before its turn.
-fn waits<'s, T: Send + 's>(
+/// Runs it on a thread, and returns once that thread waits: it sends nothing before its turn. One that
+/// needs no turn may have ended.
+pub(crate) fn waits<'s, T: Send + 's>(
     scope: &'s Scope<'s, '_>,
     run: impl FnOnce() -> T + Send + 's,
 ) -> ScopedJoinHandle<'s, T> {
@@ -131,9 +132,10 @@ fn waits<'s, T: Send + 's>(
     });
     let place = receiver.recv().unwrap();
     let stat = std::path::Path::new("/proc").join(place).join("stat");
-    eventually(SOON, "the thread sleeps", || {
-        let stat = fs::read_to_string(&stat).unwrap();
-        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+    eventually(SOON, "the thread sleeps or has ended", || {
+        let stat = fs::read_to_string(&stat).unwrap_or_default();
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+        state.is_none_or(|state| state == 'S')
     });
     handle
 }

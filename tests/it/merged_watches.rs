@@ -4,11 +4,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::fixture::{MEET, SOON, inside_at_once, unhurried};
+use crate::hot_keys::waits;
 use crate::side::{BuildSide as _, SessionManager, Transactional, threads_only};
 use redis::cmd;
 use rediscope::error::{Applied, ReplyError};
@@ -618,6 +619,41 @@ fn a_panic_on_the_values_of_another_block_reaches_its_caller_at_once_and_no_othe
         assert_eq!((status.counts.commits, status.scopes.len()), (2, 0), "{status}");
         have_met
     });
+}
+
+/// WATCH does not find a change of such a key, so what was read for another block may be outdated.
+#[test]
+fn a_read_of_a_key_that_is_not_watched_is_not_another_blocks() {
+    let server = Server::start();
+    let handle = &sessions(server.url(), 16).transactional().with(patient());
+    let block = move |key: &'static str, closure: &(dyn Fn(Option<i64>) + Send + Sync)| {
+        let mut watch = handle.watch(["hot"]);
+        watch.declare::<Option<i64>>(get("hot")).unwrap();
+        let other = watch.declare::<Option<i64>>(get("other")).unwrap();
+        let run = watch.run(|read, tx| {
+            closure(read.declared(other)?);
+            Ok(tx.set(key, 1))
+        });
+        run.unwrap();
+    };
+    let ((inside, is_inside), (end, ends)) = (mpsc::channel(), mpsc::channel::<()>());
+    let (ends, found) = (Mutex::new(ends), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        let (block, ends, found) = (&block, &ends, &found);
+        scope.spawn(move || {
+            block("hot", &|_| {
+                inside.send(()).unwrap();
+                ends.lock().unwrap().recv_timeout(SOON).unwrap();
+            });
+        });
+        is_inside.recv_timeout(SOON).unwrap();
+        server.ask::<()>(&["SET", "other", "1"]);
+        let later = waits(scope, || block("seen", &|other| found.lock().unwrap().push(other)));
+        end.send(()).unwrap();
+        later.join().unwrap();
+    });
+    let found = found.into_inner().unwrap();
+    assert!(found.iter().all(|other| *other == Some(1)), "{found:?}: it was set before the block");
 }
 
 /// A change that EXEC refuses, behind which others have run on its value.
