@@ -198,6 +198,12 @@ impl LastReplies {
             Err(Interruption { cause, .. }) => Some(cause),
         };
         let Self { collector, acks, register_refused, .. } = self;
-        Ok(Exchanged { verdict: collector.verdict(), acks, register_refused, lost })
+        let verdict = match &lost {
+            Some(cause) if cause.is_misfit() => collector.verdict().beside_misfit(),
+            _ => collector.verdict(),
+        };
+        // They are the last reply, so if anything is wrong they may be another one.
+        let acks = acks.filter(|_| lost.is_none());
+        Ok(Exchanged { verdict, acks, register_refused, lost })
     }
 }

@@ -474,10 +474,10 @@ impl<W: Wire> Connection<W> {
     /// Fails if more has arrived than the awaited replies: each of them may be another one's.
     #[inline(always)]
     fn check_last(&mut self) -> Result<(), ConnectionError> {
-        if !self.state.has_all_replies() {
+        if self.state.awaited() > 0 || self.wire.check_unexpected(self.resp3).is_ok() {
             return Ok(());
         }
-        self.wire.check_unexpected(self.resp3).map_err(|error| self.broken(error))
+        Err(self.broken(ConnectionError::unexpected("a reply too many")))
     }
 
     /// Passes the replies that have arrived to `take`. Returns whether they were the last ones.

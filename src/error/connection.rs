@@ -124,6 +124,11 @@ impl ConnectionError {
         self.address.as_deref()
     }
 
+    /// A reply has arrived that fits no command, so those before it may be of other commands.
+    pub(crate) fn is_misfit(&self) -> bool {
+        matches!(self.kind, ConnectionErrorKind::Unexpected | ConnectionErrorKind::Protocol)
+    }
+
     /// The other side closed the connection at MULTI, as a proxy without transactions does.
     pub(crate) fn is_closed_at_multi(&self) -> bool {
         self.kind == ConnectionErrorKind::Closed && self.during == Some("MULTI")

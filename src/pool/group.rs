@@ -273,7 +273,8 @@ impl<S: Stay> Group<S> {
         let awaited = expected.iter().map(|(_, count)| u64::from(*count)).sum();
         connection.wire_mut().share_replies(self.write.shared_replies(), awaited);
         let lost = connection.exchange(bytes, expected, deadline, &mut take).await.err();
-        self.outcome = Some(replies.finish(lost.as_ref().map(|lost| lost.left)));
+        let is_misfit = lost.as_ref().is_some_and(|lost| lost.cause.is_misfit());
+        self.outcome = Some(replies.finish(lost.as_ref().map(|lost| lost.left), is_misfit));
         lost
     }
 

@@ -173,6 +173,21 @@ impl Collector {
     }
 }
 
+impl Verdict {
+    /// What is left of it if a reply has arrived that fits no command: each one before it may be another
+    /// command's. An array of the transaction's length is EXEC's; what says that nothing was applied proves
+    /// nothing.
+    pub(crate) fn beside_misfit(self) -> Self {
+        let (incomplete, bare) = match self {
+            Self::Applied(_) | Self::RepliesLost | Self::Unknown(_) => return self,
+            Self::Nil => (false, false),
+            Self::Rejected(rejected) => (rejected.index.is_some(), false),
+            Self::WithoutMulti(_) => (true, true),
+        };
+        Self::Unknown(Unproven { exec: None, incomplete, bare })
+    }
+}
+
 impl WithoutMulti {
     /// Cuts the replies into those of blocks with this many commands each. Every block has also the
     /// `internal` last replies, which are to this crate's own commands.

@@ -112,6 +112,23 @@ impl Piece {
     }
 }
 
+impl Piece {
+    /// What is left of it if a reply has arrived that fits no request: each one before it may be another
+    /// request's.
+    fn beside_misfit(self) -> Self {
+        let doubt = match self {
+            Self::Lost { .. } => return self,
+            Self::Read(_) | Self::Calls(_) => Unproven::default(),
+            Self::Again { .. } => Unproven { incomplete: true, ..Unproven::default() },
+            Self::Block(verdict) => match verdict.beside_misfit() {
+                Verdict::Unknown(doubt) => doubt,
+                proven => return Self::Block(proven),
+            },
+        };
+        Self::Lost { sent: true, doubt }
+    }
+}
+
 impl MergedWrite {
     /// Begins a write in `bytes`, whose capacity is kept.
     pub(crate) fn new(mut bytes: Vec<u8>) -> Self {
@@ -318,19 +335,16 @@ impl<'w> MergedReplies<'w> {
     }
 
     /// Returns what the replies show, in the order of the requests. `lost`: the connection was lost;
-    /// the number of bytes that may have been sent, or `None` for all of them.
-    pub(crate) fn finish(mut self, lost: Option<Option<usize>>) -> MergedOutcome {
-        // All replies have arrived, and one too many: each single one may be another request's.
-        let is_shifted = lost.is_some() && self.next == self.write.parts.len();
+    /// the number of bytes that may have been sent, or `None` for all of them. `is_misfit`: by a reply that
+    /// fits no command.
+    pub(crate) fn finish(mut self, lost: Option<Option<usize>>, is_misfit: bool) -> MergedOutcome {
         while let Some(part) = self.write.parts.get(self.next) {
             let current = self.current.take().unwrap_or_else(|| PartReplies::of(part.kind));
             self.end(part, current.0, current.1, lost);
         }
-        if is_shifted {
-            let singles = |piece: &&mut Piece| matches!(piece, Piece::Read(_) | Piece::Calls(_));
-            for piece in self.outcome.pieces.iter_mut().filter(singles) {
-                *piece = Piece::Lost { sent: true, doubt: Unproven::default() };
-            }
+        if is_misfit {
+            self.outcome.pieces =
+                self.outcome.pieces.into_iter().map(Piece::beside_misfit).collect();
         }
         self.outcome
     }

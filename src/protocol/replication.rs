@@ -69,13 +69,17 @@ impl Durability {
             Value::Int(count) => u32::try_from(*count).unwrap_or_default(),
             _ => 0,
         };
-        Ok(match answer {
-            Value::ServerError(error) => return Err(ServerError::from_reply(error, false)),
-            Value::Array(counts) => ReplicaAcks {
+        Ok(match (self, answer) {
+            (_, Value::ServerError(error)) => return Err(ServerError::from_reply(error, false)),
+            (Self::Replicas { .. }, replicas) => {
+                ReplicaAcks { local: 0, replicas: count(replicas) }
+            }
+            (Self::Aof { .. }, Value::Array(counts)) if counts.len() == 2 => ReplicaAcks {
                 local: counts.first().map(count).unwrap_or_default(),
                 replicas: counts.get(1).map(count).unwrap_or_default(),
             },
-            other => ReplicaAcks { local: 0, replicas: count(other) },
+            // It is not the command's reply.
+            (Self::Aof { .. }, _) => ReplicaAcks::default(),
         })
     }
 
@@ -100,6 +104,10 @@ mod tests {
         assert!(aof.is_met_by(aof.acks(&counts(1, 1)).unwrap()));
         assert!(!aof.is_met_by(aof.acks(&counts(0, 3)).unwrap()));
         assert!(!aof.is_met_by(aof.acks(&counts(1, 0)).unwrap()));
+        let others = Value::Array(vec![Value::Int(1), Value::Int(2), Value::Int(3)]);
+        assert_eq!(wait.acks(&counts(5, 7)).unwrap(), ReplicaAcks::default());
+        assert_eq!(aof.acks(&Value::Int(2)).unwrap(), ReplicaAcks::default());
+        assert_eq!(aof.acks(&others).unwrap(), ReplicaAcks::default());
     }
 
     #[test]

@@ -127,6 +127,22 @@ fn a_wait_adds_its_timeout_to_the_response_timeout() {
     assert_eq!(fixture.proxy.accepted(), 1, "its connection waited as well");
 }
 
+/// Another command's reply, or one too many before WAIT's own.
+#[test]
+fn a_reply_that_may_not_be_that_of_wait_counts_no_replica() {
+    for answer in ["*2\r\n:5\r\n:7\r\n", ":7\r\n:0\r\n", "$1\r\n7\r\n"] {
+        for once in [false, true] {
+            let fixture = start();
+            let handle = if once { fixture.armed() } else { fixture.sessions.transactional() };
+            let handle = handle.with(replicas(2, SHORT_WAIT));
+            fixture.arm(Trigger::BeforeReplyTo("WAIT"), Fault::Answer(answer));
+            let error = commit_error(handle.run(|tx| Ok(tx.incr("n", 1))));
+            too_few(&error, (acks(0, 2), acks(0, 0)));
+            assert_eq!(fixture.number("n"), 1, "{answer:?}");
+        }
+    }
+}
+
 #[test]
 fn a_wait_whose_reply_is_lost_is_no_doubt() {
     for fault in [Fault::Cut, Fault::HoldReplies] {

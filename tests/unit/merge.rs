@@ -11,7 +11,7 @@ use redis::Value;
 use super::*;
 use crate::protocol::command::reader::CommandReader;
 use crate::protocol::connection_state::{ConnectionState, ReplyCheck};
-use crate::protocol::resp::decode::Parser;
+use crate::protocol::resp::decode::{FaultKind, Parser};
 use crate::protocol::resp::encode::UNWATCH;
 
 /// Number of random writes. Each is cut at every byte.
@@ -261,23 +261,24 @@ fn outcome(
                 Ok(Some(reply)) => {
                     left -= reply.count();
                     if state.reply(&reply) == ReplyCheck::Unexpected {
-                        return merged.finish(Some(None));
+                        return merged.finish(Some(None), true);
                     }
                     merged.take(*expect, reply);
                 }
-                Ok(None) => return merged.finish(lost.or(Some(None))),
+                Ok(None) => return merged.finish(lost.or(Some(None)), false),
                 Err(fault) => {
                     if let Some(length) = fault.array
                         && *expect == Expect::Exec
                     {
                         merged.take(*expect, Reply::Truncated(length));
                     }
-                    return merged.finish(Some(None));
+                    return merged.finish(Some(None), fault.kind == FaultKind::Malformed);
                 }
             }
         }
     }
-    merged.finish(lost)
+    let is_misfit = !parser.is_empty();
+    merged.finish(lost.or(is_misfit.then_some(None)), is_misfit)
 }
 
 /// The replies of the model to the commands of this request, in their order; `None`: not applied.

@@ -138,8 +138,9 @@ async fn message(
     let mut connection = open(sentinel, settings, auth, Deadline::after(timeout)).await?;
     let mut bytes = Vec::new();
     encode::command(&mut bytes, words!("SUBSCRIBE", CHANNEL), |_| {});
-    let mut refused = None;
+    let (mut refused, mut replies) = (None, 0);
     let mut take = |_, reply: Reply| {
+        replies += 1;
         if let Reply::Value(Value::ServerError(error)) = reply {
             refused = Some(ServerError::from_reply(&error, false));
         }
@@ -148,10 +149,43 @@ async fn message(
     let (expected, deadline) = ([(Expect::Plain, 2)], Deadline::after(SUBSCRIBED));
     match connection.exchange(&bytes, &expected, deadline, &mut take).await {
         Ok(()) => Ok(true),
+        // More than one message has arrived at once.
+        Err(_) if replies == 2 => Ok(true),
         Err(Interruption { cause, .. }) => match refused {
             Some(refused) => Err(ConnectionError::refused(refused)),
             None if cause.kind() == ConnectionErrorKind::TimedOut => Ok(false),
             None => Err(cause),
         },
+    }
+}
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+mod tests {
+    use super::*;
+    use crate::connection::url::one;
+    use rediscope_testing::eventually;
+    use rediscope_testing::server::Server as RedisServer;
+    use rediscope_testing::tasks::single;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn two_messages_that_arrive_at_once_are_a_message() {
+        let redis = RedisServer::start();
+        let settings = Settings::default();
+        let sentinel = Server::new(one(redis.url()).unwrap(), &settings).unwrap();
+        let received = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let subscribers = || redis.ask::<(String, u64)>(&["PUBSUB", "NUMSUB", CHANNEL]).1;
+                eventually(SOON, "it is subscribed", || subscribers() == 1);
+                // Both are in one write of the server's.
+                let mut pipe = redis::pipe();
+                pipe.atomic();
+                (0..2).for_each(|nth| _ = pipe.cmd("PUBLISH").arg(CHANNEL).arg(nth));
+                pipe.exec(&mut redis.connection()).unwrap();
+            });
+            single().block_on(message(&sentinel, &settings, SOON))
+        });
+        assert!(received.unwrap());
     }
 }

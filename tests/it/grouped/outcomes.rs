@@ -127,6 +127,29 @@ fn a_reply_that_proves_nothing_is_a_doubt_for_all_blocks_of_its_group_and_for_no
     }
 }
 
+#[test]
+fn a_refusal_with_a_reply_too_many_behind_it_is_a_doubt_for_all_blocks_of_its_group() {
+    for words in [
+        "-EXECABORT Transaction discarded because of previous errors.\r\n*1\r\n:1\r\n",
+        "-CLUSTERDOWN no\r\n*1\r\n:1\r\n",
+        "-CROSSSLOT no\r\n*1\r\n:1\r\n",
+        "*-1\r\n*1\r\n:1\r\n",
+    ] {
+        let fixture = start();
+        let reported = fixture.at_once((0..5).map(push).collect(), || {
+            let script = Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Answer(words)));
+            fixture.proxy.arm(script.once());
+        });
+        for reported in reported {
+            assert!(
+                matches!(reported, Err(Error::Commit(CommitError::InDoubt(_)))),
+                "{words:?}: {reported:?}"
+            );
+        }
+        assert_eq!(fixture.list("list").len(), 5, "{words:?}");
+    }
+}
+
 /// A block that increments a key.
 fn incr<'c>(key: &'static str) -> Call<'c, i64> {
     Box::new(move |handle| handle.run(|tx| Ok(tx.incr(key, 1))))

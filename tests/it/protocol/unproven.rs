@@ -303,6 +303,32 @@ fn an_error_that_proves_that_nothing_was_applied_is_a_refusal_in_every_form() {
     }
 }
 
+/// Behind a reply too many each one may be another command's, so none proves that nothing was applied.
+#[test]
+fn a_refusal_or_a_conflict_proves_nothing_with_a_reply_too_many_behind_it() {
+    let way = Way::tcp();
+    for answer in PROVEN.map(|(answer, _)| answer).into_iter().chain(["*-1\r\n"]) {
+        let answer = String::leak(format!("{answer}*1\r\n:1\r\n"));
+        for form in FORMS {
+            let what = format!("{form}: {answer:?}");
+            let (reported, n) =
+                way.under(form, Trigger::BeforeReplyTo("EXEC"), Fault::Answer(answer));
+            assert_eq!(n, 1, "{what}: {reported:?}");
+            match form {
+                "exactly once" | "exactly once as" => {
+                    let error = reported.expect_err(&what);
+                    assert!(matches!(error, Error::Reply(ReplyError::Lost)), "{what}: {error:?}");
+                }
+                "exactly once guard" => {
+                    assert_eq!(doubt(reported, &what).resolved(), Resolution::Committed, "{what}");
+                }
+                _ => drop(doubt(reported, &what)),
+            }
+        }
+    }
+    pool_is_whole(&way.sessions, &way.server);
+}
+
 #[test]
 fn a_connection_with_a_doubt_is_closed_and_never_used_again() {
     let fixture = Proxied::start();
@@ -349,6 +375,20 @@ fn a_connection_whose_multi_or_watch_was_refused_by_a_proxy_is_closed() {
             assert_eq!(after - before, 1, "{what}");
         }
     }
+}
+
+/// The refusal may be another command's, so another connection takes the place of this one.
+#[test]
+fn a_refusal_of_multi_or_watch_with_a_reply_too_many_behind_it_is_not_believed() {
+    let way = Way::tcp();
+    for (form, command) in
+        [("immediate", "MULTI"), ("watch run", "WATCH"), ("watch guard", "WATCH")]
+    {
+        let fault = Fault::Answer("-ERR of another command\r\n+OK\r\n");
+        let (reported, n) = way.under(form, Trigger::BeforeReplyTo(command), fault);
+        assert_eq!((reported.expect(form), n), (1, 1), "{form}");
+    }
+    pool_is_whole(&way.sessions, &way.server);
 }
 
 /// A block of three commands; the proxy replies to the second one.
