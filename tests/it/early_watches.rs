@@ -730,7 +730,6 @@ fn a_watch_that_reached_a_slots_former_master_is_redirected_alone() {
     assert_eq!(accounts.run(|tx| Ok(tx.incr(&held, 1))).unwrap(), 2);
 }
 
-/// Where one caller's message waits, it would wait for the reads of another one too.
 #[test]
 fn a_watch_that_travelled_on_a_connection_past_its_lifetime_begins_on_another_one() {
     let fixture = start_with(|builder| builder.max_lifetime(Some(SHORT)));
@@ -807,6 +806,7 @@ fn a_connection_with_former_credentials_carries_no_watch() {
     assert_eq!(sessions.status().transactional.counts.reauthentications, 1);
 }
 
+/// Where one caller's message waits, it would wait for the reads of another one too.
 #[test]
 fn a_read_that_takes_long_does_not_travel() {
     let patient = |builder: Builder| builder.response_timeout(SHORT);
