@@ -75,8 +75,11 @@ pub(crate) async fn commit<L: Line>(
                 let mut take = |expect, reply| replies.take(expect, reply);
                 let behind = behind.as_ref().map_or(&[][..], |behind| behind);
                 let (expected, deadline) = (&last.expected, last.deadline);
-                let sent =
+                let mut sent =
                     connection.exchange_all(bytes, expected, behind, deadline, &mut take).await;
+                if sent.is_ok() && watch.is_some() && !replies.have_array() {
+                    sent = boxed(connection.wait_for_early_watch(deadline)).await;
+                }
                 if watch.is_some()
                     && plan.resolver.is_some()
                     && !connection.state().watches_marker()

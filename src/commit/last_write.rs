@@ -176,6 +176,11 @@ impl LastReplies {
         }
     }
 
+    /// Whether EXEC has returned its array, or its length.
+    pub(crate) fn have_array(&self) -> bool {
+        self.collector.has_array()
+    }
+
     /// Returns what the replies show. `with_exec`: number of bytes up to EXEC's last one, if
     /// further bytes follow.
     ///

@@ -429,6 +429,28 @@ impl<W: Wire> Connection<W> {
         Ok(())
     }
 
+    /// Waits for the reply to the WATCH that was sent behind EXEC, which stays due.
+    ///
+    /// # Errors
+    /// Something else has come, so EXEC's reply may be another command's; or the connection is lost.
+    pub(crate) async fn wait_for_early_watch(
+        &mut self,
+        deadline: Deadline,
+    ) -> Result<(), Interruption> {
+        let cause = loop {
+            match self.wire.may_be_watch() {
+                Some(true) => return Ok(()),
+                Some(false) => break ConnectionError::unexpected("a reply too many"),
+                None => {
+                    if let Err(error) = self.wire.fill(deadline).await {
+                        break error;
+                    }
+                }
+            }
+        };
+        Err(Interruption { left: None, cause: self.broken(cause) })
+    }
+
     /// Reads the replies to the WATCH and the reads that were sent behind EXEC for this caller, and
     /// passes each to `take`. Dropped before its end, it leaves a connection that awaits replies.
     pub(crate) async fn receive_early_watch(

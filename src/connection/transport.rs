@@ -340,6 +340,14 @@ impl Wire for Transport {
         })
     }
 
+    fn may_be_watch(&self) -> Option<bool> {
+        match self.early.front() {
+            Some(reply) => Some(reply.may_be_of_watch()),
+            // A push or an attribute may be before it.
+            None => self.parser.unparsed().first().map(|kind| b"+->|".contains(kind)),
+        }
+    }
+
     fn has_unread(&self) -> bool {
         !self.early.is_empty() || !self.parser.is_empty()
     }

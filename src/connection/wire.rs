@@ -21,6 +21,9 @@ pub(crate) trait Wire: Send {
     /// caller's.
     fn split_replies(&mut self, _own: u64) {}
 
+    /// Whether the next reply may be that to WATCH, by its kind. `None`: nothing of it has arrived.
+    fn may_be_watch(&self) -> Option<bool>;
+
     /// Writes the whole message, or has it written: see [`unsent`](Self::unsent). An error has the number of bytes that may have been sent; the last
     /// byte was not sent. During a long message, up to `awaited` replies that arrive are kept.
     /// Dropped before its end, it may have sent any part; see

@@ -130,6 +130,11 @@ impl Collector {
         self.refused
     }
 
+    /// Whether EXEC has returned an array, or its length.
+    pub(crate) fn has_array(&self) -> bool {
+        self.unread.is_some() || matches!(self.exec, Some(Value::Array(_)))
+    }
+
     /// The outcome that the replies so far prove.
     pub(crate) fn verdict(self) -> Verdict {
         let doubt = Unproven {
@@ -137,9 +142,7 @@ impl Collector {
                 Some(Value::ServerError(error)) => Some(ServerError::from_reply(error, false)),
                 _ => None,
             },
-            incomplete: self.refused.is_some()
-                || matches!(self.exec, Some(Value::Array(_)))
-                || self.unread.is_some(),
+            incomplete: self.refused.is_some() || self.has_array(),
             bare: self.multi.is_some() && !self.queued_all_the_same,
         };
         match (self.multi, self.exec) {

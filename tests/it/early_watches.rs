@@ -270,7 +270,7 @@ fn what_travelled_counts_behind_an_exec_that_the_server_refused_or_answered_with
 
 /// What happens to a block's EXEC and what travels behind it, so that nothing is proven of the connection; whether
 /// the block is told a doubt, and whether it was applied.
-pub(crate) const UNPROVEN: [(Trigger, Fault, bool, bool); 11] = [
+pub(crate) const UNPROVEN: [(Trigger, Fault, bool, bool); 13] = [
     (Trigger::BeforeReplyTo("EXEC"), Fault::Cut, true, true),
     (Trigger::InsideReplyTo("EXEC", 3), Fault::Cut, true, true),
     (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("-ERR a proxy's\r\n"), true, true),
@@ -281,6 +281,9 @@ pub(crate) const UNPROVEN: [(Trigger, Fault, bool, bool); 11] = [
     (Trigger::AfterReplyTo("EXEC"), Fault::Cut, false, true),
     (Trigger::InsideReplyTo("WATCH", 2), Fault::Cut, false, true),
     (Trigger::BeforeReplyTo("GET"), Fault::Cut, false, true),
+    // A refusal or a conflict of another command's, and EXEC's array in place of the reply to WATCH.
+    (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("-CLUSTERDOWN no\r\n*1\r\n:11\r\n"), true, true),
+    (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("*-1\r\n*1\r\n:11\r\n"), true, true),
     // A reply too many looks like that to WATCH, and two like those to WATCH and GET.
     (Trigger::BeforeReplyTo("EXEC"), Fault::Answer("*1\r\n:11\r\n+OK\r\n"), false, true),
     (

@@ -221,6 +221,10 @@ impl Wire for TaskWire {
         self.task.shared.lock().own = Some(own);
     }
 
+    fn may_be_watch(&self) -> Option<bool> {
+        self.replies.front().map(Reply::may_be_of_watch)
+    }
+
     /// Hands the message to the task, and does not wait until it is written.
     async fn send(
         &mut self,

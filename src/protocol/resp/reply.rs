@@ -37,6 +37,10 @@ impl Reply {
     pub(crate) fn is_refused(&self) -> bool {
         matches!(self, Self::Value(Value::ServerError(_)))
     }
+
+    pub(crate) fn may_be_of_watch(&self) -> bool {
+        self.is_okay() || self.is_refused()
+    }
 }
 
 /// Stands for a value that was read and dropped, because it is larger than `max_reply_bytes`. No other

@@ -148,6 +148,10 @@ impl Wire for StubWire {
         Ok(reply)
     }
 
+    fn may_be_watch(&self) -> Option<bool> {
+        self.transport.may_be_watch()
+    }
+
     fn has_unread(&self) -> bool {
         self.transport.has_unread()
     }
