@@ -183,10 +183,10 @@ impl Handle<'_> {
         }
         own_writes::record(router.settings(), bytes);
         let sent = send(router, (&request, place), (bytes, offset, count), wait, carried);
-        let mut replies = sent.await?;
+        let mut sent = sent.await?;
         let full = router.settings().server_messages;
-        tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
-        Ok(replies)
+        tag_errors::tag_errors(&request, &mut sent, (bytes, offset), call, full);
+        Ok(sent.replies)
     }
 }
 

@@ -119,7 +119,8 @@ pub enum Error {
     /// The server replied to a single command with an error. [`applied`](Self::applied) is `No` if
     /// the command only reads, or if the server returns this very text before any effect. Else it
     /// is `Unknown`. A script, a function or a module's command may have written before it failed.
-    /// A proxy may reply for a server that ran the command.
+    /// A proxy may reply for a server that ran the command. Of a command that goes to all masters of a
+    /// cluster, a master's error is not `No` if another master may have applied it.
     #[non_exhaustive]
     Command {
         /// The command's name.

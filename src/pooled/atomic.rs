@@ -4,6 +4,7 @@
 use redis::{Cmd, Value};
 
 use crate::error::any::{CommitError, Error};
+use crate::pooled::fan_out::Responses;
 use crate::pooled::request::Request;
 use crate::pooled::tag_errors::{self, CallKind};
 use crate::protocol::command::reader::CommandReader;
@@ -71,18 +72,19 @@ impl<'b> AtomicRequest<'b> {
         offset: usize,
         full: bool,
     ) -> Result<Vec<Value>, Error> {
-        let mut values = match block {
+        let values = match block {
             Ok(values) => values,
             // redis-rs makes its error of the failed commands, with their effect.
             Err(Error::Commit(CommitError::PartlyApplied { replies })) => values_of(&replies)?,
             Err(error) => return Err(error),
         };
         let request = Request::of_block(self.body);
-        tag_errors::tag_errors(&request, &mut values, (self.body, 0), CallKind::Pipeline, full);
+        let mut sent = Responses { replies: values, in_part: Vec::new() };
+        tag_errors::tag_errors(&request, &mut sent, (self.body, 0), CallKind::Pipeline, full);
         let queued = || Value::SimpleString("QUEUED".to_owned());
         let mut replies = vec![Value::Okay];
         replies.extend(std::iter::repeat_with(queued).take(self.commands));
-        replies.push(Value::Array(values));
+        replies.push(Value::Array(sent.replies));
         replies.drain(..offset.min(replies.len()));
         Ok(replies)
     }

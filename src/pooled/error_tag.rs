@@ -16,10 +16,11 @@ use crate::protocol::server_error::ServerError;
 /// The effect of a pipeline with a failed command.
 pub(crate) type PipelineEffect = Option<Applied>;
 
-/// The error reply of one command with its tag.
+/// The error reply of one command with its tag. `in_part`: another server may have applied it.
 pub(crate) fn tagged(
     (name, sub): (&[u8], Option<&[u8]>),
     reply: &redis::ServerError,
+    in_part: bool,
     pipeline: PipelineEffect,
     full: bool,
 ) -> redis::ServerError {
@@ -30,7 +31,10 @@ pub(crate) fn tagged(
         Applied::Yes | Applied::Partly => "; pipeline: partly applied",
         Applied::Unknown => "; pipeline: unknown",
     });
-    let applied = if error.changed_nothing() { "not applied" } else { "unknown whether applied" };
+    let applied = match error.changed_nothing() && !in_part {
+        true => "not applied",
+        false => "unknown whether applied",
+    };
     let gap = if error.message().is_empty() { "" } else { " " };
     let name = display_name(name);
     let text = format!("{}{gap}[{name}: {applied}{pipeline}", error.message());

@@ -23,12 +23,36 @@ use crate::protocol::command::fan_out::{FanOut, ResponsePolicy};
 use crate::protocol::command::keys;
 use crate::protocol::command::keys::KeySlots;
 use crate::protocol::command::reader::CommandReader;
+use crate::protocol::command::table::is_read_only;
 use crate::protocol::resp::encode::ASKING;
+use crate::protocol::server_error::ServerError;
 
 /// One command of a request.
 struct Part<'b> {
     bytes: &'b [u8],
     to: To,
+    /// It went to all masters, and one of them may have applied it.
+    in_part: bool,
+}
+
+impl<'b> Part<'b> {
+    fn args(&self) -> Vec<&'b [u8]> {
+        let args = CommandReader::new(self.bytes).next();
+        args.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Whether a master with this reply may have applied the command.
+    fn may_be_applied(&self, policy: ResponsePolicy, reply: &Value) -> bool {
+        let args = self.args();
+        let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+        match reply {
+            _ if policy.is_of_reads() || is_read_only(name, sub) => false,
+            Value::ServerError(error) => {
+                !ServerError::of_command(name, sub, error).changed_nothing()
+            }
+            _ => true,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,6 +60,15 @@ enum To {
     Any,
     Slot(u16),
     All(ResponsePolicy),
+}
+
+/// The replies to a request's commands.
+pub(crate) struct Responses {
+    /// One for each command, in their order.
+    pub(crate) replies: Vec<Value>,
+    /// The indexes of the commands that went to all masters, and that one of them may have
+    /// applied: the error of another one does not prove that they had no effect.
+    pub(crate) in_part: Vec<usize>,
 }
 
 /// Sends each command to its node. Returns one reply for each command, in their order.
@@ -47,7 +80,7 @@ pub(crate) async fn request<P: ServerPool>(
     place: &'static Location<'static>,
     bytes: &[u8],
     deadline: Instant,
-) -> Result<Vec<Value>, Error> {
+) -> Result<Responses, Error> {
     let parts = parts(bytes)?;
     let mut call = NodeCall { router, place, deadline, replies: vec![None; parts.len()], parts };
     while let Some(first) = call.replies.iter().position(Option::is_none) {
@@ -60,7 +93,9 @@ pub(crate) async fn request<P: ServerPool>(
         };
         sent.map_err(|error| call.error_for_whole(error))?;
     }
-    Ok(call.replies.into_iter().flatten().collect())
+    let in_part = call.parts.iter().enumerate().filter(|(_, part)| part.in_part);
+    let in_part = in_part.map(|(at, _)| at).collect();
+    Ok(Responses { replies: call.replies.into_iter().flatten().collect(), in_part })
 }
 
 fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
@@ -89,7 +124,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
                 }
             },
         };
-        parts.push(Part { bytes: own, to });
+        parts.push(Part { bytes: own, to, in_part: false });
     }
 }
 
@@ -165,7 +200,13 @@ impl<P: ServerPool> NodeCall<'_, P> {
                     continue;
                 }
                 match self.exchange(&route, &[this]).await {
-                    Ok(replies) => answers.extend(replies),
+                    Ok(replies) => {
+                        if let Some(part) = self.parts.get_mut(this) {
+                            let mut replies = replies.iter();
+                            part.in_part |= replies.any(|reply| part.may_be_applied(policy, reply));
+                        }
+                        answers.extend(replies);
+                    }
                     Err(Error::Checkout(error)) => {
                         failed = Some((route, error));
                         break;
@@ -201,16 +242,16 @@ impl<P: ServerPool> NodeCall<'_, P> {
         Ok(redirect::all_after_asking(replies))
     }
 
-    /// Makes the error apply to the whole request: other commands of it may have been applied.
+    /// Makes the error apply to the whole request: other commands of it may have been applied, and
+    /// the same one by other masters.
     fn error_for_whole(&self, error: Error) -> Error {
         let during = || {
-            let first = self.parts.first().and_then(|part| CommandReader::new(part.bytes).next());
-            let first = first.and_then(Result::ok).unwrap_or_default();
+            let first = self.parts.first().map(Part::args).unwrap_or_default();
             display_name(first.first().copied().unwrap_or_default())
         };
         let changed = self.parts.iter().zip(&self.replies).any(|(part, reply)| {
             let parsed = Request::parse(part.bytes, 1, self.place);
-            reply.is_some() && parsed.is_ok_and(|request| !request.read_only)
+            part.in_part || reply.is_some() && parsed.is_ok_and(|request| !request.read_only)
         });
         match error {
             error if !changed => error,

@@ -251,10 +251,10 @@ impl Pooled {
         own_writes::record(self.router.settings(), bytes);
         let all = (bytes, offset, count);
         let sent = send(&self.router, (&request, self.place), all, self.wait, None);
-        let mut replies = now(sent)?;
+        let mut sent = now(sent)?;
         let full = self.router.settings().server_messages;
-        tag_errors::tag_errors(&request, &mut replies, (bytes, offset), call, full);
-        Ok(replies)
+        tag_errors::tag_errors(&request, &mut sent, (bytes, offset), call, full);
+        Ok(sent.replies)
     }
 }
 

@@ -2,13 +2,12 @@
 
 use std::panic::Location;
 
-use redis::Value;
-
 use crate::commit::wait_limit::WaitLimit;
 use crate::error::any::Error;
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;
 use crate::pooled::fan_out;
+use crate::pooled::fan_out::Responses;
 use crate::pooled::request::{Carried, Request};
 use crate::protocol::cluster::route::Route;
 
@@ -23,17 +22,19 @@ pub(crate) async fn send<P: ServerPool>(
     (bytes, offset, count): (&[u8], usize, usize),
     wait: WaitLimit,
     carried: Option<Box<Carried>>,
-) -> Result<Vec<Value>, Error> {
+) -> Result<Responses, Error> {
     if router.is_cluster() {
         let deadline = wait.deadline(router.settings());
         // Boxed: it is larger than the future for one server.
-        let mut replies = Box::pin(fan_out::request(router, place, bytes, deadline)).await?;
-        replies.drain(..offset.min(replies.len()));
-        return Ok(replies);
+        let mut sent = Box::pin(fan_out::request(router, place, bytes, deadline)).await?;
+        sent.replies.drain(..offset.min(sent.replies.len()));
+        return Ok(sent);
     }
     let deadline = match &carried {
         Some(carried) => carried.deadline,
         None => wait.deadline(router.settings()),
     };
-    request.ask(router, &Route::default(), (bytes, offset, count), deadline, carried).await
+    let all = (bytes, offset, count);
+    let replies = request.ask(router, &Route::default(), all, deadline, carried).await?;
+    Ok(Responses { replies, in_part: Vec::new() })
 }

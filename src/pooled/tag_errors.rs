@@ -8,6 +8,7 @@ use std::slice;
 use redis::Value;
 
 use crate::error::applied::Applied;
+use crate::pooled::fan_out::Responses;
 use crate::pooled::request::Request;
 use crate::pooled::{error_tag, recent_replies};
 use crate::protocol::command::reader::CommandReader;
@@ -25,15 +26,16 @@ pub(crate) enum CallKind {
     Pipeline,
 }
 
-/// Tags the error replies among `replies`, which belong to the commands of `bytes` after the first
-/// `offset` ones.
+/// Tags the error replies among those of `sent`, which belong to the commands of `bytes` after the
+/// first `offset` ones.
 pub(crate) fn tag_errors(
     request: &Request,
-    replies: &mut [Value],
+    sent: &mut Responses,
     (bytes, offset): (&[u8], usize),
     call: CallKind,
     full: bool,
 ) {
+    let Responses { replies, in_part } = sent;
     let single = call == CallKind::Single;
     let name = if single { &*request.name } else { "a pipeline" };
     recent_replies::record(name, request.read_only, replies, single);
@@ -45,11 +47,14 @@ pub(crate) fn tag_errors(
     if !replies.iter().any(fails) {
         return;
     }
-    let commands = || CommandReader::new(bytes).flatten().skip(offset);
+    let commands = || {
+        let commands = CommandReader::new(bytes).flatten().enumerate().skip(offset);
+        commands.map(|(at, args)| (args, in_part.contains(&at)))
+    };
     let whole = (!single).then(|| whole(commands(), replies));
-    for (args, value) in commands().zip(replies) {
+    for ((args, in_part), value) in commands().zip(replies) {
         let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
-        put(value, &|error| error_tag::tagged((name, sub), error, whole, full));
+        put(value, &|error| error_tag::tagged((name, sub), error, in_part, whole, full));
     }
 }
 
@@ -62,18 +67,19 @@ pub(crate) fn tag_error(row: &Command, cmd: &redis::Cmd, reply: &mut Value, full
             Some(redis::Arg::Simple(sub)) => Some(sub),
             _ => None,
         };
-        *error = error_tag::tagged((row.name.as_bytes(), sub), error, None, full);
+        *error = error_tag::tagged((row.name.as_bytes(), sub), error, false, None, full);
     }
 }
 
-/// Returns the effect of a pipeline in which some commands failed.
-fn whole<'b>(commands: impl Iterator<Item = Vec<&'b [u8]>>, replies: &[Value]) -> Applied {
+/// Returns the effect of a pipeline in which some commands failed. Of each command: whether another
+/// server may have applied it.
+fn whole<'b>(commands: impl Iterator<Item = (Vec<&'b [u8]>, bool)>, replies: &[Value]) -> Applied {
     let mut applied = Applied::No;
-    for (args, reply) in commands.zip(replies) {
+    for ((args, in_part), reply) in commands.zip(replies) {
         let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
         match reply {
             Value::ServerError(error)
-                if ServerError::of_command(name, sub, error).changed_nothing() => {}
+                if !in_part && ServerError::of_command(name, sub, error).changed_nothing() => {}
             Value::ServerError(_) => applied = Applied::Unknown,
             _ if is_read_only(name, sub) => {}
             _ => return Applied::Partly,

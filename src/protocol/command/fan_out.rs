@@ -23,6 +23,13 @@ pub(crate) enum ResponsePolicy {
     Concat,
 }
 
+impl ResponsePolicy {
+    /// Whether a command with it has no effect on any master.
+    pub(crate) fn is_of_reads(self) -> bool {
+        !matches!(self, Self::AllSucceeded | Self::OneSucceeded)
+    }
+}
+
 /// The destination of a command without a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FanOut {

@@ -111,6 +111,74 @@ fn commands_without_a_key_that_redis_documents_so_go_to_every_master() {
     assert_eq!(fixture.cluster.sum(|server| server.ask(&["DBSIZE"])), 0);
 }
 
+/// The effect of the failed call, and whether it may be made again.
+fn outcome<T: std::fmt::Debug>(result: redis::RedisResult<T>) -> (Applied, bool) {
+    let error = error(result);
+    (error.applied(), error.is_retryable())
+}
+
+#[test]
+fn a_refusal_of_one_master_does_not_prove_that_no_other_applied_the_call() {
+    let fixture = ClusterFixture::start();
+    let (mut db, keys) = (fixture.sessions.pooled(), fixture.keys("k"));
+    let nodes = fixture.cluster.nodes();
+    let refuse = |node: usize, refuses: bool| {
+        nodes[node].server.config_set("min-replicas-to-write", if refuses { "1" } else { "0" });
+    };
+    for node in 0..3 {
+        refuse(node, true);
+        let failed = error(redis::cmd("FLUSHALL").exec(&mut db));
+        assert!(matches!(&failed, Error::Command { command, .. } if command == "FLUSHALL"));
+        assert_eq!(failed.code(), Some("NOREPLICAS"), "{failed}");
+        assert_eq!((failed.applied(), failed.is_retryable()), (Applied::Unknown, false));
+        let failed = error(redis::pipe().get(&keys[0]).cmd("FLUSHDB").exec(&mut db));
+        let Error::Pipeline { failures: 1, index: 1, applied, .. } = failed else {
+            panic!("{failed}")
+        };
+        assert_eq!(applied, Applied::Unknown);
+        refuse(node, false);
+    }
+    (0..3).for_each(|node| refuse(node, true));
+    assert_eq!(outcome(redis::cmd("FLUSHALL").exec(&mut db)), (Applied::No, true));
+    let failed = error(redis::pipe().get(&keys[0]).cmd("FLUSHDB").exec(&mut db));
+    assert_eq!(failed.applied(), Applied::No);
+    // A read has no effect on any master.
+    nodes[1].server.acl(&["SETUSER", "default", "-dbsize"]);
+    assert_eq!(outcome(redis::cmd("DBSIZE").exec(&mut db)), (Applied::No, false));
+}
+
+#[test]
+fn a_master_out_of_reach_does_not_prove_that_no_other_applied_the_call() {
+    let fixture = ClusterFixture::start();
+    let mut db = fixture.sessions.pooled();
+    let _: String = redis::cmd("PING").query(&mut db).unwrap();
+    let mut late = db.within(SOON / 20);
+    let nodes = fixture.cluster.nodes();
+    let mut in_part = 0;
+    // The masters are asked one after the other, in an order that is not known here.
+    for node in nodes.iter() {
+        node.server.sigkill();
+        for is_pipeline in [false, true] {
+            let flushes = || fixture.cluster.sum(|server| server.calls("flushall"));
+            let before = flushes();
+            let failed = match is_pipeline {
+                false => redis::cmd("FLUSHALL").exec(&mut late),
+                true => redis::pipe().cmd("FLUSHALL").cmd("PING").exec(&mut late),
+            };
+            let was_applied = flushes() > before;
+            let expected =
+                if was_applied { (Applied::Unknown, false) } else { (Applied::No, true) };
+            assert_eq!(outcome(failed), expected, "applied by some: {was_applied}");
+            in_part += u32::from(was_applied);
+        }
+        assert_eq!(outcome(redis::cmd("DBSIZE").exec(&mut late)), (Applied::No, true));
+        let exists = redis::cmd("SCRIPT").arg("EXISTS").arg("none").exec(&mut late);
+        assert_eq!(outcome(exists), (Applied::No, true));
+        node.server.restart_on_same_port();
+    }
+    assert!(in_part > 0, "each time the first master was the one out of reach");
+}
+
 #[test]
 fn status_and_close_cover_every_node() {
     let fixture = ClusterFixture::start();

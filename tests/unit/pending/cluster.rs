@@ -123,7 +123,8 @@ async fn requests<P: Side>(router: &Router<P>, cluster: &Cluster) -> Found {
         let request = Request::parse(&bytes, commands.len(), Location::caller()).unwrap();
         let call = (&*bytes, 0, commands.len());
         let wait = crate::commit::wait_limit::WaitLimit::default();
-        let replies = send(router, (&request, Location::caller()), call, wait, None).await;
+        let sent = send(router, (&request, Location::caller()), call, wait, None).await;
+        let replies = sent.map(|sent| sent.replies);
         found.push(format!("{replies:?}"));
     }
     cluster.move_slot_of("block");

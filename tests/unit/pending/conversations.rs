@@ -297,7 +297,8 @@ pub(super) async fn requests<P: ServerPool>(router: &Router<P>, server: &Server)
         let request = Request::parse(&bytes, commands.len(), Location::caller()).unwrap();
         let call = (&*bytes, offset, commands.len() - offset);
         let wait = crate::commit::wait_limit::WaitLimit::default();
-        let replies = send(router, (&request, Location::caller()), call, wait, None).await;
+        let sent = send(router, (&request, Location::caller()), call, wait, None).await;
+        let replies = sent.map(|sent| sent.replies);
         found.push(format!("{replies:?}"));
     }
     found.extend(on_server(server, READ_BOTH));
