@@ -64,8 +64,8 @@ pub enum LockError {
         why: LostReason,
     },
     /// The server refused. If it stopped one of the library's scripts in between, because of a
-    /// missing permission, [`applied`](crate::Error::applied) is `Unknown`; an acquisition is then
-    /// released.
+    /// missing permission, or if a copy of the call that was sent before may have run,
+    /// [`applied`](crate::Error::applied) is `Unknown`; an acquisition is then released.
     #[non_exhaustive]
     Command {
         /// The failed operation: `acquire`, `release`, …

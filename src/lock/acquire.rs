@@ -206,6 +206,8 @@ struct Acquisition<'a, M: LockIo> {
     queued: bool,
     /// The script was stopped halfway.
     maybe_partial: bool,
+    /// The last failure of an adoption that may have run.
+    unknown: Option<Error>,
     waiter: Option<M::Waiter>,
     /// The hold that was adopted has a label.
     labelled: bool,
@@ -232,6 +234,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
             may_hold: false,
             queued: false,
             maybe_partial: false,
+            unknown: None,
             waiter: None,
             labelled: false,
         })
@@ -241,6 +244,17 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
     fn join(&mut self) -> &M::Waiter {
         let Self { manager, request, owner_token, .. } = self;
         self.waiter.get_or_insert_with(|| manager.join(request, owner_token))
+    }
+
+    /// Returns the error of a failed adoption. If nothing was sent for it, that of a former request which may
+    /// have run comes first.
+    fn or_unknown(&mut self, error: Error) -> Error {
+        match &self.unknown {
+            Some(unknown) if matches!(error, Error::Checkout(_)) => return unknown.clone(),
+            _ if error.applied() == Applied::Unknown => self.unknown = Some(error.clone()),
+            _ => {}
+        }
+        error
     }
 
     /// Takes over the lock that a release has given to this caller.
@@ -301,7 +315,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
                 }
                 AcquireReply::NoFencingToken => Err(LockError::NoFencingToken.into()),
                 AcquireReply::Error(error) => {
-                    let error = refused("acquire", error);
+                    let error = refused("acquire", error, maybe_in_flight || self.maybe_partial);
                     self.maybe_partial |= error.applied() != Applied::No;
                     Err(error)
                 }
@@ -316,21 +330,17 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
     /// Adopts the hold of `token`. A request without a reply is sent again until the deadline: the server
     /// knows whether the first one has adopted it.
     async fn adopt(mut self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
-        let (mut pauses, mut unknown) = (backoff(), None);
+        let mut pauses = backoff();
         loop {
-            let mut error = match self.adopt_once(token).await {
+            let error = match self.adopt_once(token).await {
                 Ok(adopted) => return Ok(adopted),
                 Err(error) => error,
             };
             let (pause, is_retryable) = (pauses.wait(), error.is_retryable());
-            if let Error::Checkout(_) = error {
-                // Nothing was sent for this attempt, but for a former one.
-                error = unknown.take().unwrap_or(error);
-            }
+            let error = self.or_unknown(error);
             if !is_retryable || Instant::now() + pause >= self.deadline {
                 return Err(error);
             }
-            unknown = Some(error).filter(|error| error.applied() == Applied::Unknown);
             <M::Pool as ServerPool>::Io::pause(pause).await;
         }
     }
@@ -363,7 +373,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
             AdoptReply::Lost | AdoptReply::Released => Error::lock_lost(LostReason::Gone),
             AdoptReply::Unexpected => return Err(unexpected_reply("adopt")),
             AdoptReply::Error(error) => {
-                let error = refused("adopt", error);
+                let error = refused("adopt", error, maybe_in_flight || self.maybe_partial);
                 self.maybe_partial |= error.applied() != Applied::No;
                 error
             }

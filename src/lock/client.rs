@@ -157,7 +157,8 @@ impl<P: ServerPool> ScriptClient<P> {
         self.own.warm(&Route::to(self.is_in_cluster().then_some(slot)));
     }
 
-    /// Sends one call. Fails with the server's refusal.
+    /// Sends one call. Fails with the server's refusal, which is unknown behind a copy of the call that may
+    /// have run.
     pub(crate) async fn ask_one(
         &self,
         during: &'static str,
@@ -168,7 +169,7 @@ impl<P: ServerPool> ScriptClient<P> {
         let asked = self.ask(&[call], via, limit).await;
         let replies = asked.map_err(|failed| failed.into_error(during))?;
         match replies.values.first() {
-            Some(Value::ServerError(error)) => Err(refused(during, error)),
+            Some(Value::ServerError(error)) => Err(refused(during, error, replies.repeated)),
             _ => Ok(replies),
         }
     }
@@ -462,9 +463,16 @@ async fn send<L: Line>(
     Ok(values)
 }
 
-/// The server's refusal as an error.
-pub(crate) fn refused(during: &'static str, error: &redis::ServerError) -> Error {
-    LockError::Command { during, error: ServerError::of_own_script(error) }.into()
+/// The server's refusal as an error. `may_have_run`: another copy of the call may have run, of which the
+/// refusal proves nothing.
+pub(crate) fn refused(
+    during: &'static str,
+    error: &redis::ServerError,
+    may_have_run: bool,
+) -> Error {
+    let error = ServerError::of_own_script(error);
+    let error = if may_have_run { error.behind_a_copy() } else { error };
+    LockError::Command { during, error }.into()
 }
 
 /// The error for a reply that no script of this crate returns.

@@ -184,7 +184,7 @@ impl Lock {
     /// # Errors
     /// [`LockError::Lost`]: the lease has ended, another call adopted the token, or the lock was forced.
     /// [`LockError::Refused`]: it is the token of another lock, and nothing was sent. With any other error
-    /// [`applied`](Error::applied) is `No` if nothing was sent, and otherwise `Unknown`: a possible
+    /// [`applied`](Error::applied) is `No` if no request ran, and otherwise `Unknown`: a possible
     /// adoption is released, in the background if necessary, so that the lock is free for other callers.
     /// If the request had not arrived, the token can still be adopted.
     pub fn adopt(&self, token: &HoldToken) -> Result<LockGuard, Error> {

@@ -164,6 +164,12 @@ impl ServerError {
         error
     }
 
+    /// The same refusal behind another copy of the call, which may have run.
+    pub(crate) fn behind_a_copy(mut self) -> Self {
+        self.0.from_script = true;
+        self.with_changed_nothing(false)
+    }
+
     /// For an unknown command, which may have run a script.
     pub(crate) fn of_any(code: &str, text: &str) -> Self {
         let from_script =

@@ -93,6 +93,8 @@ struct Rule {
     fault: Fault,
     /// Shared by all connections when the rule may fire only once over all of them.
     spent: Option<Arc<AtomicBool>>,
+    /// That of the rule before it, if this one fires only after that.
+    after: Option<Arc<AtomicBool>>,
 }
 
 impl Script {
@@ -104,7 +106,7 @@ impl Script {
     /// Adds a rule.
     #[must_use]
     pub fn on(mut self, trigger: Trigger, fault: Fault) -> Self {
-        self.rules.push(Rule { trigger, fault, spent: None });
+        self.rules.push(Rule { trigger, fault, spent: None, after: None });
         self
     }
 
@@ -116,6 +118,18 @@ impl Script {
             rule.spent = Some(Arc::new(AtomicBool::new(false)));
         }
         self
+    }
+
+    /// Like [`once`](Self::once), and no rule fires before the rule in front of it has: what
+    /// happens to one copy of a request, and then to the next one on another connection.
+    #[must_use]
+    pub fn in_turn(self) -> Self {
+        let mut script = self.once();
+        let mut former = None;
+        for rule in &mut script.rules {
+            rule.after = std::mem::replace(&mut former, rule.spent.clone());
+        }
+        script
     }
 }
 
@@ -193,7 +207,9 @@ impl Armed {
 
     /// The faults due at this very point, each handed out once.
     pub(super) fn due(&mut self, direction: Direction, moment: Moment) -> Vec<Fault> {
-        let due = |rule: &Rule| self.is_due(rule.trigger, direction, moment);
+        let has_turn =
+            |rule: &Rule| rule.after.as_ref().is_none_or(|former| former.load(Ordering::SeqCst));
+        let due = |rule: &Rule| has_turn(rule) && self.is_due(rule.trigger, direction, moment);
         let fires: Vec<bool> = self.rules.iter().map(due).collect();
         self.take(&fires)
     }

@@ -3,13 +3,15 @@
 //!
 //! Guarantee: locks
 
-use crate::fixture::{LONG, SOON};
+use std::time::Duration;
+
+use crate::fixture::{Fixture, LONG, SOON};
 use rediscope::Error;
 use rediscope::error::{Applied, LockError};
 
-use super::fixture::{all_ways, every_kind, start};
+use super::fixture::{all_ways, every_kind, start, start_with};
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Trigger};
+use rediscope_testing::proxy::{Fault, Script, Trigger};
 
 const ANSWERS: [&str; 14] = [
     "-upstream failure\r\n",
@@ -107,4 +109,108 @@ fn a_release_with_the_reply_of_a_proxy_is_unknown_and_sent_again() {
         }
         assert_eq!((fixture.locks().held, fixture.locks().lost), (0, 0), "{way}");
     }
+}
+
+/// Refusals that come before a script starts.
+const REFUSALS: [&str; 3] = [
+    "-CLUSTERDOWN The cluster is down\r\n",
+    "-NOPERM this user has no permissions to run the 'evalsha' command\r\n",
+    "-TRYAGAIN Multiple keys request during rehashing of slot\r\n",
+];
+
+/// The next script runs, `first` happens to its reply, and `refusals` copies behind it are refused.
+fn refuse_after(fixture: &Fixture, first: Fault, refusal: &'static str, refusals: usize) {
+    let script = Script::from((Trigger::BeforeReplyTo("EVALSHA"), first));
+    let refused = (Trigger::BeforeCommandNamed("EVALSHA"), Fault::Refuse(refusal));
+    let script = (0..refusals).fold(script, |script, _| script.on(refused.0, refused.1));
+    fixture.proxy.arm(script.in_turn());
+}
+
+/// What was acquired is released, and no call of the background meets the next fault.
+#[track_caller]
+fn is_given_back(fixture: &Fixture, what: &str) {
+    fixture.proxy.disarm();
+    eventually(SOON, what, || fixture.holders() == 0 && fixture.locks().releasing == 0);
+}
+
+#[track_caller]
+fn is_unknown<T: std::fmt::Debug>(what: &str, ended: Result<T, Error>) {
+    let error = ended.expect_err(what);
+    assert!(matches!(error, Error::Lock(LockError::Command { .. })), "{what}: {error:?}");
+    assert_eq!(error.applied(), Applied::Unknown, "{what}: {error:?}");
+}
+
+#[test]
+fn a_refusal_behind_a_copy_that_ran_is_unknown() {
+    for (way, fixture) in all_ways() {
+        let other = fixture.other();
+        let lock = fixture.sessions.lock("l").lease(LONG);
+        let semaphore = fixture.sessions.semaphore("s", 2).lease(LONG);
+        // The server knows the scripts.
+        lock.acquire(SOON).unwrap().release().unwrap();
+        assert!(!lock.force_release().unwrap());
+        semaphore.set_permits(2).unwrap();
+        let kept = semaphore.acquire(SOON).unwrap();
+        let mut permits = 2;
+        for refusal in REFUSALS {
+            let what = format!("{way}, {refusal}");
+            let arm = || refuse_after(&fixture, Fault::Cut, refusal, 1);
+            arm();
+            is_unknown(&what, lock.try_acquire());
+            is_given_back(&fixture, &what);
+            let guard = lock.acquire(SOON).unwrap();
+            arm();
+            is_unknown(&what, guard.release());
+            is_given_back(&fixture, &what);
+            let guard = other.lock("l").lease(LONG).acquire(SOON).unwrap();
+            arm();
+            is_unknown(&what, lock.force_release());
+            fixture.proxy.disarm();
+            assert_eq!(fixture.holders(), 0, "{what}");
+            drop(guard);
+            permits += 1;
+            arm();
+            is_unknown(&what, semaphore.set_permits(permits));
+            fixture.proxy.disarm();
+            let on_server: u32 = fixture.server.ask(&["HGET", "rediscope:sem:{s}:info", "permits"]);
+            assert_eq!(on_server, permits, "{what}");
+        }
+        kept.release().unwrap();
+    }
+}
+
+#[test]
+fn an_adoption_refused_behind_a_copy_that_ran_is_unknown_and_released() {
+    let short = Duration::from_millis(400);
+    let fixture = start_with(|builder| {
+        builder.connect_timeout(short).response_timeout(short).checkout_timeout(3 * short)
+    });
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    let token = || fixture.other().lock("l").lease(LONG).acquire(SOON).unwrap().into_token();
+    lock.adopt(&token().unwrap()).unwrap().release().unwrap();
+    // A reply that is lost is asked for again within the same attempt, one of a proxy in another attempt.
+    for first in [Fault::Cut, Fault::Answer("-LOADING wait\r\n")] {
+        for refusal in REFUSALS {
+            let what = format!("{first:?}, {refusal}");
+            let token = token().unwrap();
+            // More than there are attempts in this time.
+            refuse_after(&fixture, first, refusal, 200);
+            is_unknown(&what, lock.adopt(&token));
+            is_given_back(&fixture, &what);
+            assert!(
+                matches!(lock.adopt(&token), Err(Error::Lock(LockError::Lost { .. }))),
+                "{what}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_waiting_acquisition_refused_behind_a_request_that_ran_is_unknown() {
+    let fixture = start();
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    lock.acquire(SOON).unwrap().release().unwrap();
+    refuse_after(&fixture, Fault::Answer("-LOADING wait\r\n"), REFUSALS[1], 1);
+    is_unknown("another attempt is refused", lock.acquire(SOON));
+    is_given_back(&fixture, "it is given back");
 }
