@@ -780,21 +780,25 @@ fn a_watch_that_travelled_on_an_outdated_connection_begins_on_another_one() {
     fixture.is_whole();
 }
 
-#[test]
-fn a_connection_with_former_credentials_carries_no_watch() {
+/// A server with two users, the credentials of the first one, and a session of one connection with them.
+pub(crate) fn two_users() -> (Server, Arc<RotatingCredentials>, Builder) {
     let server = Server::start();
     for name in ["first", "second"] {
         server.acl(&["SETUSER", name, "on", &format!(">{name}"), "~*", "&*", "+@all"]);
     }
     let credentials = Arc::new(RotatingCredentials::new(Credentials::new("first", "first")));
-    let sessions = SessionManager::builder(server.url())
+    let builder = SessionManager::builder(server.url())
         .credentials_provider(Arc::clone(&credentials))
         .max_size(1)
         .trust_window(SOON)
-        .checkout_timeout(SOON)
-        .without_lanes()
-        .build_side()
-        .unwrap();
+        .checkout_timeout(SOON);
+    (server, credentials, builder)
+}
+
+#[test]
+fn a_connection_with_former_credentials_carries_no_watch() {
+    let (_server, credentials, builder) = two_users();
+    let sessions = builder.without_lanes().build_side().unwrap();
     let accounts = sessions.transactional();
     thread::scope(|scope| {
         let mut tx = accounts.begin().unwrap();

@@ -351,6 +351,32 @@ fn a_connection_that_is_cut_at_any_byte_leaves_each_block_applied_as_its_outcome
     assert!(in_doubt > 0 && applied > 200, "{in_doubt} in doubt, {applied} applied");
 }
 
+/// Eight threads count the hot key up, five times each. Beside them a block on it fails as often.
+fn beside_counts(
+    server: &Server,
+    handle: &Transactional,
+    block: impl Fn(&mut Block) + Send + Sync,
+    check: impl Fn(&CommitError) + Send + Sync,
+) {
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| (0..5).for_each(|_| _ = count(handle)));
+        }
+        scope.spawn(|| {
+            for _ in 0..5 {
+                let mut watch = handle.watch(["hot"]);
+                watch.declare::<Option<i64>>(get("hot")).unwrap();
+                let failed = watch.run(|_, tx| {
+                    block(tx);
+                    Ok(())
+                });
+                check(failed.unwrap_err().as_commit().unwrap());
+            }
+        });
+    });
+    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 40);
+}
+
 #[test]
 fn a_refused_command_concerns_its_own_block() {
     let server = Server::start();
@@ -361,23 +387,15 @@ fn a_refused_command_concerns_its_own_block() {
     let url = proxy.url().replace("redis://", "redis://limited:secret@");
     let sessions = sessions(url, 16);
     let handle = sessions.transactional().with(patient());
-    thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| (0..5).for_each(|_| _ = count(&handle)));
-        }
-        scope.spawn(|| {
-            for _ in 0..5 {
-                let mut watch = handle.watch(["hot"]);
-                watch.declare::<Option<i64>>(get("hot")).unwrap();
-                let refused = watch.run(|_, tx| Ok(tx.append("other", "x"))).unwrap_err();
-                let CommitError::Rejected { index, code, .. } = refused.as_commit().unwrap() else {
-                    panic!("{refused}");
-                };
-                assert_eq!((*index, &**code), (Some(0), "NOPERM"));
-            }
-        });
-    });
-    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 40);
+    beside_counts(
+        &server,
+        &handle,
+        |tx| _ = tx.append("other", "x"),
+        |refused| {
+            let CommitError::Rejected { index, code, .. } = refused else { panic!("{refused}") };
+            assert_eq!((*index, &**code), (Some(0), "NOPERM"));
+        },
+    );
     assert_eq!(server.ask::<Option<String>>(&["GET", "other"]), None);
 }
 
@@ -389,27 +407,15 @@ fn a_command_that_fails_in_the_exec_of_several_blocks_is_its_own_blocks() {
     server.ask::<()>(&["SET", "text", "no list"]);
     let sessions = sessions(proxy.url(), 16);
     let handle = sessions.transactional().with(patient());
-    thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| (0..5).for_each(|_| _ = count(&handle)));
-        }
-        scope.spawn(|| {
-            for _ in 0..5 {
-                let mut watch = handle.watch(["hot"]);
-                watch.declare::<Option<i64>>(get("hot")).unwrap();
-                let failed = watch.run(|_, tx| {
-                    tx.rpush("text", "x");
-                    Ok(())
-                });
-                let failed = failed.unwrap_err();
-                let CommitError::PartlyApplied { replies, .. } = failed.as_commit().unwrap() else {
-                    panic!("{failed}");
-                };
-                assert_eq!((replies.len(), failed.applied()), (1, Applied::No));
-            }
-        });
-    });
-    assert_eq!(server.ask::<i64>(&["GET", "hot"]), 40);
+    beside_counts(
+        &server,
+        &handle,
+        |tx| _ = tx.rpush("text", "x"),
+        |failed| {
+            let CommitError::PartlyApplied { replies, .. } = failed else { panic!("{failed}") };
+            assert_eq!((replies.len(), failed.applied()), (1, Applied::No));
+        },
+    );
     assert!(calls(&server, "exec") < 45, "some had an EXEC together");
 }
 

@@ -9,11 +9,11 @@ use std::thread::{self, ThreadId};
 use rediscope::error::{Applied, CheckoutError};
 use rediscope::redis::cmd;
 use rediscope::{
-    Cancel, CommitError, Credentials, CredentialsProvider, Error, RotatingCredentials,
-    SessionManager, Transaction, TransactionOptions, Transactional, prelude::*,
+    Cancel, CommitError, Credentials, CredentialsProvider, Error, SessionManager, Transaction,
+    TransactionOptions, Transactional, prelude::*,
 };
 
-use crate::early_watches::{SHORT, exactly_once, start, start_with};
+use crate::early_watches::{SHORT, exactly_once, start, start_with, two_users};
 use crate::fixture::{Fixture, SLACK, SOON};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
@@ -196,18 +196,8 @@ fn a_manager_that_closes_ends_a_block_that_waits() {
 
 #[test]
 fn a_connection_with_former_credentials_carries_no_packet() {
-    let server = Server::start();
-    for name in ["first", "second"] {
-        server.acl(&["SETUSER", name, "on", &format!(">{name}"), "~*", "&*", "+@all"]);
-    }
-    let credentials = Arc::new(RotatingCredentials::new(Credentials::new("first", "first")));
-    let sessions = SessionManager::builder(server.url())
-        .credentials_provider(Arc::clone(&credentials))
-        .max_size(1)
-        .trust_window(SOON)
-        .checkout_timeout(SOON)
-        .build()
-        .unwrap();
+    let (server, credentials, builder) = two_users();
+    let sessions = builder.build().unwrap();
     let accounts = sessions.transactional();
     thread::scope(|scope| {
         let mut tx = accounts.begin().unwrap();
