@@ -434,7 +434,11 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending.begun_at(self.begun);
         pending.record(pinned, &committed, attempt);
         // The turn ends with the last attempt, however long this value lives.
-        self.turn = None;
+        let turn = self.turn.take();
+        if turn.is_some_and(|turn| turn.is_over()) {
+            // All others wait for the caller that has it now.
+            P::let_next_run().await;
+        }
         replies(committed, self.limits.counted()).map(Some)
     }
 }

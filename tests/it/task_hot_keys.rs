@@ -4,7 +4,7 @@
 //! Guarantee: turns, tasks
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rediscope::aio::{SessionManager, Transactional};
@@ -198,6 +198,46 @@ fn dropped_after_each_poll(
             break;
         }
     }
+}
+
+#[test]
+fn the_next_block_begins_before_the_task_that_passed_its_turn_on_goes_on() {
+    let runtime = single();
+    let fixture = start(&runtime, |builder| builder);
+    let accounts = fixture.accounts();
+    let order = Arc::<Mutex<Vec<&str>>>::default();
+    runtime.block_on(async {
+        let door = Arc::<Door>::default();
+        let first = tokio::spawn({
+            let (held, order) = (hold(&accounts, &door), Arc::clone(&order));
+            async move {
+                held.await.unwrap();
+                order.lock().unwrap().push("the first has returned");
+            }
+        });
+        door.inside.notified().await;
+        let second = tokio::spawn({
+            let (accounts, order) = (accounts.clone(), Arc::clone(&order));
+            async move {
+                let watch = accounts.watch(["stock"]);
+                let second = watch.run(async |_, tx| {
+                    order.lock().unwrap().push("the second begins");
+                    Ok(tx.decr("stock", 1))
+                });
+                second.await.unwrap();
+            }
+        });
+        they_wait().await;
+        door.go.notify_one();
+        first.await.unwrap();
+        second.await.unwrap();
+    });
+    assert_eq!(*order.lock().unwrap(), ["the second begins", "the first has returned"]);
+    assert_eq!(
+        fixture.sent(),
+        ["WATCH", "GET", "MULTI", "SET", "EXEC", "WATCH", "MULTI", "DECRBY", "EXEC"]
+    );
+    fixture.is_whole(&runtime);
 }
 
 const CUTS: [Trigger; 6] = [

@@ -374,6 +374,10 @@ impl Side for StubPool {
         drop(pin);
         Ok(())
     }
+
+    fn let_next_run() -> impl Future<Output = ()> + Send {
+        pending_once()
+    }
 }
 
 /// A checked-out connection. It is returned or closed on drop.
