@@ -169,6 +169,11 @@ fn record_verdict<L: Line>(
 ) {
     let Some(connection) = line.current() else { return };
     connection.mark_alive();
+    // Another register was written behind EXEC, whatever became of the block.
+    let begins_register = plan.resolver.is_some() && plan.token.is_some();
+    if begins_register && !matches!(verdict, Verdict::Unknown(_)) {
+        connection.set_marker_written(sent);
+    }
     match verdict {
         Verdict::Applied(_) => {
             connection.mark_written();
@@ -176,8 +181,11 @@ fn record_verdict<L: Line>(
                 connection.set_marker_written(sent);
             }
         }
-        Verdict::Nil if plan.watched => {}
-        Verdict::Nil if plan.watches_internal_key() => connection.set_marker_written(None),
+        // The register may have been changed, or be gone.
+        Verdict::Nil if plan.watches_internal_key() && !begins_register => {
+            connection.set_marker_written(None);
+        }
+        Verdict::Nil if plan.watched || plan.watches_internal_key() => {}
         // The connection watched a key that no scope watched.
         Verdict::Nil => connection.taint(CloseReason::LeftDirty),
         Verdict::Unknown(doubt) => {

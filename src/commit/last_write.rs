@@ -92,9 +92,7 @@ impl LastWrite {
                 Some(_) => {
                     named = Some(Box::new((marker.register().to_owned(), marker.number())));
                     let tag = marker.tag();
-                    let marker = connection.new_marker(&settings.prefix)?;
-                    marker.set_tag(tag);
-                    marker.advance();
+                    let marker = connection.begin_register(&settings.prefix, tag, true)?;
                     marker.set(&mut after_exec, settings.register_ttl);
                     if needs_asking {
                         after_exec.extend_from_slice(ASKING);

@@ -488,12 +488,7 @@ impl Preflight {
             (true, false) => self.push(UNWATCH_NAME, Expect::Unwatch, UNWATCH),
             (false, _) => {}
         }
-        let marker = match self.needs_asking {
-            true => connection.new_marker(&settings.prefix)?,
-            false => connection.marker(&settings.prefix)?,
-        };
-        marker.set_tag(self.tag);
-        marker.advance();
+        let marker = connection.begin_register(&settings.prefix, self.tag, self.needs_asking)?;
         marker.set(
             self.push_step(MARKER_SET, Expect::Plain, StepKind::MarkerWritten),
             settings.register_ttl,

@@ -235,14 +235,23 @@ impl<W: Wire> Connection<W> {
         }
     }
 
-    /// A commit marker with a new name. While a slot migrates, the old name may still have its value
-    /// at the source.
-    pub(crate) fn new_marker(
+    /// The commit marker with this tag and its next number, to be written outside of a transaction. Until a
+    /// reply to that write is [recorded](Self::set_marker_written), the server may not have it. `is_new`: with
+    /// a new name, because while a slot migrates the old one may still have its value at the source.
+    pub(crate) fn begin_register(
         &mut self,
         prefix: &str,
+        tag: Option<u32>,
+        is_new: bool,
     ) -> Result<&mut CommitMarker, ConnectionError> {
-        self.marker = None;
-        self.marker(prefix)
+        if is_new {
+            self.marker = None;
+        }
+        self.marker_written_at = None;
+        let marker = self.marker(prefix)?;
+        marker.set_tag(tag);
+        marker.advance();
+        Ok(marker)
     }
 
     /// Leaves the register with its last number: the next exactly-once transaction has another one.

@@ -223,12 +223,8 @@ impl<S: Stay> Group<S> {
         }
         if begins_register {
             let tag = connection.known_marker().and_then(CommitMarker::tag);
-            let marker = match self.ends_register {
-                true => connection.new_marker(prefix).ok()?,
-                false => connection.marker(prefix).ok()?,
-            };
-            marker.set_tag(self.next_tag.unwrap_or(tag));
-            marker.advance();
+            let tag = self.next_tag.unwrap_or(tag);
+            let marker = connection.begin_register(prefix, tag, self.ends_register).ok()?;
             write.push_internal(Expect::Plain, |bytes| marker.set(bytes, ttl));
             write.push_internal(Expect::WatchMarker, |bytes| marker.watch(bytes));
         } else if !watches && (rearms || self.exactly_once > 0) {

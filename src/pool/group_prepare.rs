@@ -121,9 +121,7 @@ pub(crate) async fn arm<L: Line>(
     let unwatches = !discards && connection.state().watches_marker();
     bytes.extend_from_slice(if discards { DISCARD } else { &[] });
     bytes.extend_from_slice(if unwatches { UNWATCH } else { &[] });
-    let marker = connection.marker(&settings.prefix)?;
-    marker.set_tag(tag);
-    marker.advance();
+    let marker = connection.begin_register(&settings.prefix, tag, false)?;
     marker.set(&mut bytes, settings.register_ttl);
     marker.watch(&mut bytes);
     let expected = [
@@ -147,9 +145,9 @@ pub(crate) async fn arm<L: Line>(
         return Err(not_cleaned());
     }
     connection.mark_alive();
-    connection.set_marker_written(if refused.is_none() { Some(asked) } else { None });
-    if let Some((_, error)) = &refused {
-        line.on_server_error(error.code());
+    match &refused {
+        None => connection.set_marker_written(Some(asked)),
+        Some((_, error)) => line.on_server_error(error.code()),
     }
     Ok(refused)
 }

@@ -8,10 +8,10 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use rediscope::TransactionOptions;
 use rediscope::aio::SessionManager;
 use rediscope::error::{CommitToken, Resolution};
 use rediscope::prelude::*;
+use rediscope::{CommitError, Error, TransactionOptions};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
@@ -132,4 +132,30 @@ fn a_block_after_a_refused_register_is_proven_not_applied_and_sent_again() {
     proxy.arm(Script::from((Trigger::BeforeCommandNamed("EXEC"), Fault::Cut)).once());
     assert_eq!(submit(), Some(300));
     assert_eq!(server.ask::<i64>(&["GET", "large"]), 300);
+}
+
+/// The next register of a refused block is refused too.
+#[test]
+fn a_block_after_a_refused_block_is_proven_not_applied_and_sent_again() {
+    let Fixture { runtime, server, proxy, sessions, .. } = fixture();
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    let submit = || {
+        let sent = once.submit(|tx| {
+            let values: Vec<_> = (0..100).map(|_| tx.incr("large", 1)).collect();
+            Ok(values)
+        });
+        let values: Vec<i64> = runtime.block_on(sent.unwrap())?;
+        Ok::<_, Error>(values.last().copied())
+    };
+    assert_eq!(submit().unwrap(), Some(100));
+    server.config_set("maxmemory", "1");
+    let refused = submit().unwrap_err();
+    assert!(
+        matches!(&refused, Error::Commit(CommitError::Rejected { code, .. }) if code == "OOM"),
+        "{refused:?}"
+    );
+    server.config_set("maxmemory", "0");
+    proxy.arm(Script::from((Trigger::BeforeCommandNamed("EXEC"), Fault::Cut)).once());
+    assert_eq!(submit().unwrap(), Some(200));
+    assert_eq!(server.ask::<i64>(&["GET", "large"]), 200);
 }

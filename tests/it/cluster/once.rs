@@ -129,6 +129,30 @@ impl ProxiedCluster {
 }
 
 #[test]
+fn a_register_that_a_node_refused_to_write_is_written_again_before_the_next_exec() {
+    let proxied = ProxiedCluster::start();
+    let cluster = &proxied.fixture.cluster;
+    let (once, [key, ..]) = (exactly_once(&proxied.fixture.sessions), proxied.fixture.keys("k"));
+    let near = cluster.key_in(cluster.slot(&key) + 1, "near");
+    let add = |key: &str| {
+        let mut tx = once.begin_at(key).unwrap();
+        let added = tx.incr(key, 1);
+        tx.commit()?.get(added)
+    };
+    assert_eq!(add(&key).unwrap(), 1);
+    let server = &cluster.nodes()[cluster.owner(cluster.slot(&key)).unwrap()].server;
+    server.config_set("maxmemory", "1");
+    let refused = add(&near).unwrap_err();
+    assert!(
+        matches!(refused.as_commit(), Some(CommitError::Rejected { code, .. }) if code == "OOM"),
+        "{refused:?}"
+    );
+    server.config_set("maxmemory", "0");
+    assert_eq!(proxied.doubted(&once, &near, false).resolved(), Resolution::NotCommitted);
+    assert_eq!(add(&near).unwrap(), 1);
+}
+
+#[test]
 fn a_doubt_is_resolved_wherever_its_register_has_gone() {
     let proxied = ProxiedCluster::start();
     let cluster = &proxied.fixture.cluster;

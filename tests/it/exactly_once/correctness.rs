@@ -57,6 +57,15 @@ fn in_conflict(fixture: &Fixture, handle: &Transactional) {
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
 }
 
+fn flushed_in_conflict(fixture: &Fixture, handle: &Transactional) {
+    fixture.server.ask::<()>(&["SET", "w", "1"]);
+    let watching = handle.watch(["w"]).begin().unwrap();
+    fixture.server.ask::<()>(&["FLUSHALL"]);
+    let mut tx = watching.multi();
+    tx.incr("n", 100);
+    assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
+}
+
 fn disarmed(fixture: &Fixture, _: &Transactional) {
     add_on_each(&fixture.sessions.transactional(), "plain");
 }
@@ -80,12 +89,13 @@ fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
 
 #[test]
 fn whatever_happened_earlier_on_the_connection_a_doubt_is_resolved_as_what_is_true() {
-    let operations: [(&str, Earlier); 7] = [
+    let operations: [(&str, Earlier); 8] = [
         ("UNWATCH", unwatched),
         ("DISCARD", discarded),
         ("EXECABORT", aborted),
         ("a failed command", partly_applied),
         ("a conflict", in_conflict),
+        ("a flush and a conflict", flushed_in_conflict),
         ("a plain transaction", disarmed),
         ("OOM", out_of_memory),
     ];
