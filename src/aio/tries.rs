@@ -10,13 +10,13 @@ use crate::pool::tasks::line::TaskKeyQueue;
 use crate::sync::in_span::in_span;
 use crate::transaction::outcome::Outcome;
 use crate::transaction::retry_loop::WatchAttempts;
-use crate::transaction::tasks::attempt::Attempt;
-use crate::transaction::tasks::turns::InLoop;
+use crate::transaction::tasks::attempt::{Attempt, InAttempt};
+use crate::transaction::tasks::turns::{self, InLoop};
 
 /// The attempts of one watching run, as [`Watch::tries`] returns them.
 ///
-/// It holds no connection between two attempts. Its turn on a hot key ends with the last attempt. If
-/// it is dropped, no attempt follows.
+/// Between two attempts it holds no connection, and its turn on a hot key only after a conflict. If it is
+/// dropped, no attempt follows.
 #[must_use = "nothing is sent before next()"]
 pub struct Tries {
     watch: Watch,
@@ -86,12 +86,13 @@ impl Tries {
                 in_span(&span, pin!(attempts.after_abandoned(router))).await?;
                 *counted = true;
             }
-            let watching = watch.next(attempts).await?;
+            let current = InAttempt { attempts, keeps_turn: false };
+            let watching = watch.next(current.attempts).await?;
             *counted = false;
             let pending = watching.pending();
             let in_loop = InLoop::enter(watch.limited_keys().is_some());
             let keys = watch.keys();
-            Ok(Attempt { router, attempts, keys, counted, watching, pending, in_loop })
+            Ok(Attempt { router, current, keys, counted, watching, pending, in_loop })
         }
     }
 }
@@ -111,13 +112,18 @@ impl Attempt<'_> {
     /// [`Transactional::run`](crate::aio::Transactional::run).
     pub fn commit(self) -> impl Future<Output = Result<Outcome, Error>> + Send {
         async move {
-            let Self { router, attempts, keys, counted, mut watching, .. } = self;
+            let Self { router, mut current, keys, counted, mut watching, .. } = self;
             let (mut pending, _in_loop) = (self.pending, self.in_loop);
             router.here()?;
+            let attempts = &mut *current.attempts;
             let span = attempts.span().clone();
             let committed = attempts.commit(router, keys, &mut watching.reading, &mut pending);
             let replies = in_span(&span, pin!(committed)).await?;
             *counted = replies.is_none();
+            current.keeps_turn = replies.is_none();
+            if attempts.was_passed_on {
+                turns::let_next_run().await;
+            }
             Ok(match replies {
                 Some(replies) => Outcome::Committed(pending.keep(replies)),
                 None => Outcome::Conflict,

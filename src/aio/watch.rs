@@ -387,7 +387,12 @@ impl Watch {
         self.router.here()?;
         let span = attempts.span().clone();
         let (keys, reading) = (self.keys.as_ref(), &mut watching.reading);
-        in_span(&span, pin!(attempts.commit(&self.router, keys, reading, pending))).await
+        let committed = attempts.commit(&self.router, keys, reading, pending);
+        let replies = in_span(&span, pin!(committed)).await?;
+        if attempts.was_passed_on {
+            turns::let_next_run().await;
+        }
+        Ok(replies)
     }
 
     fn target(&self, binding: SlotBinding) -> WatchTarget<'_> {

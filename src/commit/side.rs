@@ -15,7 +15,4 @@ pub(crate) trait Side: ServerPool {
     /// # Errors
     /// The error of the cleanup, if it is known when this returns; the connection is then replaced.
     fn return_dropped(pin: Self::Pin) -> Result<(), Error>;
-
-    /// Lets the caller that was just woken run first. If the future is dropped, nothing is lost.
-    fn let_next_run() -> impl Future<Output = ()> + Send;
 }

@@ -47,20 +47,6 @@ impl Side for TaskPool {
         drop(pin);
         Ok(())
     }
-
-    /// The woken task is the next of this worker; this one is queued behind it, and an idle worker may take it.
-    /// `tokio::task::yield_now` would queue it only when the worker has nothing else to do, and wakes no other.
-    async fn let_next_run() {
-        let mut is_queued = false;
-        poll_fn(|context| {
-            if std::mem::replace(&mut is_queued, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
-    }
 }
 
 /// Resolves transactions in doubt, and asks whether the servers are ready. Each query is a task of its

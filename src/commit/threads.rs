@@ -28,11 +28,6 @@ impl Side for Pool {
     fn return_dropped(pin: PinnedConnection<Checkout>) -> Result<(), Error> {
         now(cleanup::end_scope::<Self>(pin))
     }
-
-    /// The system runs a woken thread by itself.
-    fn let_next_run() -> impl Future<Output = ()> + Send {
-        ready(())
-    }
 }
 
 /// Resolves transactions in doubt, one query at a time.

@@ -154,6 +154,9 @@ pub(crate) struct WatchAttempts<Q: TurnQueue = ThreadKeyQueue> {
     route: Route,
     /// `None`: the run waits for its turn before the next attempt, if it takes turns.
     turn: Option<Turn<Q>>,
+    /// The commit passed its turn on to another caller, for which all others wait now.
+    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "the system runs threads"))]
+    pub(crate) was_passed_on: bool,
     /// Its place in the queue for the next turn.
     place: QueuePlace,
     begun: Started,
@@ -174,6 +177,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
             limits,
             route,
             turn: None,
+            was_passed_on: false,
             place: QueuePlace::Last,
             begun: Started::now(),
             own_writes,
@@ -435,10 +439,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
         pending.record(pinned, &committed, attempt);
         // The turn ends with the last attempt, however long this value lives.
         let turn = self.turn.take();
-        if turn.is_some_and(|turn| turn.is_over()) {
-            // All others wait for the caller that has it now.
-            P::let_next_run().await;
-        }
+        self.was_passed_on = turn.is_some_and(|turn| turn.is_over());
         replies(committed, self.limits.counted()).map(Some)
     }
 }

@@ -12,7 +12,7 @@ use rediscope::error::CheckoutError;
 use rediscope::prelude::*;
 use rediscope::{Error, Outcome, RetryPolicy};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::several as runtime;
+use rediscope_testing::tasks::{poll_once, several as runtime};
 use tokio::sync::{Barrier, Notify};
 use tokio::task::JoinHandle;
 
@@ -99,6 +99,33 @@ fn a_run_that_is_polled_no_more_gives_its_turn_on_after_max_pin_time() {
         drop(kept);
         let again = unpolled(&accounts).await;
         assert_eq!(again.len(), ADMITTED);
+    });
+}
+
+#[test]
+fn a_loop_without_an_attempt_keeps_no_turn() {
+    let (server, runtime) = (Server::start(), runtime());
+    runtime.block_on(async {
+        let sessions = SessionManager::builder(server.url()).max_size(1).lanes(0);
+        let accounts = sessions.build_async().unwrap().transactional();
+        heat(&server, &accounts).await;
+        let mut tries = patient(&accounts).tries();
+        drop(soon("an attempt", tries.next()).await.unwrap());
+        let n = soon("a run beside a loop whose attempt was dropped", increment(&accounts)).await;
+        assert_eq!(n.unwrap(), 1);
+        // With its turn, the loop waits for the connection.
+        let other = accounts.watch(["other"]).begin().await.unwrap();
+        let mut waiting = Box::pin(tries.next());
+        for _ in 0..100 {
+            assert!(poll_once(waiting.as_mut()).is_pending());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop((waiting, other));
+        let n = soon("a run beside a loop whose wait was dropped", increment(&accounts)).await;
+        assert_eq!(n.unwrap(), 2);
+        let mut at = soon("the next attempt", tries.next()).await.unwrap();
+        at.incr("hot", 1);
+        assert!(matches!(at.commit().await.unwrap(), Outcome::Committed(_)));
     });
 }
 

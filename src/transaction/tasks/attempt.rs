@@ -44,7 +44,7 @@ use crate::transaction::watched_reads::WatchedRead;
 #[must_use = "dropped without commit() the attempt applies nothing"]
 pub struct Attempt<'t> {
     pub(crate) router: &'t Router<TaskPool>,
-    pub(crate) attempts: &'t mut WatchAttempts<TaskKeyQueue>,
+    pub(crate) current: InAttempt<'t>,
     /// The keys of the watch.
     pub(crate) keys: Option<&'t Keys>,
     /// Whether the loop has counted the end of this attempt.
@@ -53,6 +53,20 @@ pub struct Attempt<'t> {
     pub(crate) pending: Pending,
     /// Blocks that the task runs meanwhile do not wait for turns.
     pub(crate) in_loop: InLoop,
+}
+
+/// A loop that is in an attempt. Its drop ends the turn on hot keys: another attempt may never follow.
+pub(crate) struct InAttempt<'t> {
+    pub(crate) attempts: &'t mut WatchAttempts<TaskKeyQueue>,
+    pub(crate) keeps_turn: bool,
+}
+
+impl Drop for InAttempt<'_> {
+    fn drop(&mut self) {
+        if !self.keeps_turn {
+            self.attempts.end_turn();
+        }
+    }
 }
 
 impl fmt::Debug for Attempt<'_> {

@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Mutex;
+use std::task::Poll;
 
 use crate::pool::own_writes::{self, OwnWrites};
 use crate::pool::router::Router;
@@ -48,6 +49,21 @@ pub(crate) fn may_take_turn(
         true => may_wait(router),
         false => outer() != Some(true),
     }
+}
+
+/// Lets the task that has got this one's turn run first. The woken task is the next of this worker, and this one is
+/// queued behind it, where an idle worker may take it: `tokio::task::yield_now` would queue it only when the worker has
+/// nothing else to do.
+pub(crate) async fn let_next_run() {
+    let mut is_queued = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut is_queued, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Polls the closure of a block, and keeps what it writes past the block. `has_turn`: blocks inside it do

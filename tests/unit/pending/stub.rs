@@ -374,10 +374,6 @@ impl Side for StubPool {
         drop(pin);
         Ok(())
     }
-
-    fn let_next_run() -> impl Future<Output = ()> + Send {
-        pending_once()
-    }
 }
 
 /// A checked-out connection. It is returned or closed on drop.
