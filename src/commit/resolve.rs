@@ -119,8 +119,9 @@ impl<P: ServerPool> DoubtResolver<P> {
             if !asked.as_ref().is_err_and(may_pass) || left.is_zero() {
                 return asked;
             }
-            // The failure of a kept connection proves nothing about the server.
-            if !was_kept {
+            // The loss of a kept connection proves nothing about the server.
+            let is_lost = matches!(asked, Err(UnresolvedReason::Unreachable(_)));
+            if !(was_kept && is_lost) {
                 P::Io::pause(pauses.wait().min(left)).await;
             }
         }

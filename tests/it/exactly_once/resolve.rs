@@ -15,7 +15,7 @@ use rediscope::{CommitError, Error, TransactionOptions};
 
 use super::fixture::{Fate, commit_error, doubt, start};
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Trigger};
+use rediscope_testing::proxy::{Fault, Script, Trigger};
 use rediscope_testing::unresponsive_port::UnresponsivePort;
 
 #[test]
@@ -145,6 +145,25 @@ fn a_doubt_waits_for_an_absent_server_and_no_longer_than_its_timeout() {
         fixture.proxy.reopen_listener();
         assert_eq!(asking.join().unwrap(), Resolution::Committed);
     });
+}
+
+#[test]
+fn a_query_refused_on_a_kept_connection_is_sent_again_after_a_pause() {
+    const REFUSALS: usize = 10;
+    let fixture = start();
+    let handle = fixture.armed();
+    fixture.sessions.ready(SOON).unwrap();
+    for reply in ["-LOADING wait\r\n", "-BUSY wait\r\n", "-MASTERDOWN wait\r\n"] {
+        let doubt = fixture.doubted(&handle, Fate::Applied);
+        let refusal = (Trigger::BeforeReplyTo("PEXPIRE"), Fault::Answer(reply));
+        fixture.proxy.arm(Script::from([refusal; REFUSALS]).in_turn());
+        let (asked, begun) = (fixture.server.calls("pexpire"), Instant::now());
+        assert_eq!(fixture.sessions.resolve(doubt.token().unwrap(), SOON), Resolution::Committed);
+        let took = begun.elapsed();
+        assert_eq!(fixture.server.calls("pexpire") - asked, REFUSALS as u64 + 1, "{reply}");
+        // Half of each pause, from 6 ms to 100 ms, is not random.
+        assert!(took > Duration::from_millis(300), "{reply} {REFUSALS} times within {took:?}");
+    }
 }
 
 #[test]
