@@ -1,11 +1,12 @@
 //! The descriptors of this crate's sockets, so that a forked child can close its copies of them.
 //!
-//! There is one bit for each descriptor and no lock: at the time of the fork, a lock may be held by
+//! There is one word for each descriptor and no lock: at the time of the fork, a lock may be held by
 //! a thread that the child does not have.
 //!
-//! No descriptor is closed twice: the child closes inherited descriptors by number, and then
-//! forgets their sockets instead of dropping them. No socket is shut down, because that would end
-//! it in the parent.
+//! The child may have closed an inherited descriptor itself, and its number may be a file of its own
+//! then. So the word is the socket's identity, and a descriptor is closed by number only if it is still
+//! that socket. Afterwards the child forgets the sockets instead of dropping them, so none is closed
+//! twice. No socket is shut down, because that would end it in the parent.
 
 #[cfg(unix)]
 pub(crate) use std::os::fd::AsRawFd as Descriptor;
@@ -15,18 +16,30 @@ pub(in crate::process) use unix::{close_inherited, on_close, on_open};
 
 #[cfg(unix)]
 mod unix {
+    use std::fs;
     use std::os::fd::{AsRawFd, RawFd};
-    use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
-    /// Number of words of the table, 64 descriptors each: about a million of them, in 128 KiB.
-    /// Descriptors above are not recorded.
-    const WORDS: usize = 16 * 1024;
-    const BITS: RawFd = u64::BITS as RawFd;
+    /// Length of the table. Descriptors above are not recorded. It takes 8 MiB of addresses, and memory
+    /// only for the pages that are written.
+    const LENGTH: usize = 1024 * 1024;
 
-    /// The sockets of the process with the id `OWNER`.
-    static OPEN: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
+    /// The sockets of the process with the id `OWNER`, by descriptor: see `socket_at`.
+    static OPEN: [AtomicU64; LENGTH] = [const { AtomicU64::new(NONE) }; LENGTH];
+    /// All descriptors that are recorded are below.
+    static END: AtomicUsize = AtomicUsize::new(0);
     static OWNER: AtomicU32 = AtomicU32::new(0);
+
+    const NONE: u64 = 0;
+    /// A socket whose identity cannot be read, for example without `/proc`: the child closes whatever
+    /// has its number.
+    const UNKNOWN: u64 = u64::MAX;
+
+    /// The folder with an entry for each open descriptor of the process.
+    const FOLDER: &str = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
+
     /// Id of the process that has closed all descriptors it inherited.
     static SWEPT: AtomicU32 = AtomicU32::new(0);
 
@@ -34,22 +47,26 @@ mod unix {
     /// descriptors.
     const SWEEP_TIMEOUT: Duration = Duration::from_millis(5);
 
-    fn bit_of(stream: &impl AsRawFd) -> Option<(&'static AtomicU64, u64)> {
-        let descriptor = stream.as_raw_fd();
-        let word = OPEN.get(usize::try_from(descriptor / BITS).ok()?)?;
-        Some((word, 1 << (descriptor % BITS)))
+    /// The identity of the socket with this descriptor. No other socket of this system has it; some
+    /// systems have one for all TCP sockets.
+    fn socket_at(descriptor: RawFd) -> Option<u64> {
+        let found = fs::metadata(format!("{FOLDER}/{descriptor}")).ok()?;
+        found.file_type().is_socket().then(|| found.ino().saturating_add(1))
     }
 
     pub(in crate::process) fn on_open(stream: &impl AsRawFd) {
-        if let Some((word, bit)) = bit_of(stream) {
-            word.fetch_or(bit, Ordering::AcqRel);
+        let descriptor = stream.as_raw_fd();
+        let Ok(index) = usize::try_from(descriptor) else { return };
+        if let Some(word) = OPEN.get(index) {
+            word.store(socket_at(descriptor).unwrap_or(UNKNOWN), Ordering::Release);
+            END.fetch_max(index + 1, Ordering::AcqRel);
         }
     }
 
     /// Called before the close: afterwards the number may be another thread's.
     pub(in crate::process) fn on_close(stream: &impl AsRawFd) {
-        if let Some((word, bit)) = bit_of(stream) {
-            word.fetch_and(!bit, Ordering::AcqRel);
+        if let Some(word) = usize::try_from(stream.as_raw_fd()).ok().and_then(|at| OPEN.get(at)) {
+            word.store(NONE, Ordering::Release);
         }
     }
 
@@ -67,12 +84,13 @@ mod unix {
             }
             return;
         }
-        for (word, first) in OPEN.iter().zip((0..).step_by(BITS as usize)) {
-            let mut open = word.swap(0, Ordering::AcqRel);
-            while open != 0 {
-                // It fails for a descriptor that the child has closed by its number, harmlessly.
-                let _: nix::Result<()> = nix::unistd::close(first + open.trailing_zeros() as RawFd);
-                open &= open - 1;
+        for (word, descriptor) in OPEN.iter().zip(0..).take(END.swap(0, Ordering::AcqRel)) {
+            if word.load(Ordering::Acquire) == NONE {
+                continue;
+            }
+            let socket = word.swap(NONE, Ordering::AcqRel);
+            if socket == UNKNOWN || socket_at(descriptor) == Some(socket) {
+                let _: nix::Result<()> = nix::unistd::close(descriptor);
             }
         }
         SWEPT.store(here, Ordering::Release);

@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::fs;
 use std::io::{PipeWriter, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
@@ -300,6 +302,69 @@ fn play(server: &Server, builder: &dyn Fn() -> Builder, closes_sockets: bool) {
         assert_eq!(pool.counts.connect_failures, 0, "{replaced}");
         assert!(pool.counts.connects <= u64::from(pool.max_size), "{}: {replaced}", pool.name);
     }
+}
+
+/// Descriptors that this process has open.
+fn descriptors() -> Vec<RawFd> {
+    let names = fs::read_dir("/proc/self/fd").unwrap();
+    names.map(|name| name.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn a_child_keeps_its_own_files_that_have_the_numbers_of_inherited_sockets() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let sessions = SessionManager::builder(server.url()).max_size(8).build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for opens_sockets in [false, true] {
+        let (tx, lock) = (sessions.transactional().begin().unwrap(), sessions.lock("l"));
+        let held = Cell::new(Some((tx, lock.acquire(SOON).unwrap())));
+        let report = forked(|child| {
+            // As a daemon does.
+            let (report, inherited) = (child.0.as_raw_fd(), descriptors());
+            for descriptor in inherited.iter().filter(|&&number| number > 2 && number != report) {
+                let _: nix::Result<()> = nix::unistd::close(*descriptor);
+            }
+            let (highest, mut own, mut pairs) = (*inherited.iter().max().unwrap(), vec![], vec![]);
+            let mut last = 0;
+            while last <= highest {
+                if opens_sockets {
+                    let pair = UnixStream::pair().unwrap();
+                    last = pair.0.as_raw_fd().min(pair.1.as_raw_fd());
+                    pairs.push(pair);
+                } else {
+                    let path = folder.path().join(own.len().to_string());
+                    let file = fs::File::create(&path).unwrap();
+                    last = file.as_raw_fd();
+                    own.push((path, file));
+                }
+            }
+            child.refused("run", || sessions.transactional().run(|tx| Ok(tx.incr("n", 1))));
+            drop(held.take());
+            drop(sessions.clone());
+            let anew = SessionManager::builder(server.url()).max_size(1).build().unwrap();
+            let done = anew.transactional().run(|tx| Ok(tx.incr("n", 1)));
+            child.step("anew", || (), |()| format!("{:?}", done.map(drop)));
+            let files = own.iter_mut().map(|(path, file)| {
+                file.write_all(b"mine").is_ok() && fs::read(path).is_ok_and(|read| read == b"mine")
+            });
+            let sockets = pairs.iter_mut().map(|(one, other)| {
+                let mut read = [0; 4];
+                one.write_all(b"mine").is_ok() && other.read_exact(&mut read).is_ok()
+            });
+            let lost = files.chain(sockets).filter(|is_open| !is_open).count();
+            child.gives("lost", || lost);
+            // Those that are lost would be closed twice.
+            std::mem::forget((own, pairs));
+        });
+        for (name, expected) in [("run", "refused"), ("anew", "Ok(())"), ("lost", "0")] {
+            assert_eq!(report[name].1, expected, "{name}, sockets: {opens_sockets}");
+        }
+        let (tx, lock) = held.take().unwrap();
+        tx.commit().unwrap();
+        lock.release().unwrap();
+    }
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 2);
 }
 
 fn redis_pipe(db: &mut rediscope::Pooled) -> rediscope::redis::RedisResult<()> {
