@@ -12,6 +12,7 @@ use scopeguard::{ScopeGuard, guard};
 use crate::connection::io::Io as _;
 use crate::error::any::Error;
 use crate::error::applied::Applied;
+use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::lock::{LockError, LostReason};
 use crate::lock::client::{ScriptReplies, Via, refused, unexpected_reply};
@@ -87,6 +88,18 @@ pub(crate) async fn acquire<M: LockIo>(
     let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
     let _begun = manager.renewals().begin_acquisition()?;
     let mut attempt = Acquisition::new(manager, request, permits, deadline)?;
+    match acquire_by(&mut attempt, wait, started).await {
+        Ok(held) => Ok(held),
+        Err(error) => Err(attempt.failed(error).await),
+    }
+}
+
+async fn acquire_by<M: LockIo>(
+    attempt: &mut Acquisition<'_, M>,
+    wait: Duration,
+    started: Instant,
+) -> Result<AcquiredLock<M>, Error> {
+    let (manager, request, deadline) = (attempt.manager, attempt.request, attempt.deadline);
     // If other callers already wait, one request before the wait is enough.
     attempt.waiter = manager.join_live(request, &attempt.owner_token);
     if let Some(waiter) = &attempt.waiter {
@@ -181,6 +194,24 @@ fn quiet_wait(request: &LockRequest, holder: Option<&LockHolder>) -> Duration {
     holder.map_or(longest, |by| ends(by).min(longest))
 }
 
+/// The error of an acquisition that may keep a lock, because `cause` kept it from being released.
+pub(crate) fn maybe_kept(cause: Error) -> Error {
+    let source = match cause {
+        Error::Checkout(CheckoutError::Connect { source, .. })
+        | Error::Lock(LockError::Connection { source, .. }) => source,
+        _ => ConnectionError::timed_out("it may have run, and its release has no reply"),
+    };
+    LockError::Connection { during: "acquire", source }.into()
+}
+
+/// The random part of a token.
+pub(crate) fn random() -> Result<u128, Error> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|_| Error::lock_refused("token", "the system has no random bits to give"))?;
+    Ok(u128::from_ne_bytes(random))
+}
+
 fn backoff() -> Backoff {
     Backoff::new(POLL_PAUSES.0, POLL_PAUSES.1)
 }
@@ -220,10 +251,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
         permits: &'a Permits<M>,
         deadline: Instant,
     ) -> Result<Self, Error> {
-        let mut random = [0; 16];
-        getrandom::fill(&mut random)
-            .map_err(|_| Error::lock_refused("token", "the system has no random bits to give"))?;
-        let owner_token = owner_token(request.mode, request.permits, u128::from_ne_bytes(random));
+        let owner_token = owner_token(request.mode, request.permits, random()?);
         Ok(Self {
             manager,
             request,
@@ -435,24 +463,50 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
     }
 }
 
+impl<M: LockIo> Acquisition<'_, M> {
+    /// Returns the error of a call that ended without the lock. It proves that none is held only if a release
+    /// of what the call may have acquired, or may still acquire, has a reply.
+    async fn failed(mut self, error: Error) -> Error {
+        self.leave();
+        if error.applied() != Applied::No || !(self.may_hold || self.maybe_partial) {
+            return error;
+        }
+        let Some(traces) = self.take_traces() else { return error };
+        if M::finish(traces.release()).await { error } else { maybe_kept(error) }
+    }
+
+    fn leave(&mut self) {
+        self.may_hold |= self.waiter.take().is_some_and(Waiter::leave);
+    }
+
+    /// Takes what the call may have left on the server.
+    fn take_traces(&mut self) -> Option<AcquisitionTraces<M>> {
+        let late = std::mem::take(&mut self.may_hold);
+        let left = late || self.queued || self.maybe_partial;
+        (self.queued, self.maybe_partial) = (false, false);
+        left.then(|| AcquisitionTraces {
+            manager: Arc::clone(self.manager),
+            request: self.request.clone(),
+            owner_token: std::mem::take(&mut self.owner_token),
+            over: self.over,
+            late,
+        })
+    }
+}
+
 impl<M: LockIo> Drop for Acquisition<'_, M> {
     fn drop(&mut self) {
         // In a forked child the traces belong to the parent, and so does the waiter.
         if self.manager.settings().is_forked_child() {
             return;
         }
-        self.may_hold |= self.waiter.take().is_some_and(Waiter::leave);
-        if !self.may_hold && !self.queued && !self.maybe_partial {
-            return;
+        self.leave();
+        if let Some(traces) = self.take_traces() {
+            let released = traces.release();
+            self.manager.clean_up(async {
+                let _: bool = released.await;
+            });
         }
-        let traces = AcquisitionTraces {
-            manager: Arc::clone(self.manager),
-            request: self.request.clone(),
-            owner_token: std::mem::take(&mut self.owner_token),
-            over: self.over,
-            late: self.may_hold,
-        };
-        self.manager.clean_up(traces.release());
     }
 }
 
@@ -470,8 +524,9 @@ struct AcquisitionTraces<M: LockIo> {
 
 impl<M: LockIo> AcquisitionTraces<M> {
     /// Releases the traces at once if the server replies, so that other callers need not wait, and
-    /// in the background otherwise. If the future is dropped, they are released in the background.
-    fn release(self) -> impl Future<Output = ()> + Send {
+    /// in the background otherwise; returns whether it did. If the future is dropped, they are released in
+    /// the background.
+    fn release(self) -> impl Future<Output = bool> + Send {
         let begun = Instant::now();
         // Made before the first poll, which may never come.
         let traces = guard(self, move |traces| {
@@ -483,13 +538,15 @@ impl<M: LockIo> AcquisitionTraces<M> {
         async move {
             // A log belongs to the user and may panic.
             let released = caught(traces.release_now(&traces.call(), begun)).await;
-            if released.unwrap_or(false) {
+            let released = released.unwrap_or(false);
+            if released {
                 let traces = ScopeGuard::into_inner(traces);
                 if !traces.late {
                     let key = traces.request.names.done(&traces.owner_token);
                     traces.manager.renewals().answered(key);
                 }
             }
+            released
         }
     }
 

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::any::Error;
+use crate::error::applied::Applied;
 use crate::error::lock::LockError;
+use crate::lock::acquire::maybe_kept;
 use crate::lock::held::AcquiredLock;
 use crate::lock::io::LockIo;
 use crate::lock::target::LockTarget;
@@ -72,28 +74,30 @@ impl<M: LockIo> AllTarget<M> {
             match target.acquire(left).await {
                 Ok(lock) => held.push((Arc::clone(name), lock)),
                 Err(error) => {
-                    self.give_back(held).await;
-                    return Err(with_whole_wait(error, begun));
+                    return Err(self.give_back(held, with_whole_wait(error, begun)).await);
                 }
             }
         }
         // While one was waited for, another may have been lost.
         let lost = held.iter().find_map(|(_, lock)| lock.lock_lease().lost());
         if let Some(why) = lost {
-            self.give_back(held).await;
-            return Err(Error::lock_lost(why));
+            return Err(self.give_back(held, Error::lock_lost(why)).await);
         }
         Ok(held)
     }
 
-    /// Releases what was acquired, within `cleanup_timeout`, and otherwise in the background.
-    async fn give_back(&self, held: HeldAll<M>) {
+    /// Releases what was acquired, within `cleanup_timeout`, and otherwise in the background. Returns the error
+    /// of the call.
+    async fn give_back(&self, held: HeldAll<M>, mut error: Error) -> Error {
         let limit = Instant::now() + self.manager.settings().cleanup_timeout;
         for (_, released) in release_all(held, limit).await {
-            if let Err(error) = released {
-                tracing::debug!(error = %format_args!("{error:#}"), "a lock of several was not released in order");
+            let Err(cause) = released else { continue };
+            tracing::debug!(error = %format_args!("{cause:#}"), "a lock of several was not released in order");
+            if error.applied() == Applied::No && !is_lost(&cause) {
+                error = maybe_kept(cause);
             }
         }
+        error
     }
 }
 
@@ -144,13 +148,15 @@ pub(crate) fn all_released(released: ReleasedAll) -> Result<(), Error> {
 
 /// Returns the first failure; a loss comes before any other.
 fn worse(all: Result<(), Error>, one: Result<(), Error>) -> Result<(), Error> {
-    let is_lost =
-        |result: &Result<(), Error>| matches!(result, Err(Error::Lock(LockError::Lost { .. })));
     match (&all, &one) {
         (Ok(()), _) => one,
-        (Err(_), Err(_)) if is_lost(&one) && !is_lost(&all) => one,
+        (Err(first), Err(error)) if is_lost(error) && !is_lost(first) => one,
         _ => all,
     }
+}
+
+fn is_lost(error: &Error) -> bool {
+    matches!(error, Error::Lock(LockError::Lost { .. }))
 }
 
 #[cfg(test)]

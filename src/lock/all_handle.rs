@@ -95,8 +95,9 @@ impl LockAll {
     ///
     /// # Errors
     /// [`LockError::Refused`] if there is no name, or an empty one: nothing was sent. The errors of
-    /// [`Lock::acquire`](crate::lock::Lock::acquire): none of the locks is held. [`LockError::Lost`] if a
-    /// lock was lost while the call waited for another one.
+    /// [`Lock::acquire`](crate::lock::Lock::acquire): none of the locks is held, or one may be if
+    /// [`applied`](Error::applied) is `Unknown`. [`LockError::Lost`] if a lock was lost while the call
+    /// waited for another one.
     pub fn acquire(&self, wait: Duration) -> Result<LockAllGuard, Error> {
         let held = now(self.target.acquire(wait))?;
         Ok(LockAllGuard::new(held, Arc::clone(&self.target.manager)))

@@ -152,7 +152,8 @@ impl Lock {
     /// # Errors
     /// [`LockError::Timeout`] with the holder; the last failure to reach the server, if it lasted
     /// to the end. The call leaves nothing behind: an acquisition without a reply is released, in
-    /// the background if necessary.
+    /// the background if necessary. Until then [`applied`](Error::applied) is `Unknown`: the lock may
+    /// be held for as long as its lease. `No` is proven, also by the reply to that release.
     pub fn acquire(&self, wait: Duration) -> Result<LockGuard, Error> {
         now(self.target.acquire(wait)).map(LockGuard::new)
     }

@@ -56,6 +56,11 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     /// drop then records what is left to send.
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static);
 
+    /// Runs the rest of a call, for which the caller waits. A cancellation does not end it.
+    fn finish<T: Send>(rest: impl Future<Output = T> + Send) -> impl Future<Output = T> + Send {
+        rest
+    }
+
     /// Returns the deadline of a call that begins now.
     fn call_deadline(&self) -> Instant {
         let settings = self.settings();

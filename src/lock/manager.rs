@@ -108,4 +108,8 @@ impl LockIo for LockManager {
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {
         cancel::suspended(|| now(rest));
     }
+
+    fn finish<T: Send>(rest: impl Future<Output = T> + Send) -> impl Future<Output = T> + Send {
+        ready(cancel::suspended(|| now(rest)))
+    }
 }
