@@ -8,14 +8,14 @@ use redis::Value;
 
 use crate::error::any::Error;
 use crate::error::lock::LockError;
-use crate::lock::acquire::{Permits, acquire, adopt};
-use crate::lock::client::{Via, unexpected_reply};
+use crate::lock::acquire::{Permits, acquire, adopt, random};
+use crate::lock::client::{ScriptReplies, Via, unexpected_reply};
 use crate::lock::held::AcquiredLock;
-use crate::lock::io::LockIo;
+use crate::lock::io::{LockIo, Renewals as _};
 use crate::protocol::lock::acquire::{LockHolder, LockMode, LockRequest, held_permits, peeked};
 use crate::protocol::lock::hold_token::HoldToken;
 use crate::protocol::lock::keys::LockKeys;
-use crate::protocol::lock::script::{AVAILABLE, FORCE, PEEK, PERMITS, ScriptCall};
+use crate::protocol::lock::script::{AVAILABLE, FORCE, PEEK, PERMITS, Script, ScriptCall};
 use crate::protocol::replication::Durability;
 
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
@@ -168,9 +168,7 @@ impl<M: LockIo> LockTarget<M> {
 
     /// Takes the lock away from its holders. If the future is dropped, that may happen or not.
     pub(crate) async fn force_release(&self) -> Result<bool, Error> {
-        let names = &self.request.names;
-        let call = ScriptCall::new(&FORCE, names.state(), [&*names.wake]);
-        match self.ask("force_release", call).await? {
+        match self.ask_once("force_release", &FORCE, None).await? {
             Value::Int(held) => {
                 tracing::warn!(holders = held, "lock forced");
                 Ok(held > 0)
@@ -188,11 +186,8 @@ impl<M: LockIo> LockTarget<M> {
         if permits == 0 {
             return Err(no_permit());
         }
-        let names = &self.request.names;
-        let arguments = [&*permits.to_string(), &names.wake];
-        let call = ScriptCall::new(&PERMITS, names.state(), arguments);
         let change = async {
-            match self.ask("set_permits", call).await? {
+            match self.ask_once("set_permits", &PERMITS, Some(permits)).await? {
                 Value::Int(_) => Ok(()),
                 _ => Err(unexpected_reply("set_permits")),
             }
@@ -204,19 +199,54 @@ impl<M: LockIo> LockTarget<M> {
         self.refused.clone().map_or(Ok(()), Err)
     }
 
+    fn may_ask(&self) -> Result<(), Error> {
+        self.manager.settings().here()?;
+        self.check()
+    }
+
     /// The time until the deadline, if there is one.
     fn left(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     async fn ask(&self, during: &'static str, call: ScriptCall) -> Result<Value, Error> {
-        self.manager.settings().here()?;
-        self.check()?;
+        let mut reply = self.ask_for(during, call).await?;
+        reply.values.pop().ok_or_else(|| unexpected_reply(during))
+    }
+
+    /// Sends a call that changes the lock without an owner token. The server remembers its reply, so that no
+    /// copy of it has a second effect.
+    async fn ask_once(
+        &self,
+        during: &'static str,
+        script: &'static Script,
+        permits: Option<u32>,
+    ) -> Result<Value, Error> {
+        self.may_ask()?;
+        let (names, manager) = (&self.request.names, &self.manager);
+        // The renewal deletes what the server remembers.
+        let _begun = manager.renewals().begin_acquisition()?;
+        let done = names.done(&format!("{:032x}", random()?));
+        let keys = names.state().into_iter().chain([&done]);
+        let remember = manager.remember(Duration::ZERO, true).as_millis().to_string();
+        let arguments = [remember, names.wake.to_string()].into_iter();
+        let arguments = arguments.chain(permits.map(|permits| permits.to_string()));
+        let mut reply = self.ask_for(during, ScriptCall::new(script, keys, arguments)).await?;
+        if !reply.repeated {
+            manager.renewals().answered(done);
+        }
+        reply.values.pop().ok_or_else(|| unexpected_reply(during))
+    }
+
+    async fn ask_for(
+        &self,
+        during: &'static str,
+        call: ScriptCall,
+    ) -> Result<ScriptReplies, Error> {
+        self.may_ask()?;
         let limit = self.manager.call_deadline();
         let limit = self.deadline.map_or(limit, |deadline| deadline.min(limit));
-        let client = self.manager.client();
-        let mut reply = client.ask_one(during, &call, Via::PooledFirst, limit).await?;
-        reply.values.pop().ok_or_else(|| unexpected_reply(during))
+        self.manager.client().ask_one(during, &call, Via::PooledFirst, limit).await
     }
 }
 

@@ -29,9 +29,11 @@ pub(crate) static PEEK: Script = Script::new(include_str!("scripts/peek.lua"));
 /// Returns how many permits are held.
 pub(crate) static AVAILABLE: Script = Script::new(include_str!("scripts/available.lua"));
 /// Takes the lock away from all holders.
-pub(crate) static FORCE: Script = Script::new(include_str!("scripts/force.lua"));
+pub(crate) static FORCE: Script =
+    Script::new(concat!(include_str!("scripts/once.lua"), include_str!("scripts/force.lua")));
 /// Changes the number of permits.
-pub(crate) static PERMITS: Script = Script::new(include_str!("scripts/permits.lua"));
+pub(crate) static PERMITS: Script =
+    Script::new(concat!(include_str!("scripts/once.lua"), include_str!("scripts/permits.lua")));
 
 impl Script {
     const fn new(source: &'static str) -> Self {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rediscope::Error;
 use rediscope::error::{Applied, LockError};
 
-use super::fixture::{is_lost, start};
+use super::fixture::{all_ways, is_lost, start, start_with};
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 
@@ -210,4 +210,57 @@ fn an_acquisition_whose_reply_comes_when_the_lease_is_nearly_over_is_repeated() 
     assert_eq!(fixture.proxy.fired(), 1);
     assert!(!guard.is_lost());
     guard.release().unwrap();
+}
+
+#[test]
+fn a_forced_release_without_a_reply_is_repeated_and_returns_the_first_ones_result() {
+    for (way, fixture) in all_ways() {
+        let (lock, other) = (fixture.sessions.lock("l"), fixture.other().lock("l").lease(LONG));
+        // The server knows the script.
+        assert!(!lock.force_release().unwrap());
+        let guard = other.acquire(SOON).unwrap();
+        for held in [true, false] {
+            fixture.arm(Trigger::BeforeReplyTo("EVALSHA"), Fault::Cut);
+            let fired = fixture.proxy.fired();
+            assert_eq!(lock.force_release().unwrap(), held, "{way}");
+            assert!(fixture.proxy.fired() > fired, "{way}");
+            fixture.proxy.disarm();
+        }
+        is_lost(guard.release());
+    }
+}
+
+#[test]
+fn a_copy_of_a_call_that_arrives_late_takes_no_lock_and_changes_no_number() {
+    // A silent connection is replaced, and the call sent again.
+    let fixture = start_with(|builder| builder.trust_window(Duration::ZERO));
+    let (lock, other) = (fixture.sessions.lock("l"), fixture.other());
+    let permits = fixture.sessions.semaphore("s", 2);
+    assert!(!lock.force_release().unwrap());
+    permits.set_permits(2).unwrap();
+    let kept = other.semaphore("s", 2).lease(LONG).acquire(SOON).unwrap();
+    fixture.arm(Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);
+    assert!(!lock.force_release().unwrap());
+    fixture.arm(Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);
+    permits.set_permits(3).unwrap();
+    assert_eq!(fixture.proxy.fired(), 2);
+    let guard = other.lock("l").lease(LONG).acquire(SOON).unwrap();
+    other.semaphore("s", 3).set_permits(4).unwrap();
+    let before = fixture.server.calls("evalsha");
+    fixture.proxy.release();
+    eventually(SOON, "the copies arrive", || fixture.server.calls("evalsha") >= before + 2);
+    guard.release().unwrap();
+    assert_eq!(other.semaphore("s", 2).available().unwrap(), 3);
+    kept.release().unwrap();
+}
+
+#[test]
+fn what_is_remembered_of_a_call_with_a_reply_is_deleted() {
+    let fixture = warm();
+    let permits = fixture.sessions.semaphore("s", 2);
+    let guard = permits.acquire(SOON).unwrap();
+    permits.set_permits(3).unwrap();
+    assert!(permits.force_release().unwrap());
+    is_lost(guard.release());
+    eventually(SOON, "before its time to live", || fixture.held_keys().is_empty());
 }

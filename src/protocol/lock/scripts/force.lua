@@ -1,5 +1,3 @@
--- KEYS: holders, info, queue, alive
--- ARGV: channel
 -- Works also where another client has put something else in a key's place.
 local held = redis.pcall('ZCARD', KEYS[1])
 if type(held) ~= 'number' then
@@ -12,6 +10,6 @@ for _, key in ipairs({KEYS[3], KEYS[4]}) do
   end
 end
 if held > 0 then
-  redis.pcall('PUBLISH', ARGV[1], redis.call('ZRANGE', KEYS[3], 0, 0)[1] or '')
+  redis.pcall('PUBLISH', ARGV[2], redis.call('ZRANGE', KEYS[3], 0, 0)[1] or '')
 end
-return held
+return remember(held)
