@@ -4,7 +4,9 @@
 //! there are as many sockets as a pool has connections.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::{Arc, Condvar, Mutex};
+use std::task::Poll;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -184,7 +186,10 @@ async fn commit_in_task(line: &Mutex<TaskLine>, job: &Job) -> u32 {
         socket.stream.write_all(&bytes).await.expect("write");
         let committed = !socket.skip(4).await.starts_with(b"*-1");
         match next {
-            Some((next, _)) => drop(next.send(Turn { socket, asked: true })),
+            Some((next, _)) => {
+                drop(next.send(Turn { socket, asked: true }));
+                let_next_run().await;
+            }
             None => {
                 let handed = line.lock().unwrap().free(socket);
                 if let Some((next, socket)) = handed {
@@ -197,6 +202,19 @@ async fn commit_in_task(line: &Mutex<TaskLine>, job: &Job) -> u32 {
         }
     }
     unreachable!("the tries do not end")
+}
+
+/// The woken task is this worker's next; an idle worker may take this one.
+async fn let_next_run() {
+    let mut is_queued = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut is_queued, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl TaskSocket {
