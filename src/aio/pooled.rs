@@ -177,12 +177,13 @@ impl Handle<'_> {
     ) -> Result<Vec<Value>, Error> {
         let Self { router, place, transactional, wait } = self;
         router.here()?;
-        let request = Request::parse(bytes, offset.saturating_add(count), place)?;
+        let replies = offset.saturating_add(count);
+        let request = Request::parse(bytes, replies, place)?;
         if transactional.is_none() {
             request.ensure_read()?;
         }
         own_writes::record(router.settings(), bytes);
-        let sent = send(router, (&request, place), (bytes, offset, count), wait, carried);
+        let sent = send(router, (&request, place), (bytes, replies), wait, carried);
         let mut sent = sent.await?;
         let full = router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut sent, (bytes, offset), call, full);

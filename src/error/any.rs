@@ -153,7 +153,8 @@ pub enum Error {
     /// If it is not found, `applied` is `Unknown`. This happens if the error was converted on
     /// another thread or after many other commands, or is of another connection. It also happens if
     /// the error shows a value of more than 512 bytes, or 64 if they are not UTF-8. `applied` is
-    /// also `Unknown` if a read and a write had the same reply.
+    /// also `Unknown` if a read and a write had the same reply. Of a pipeline it is the effect of all its
+    /// commands, failed ones included.
     ///
     /// An error without a value (one of a user's own `FromRedisValue`) names the last command of
     /// this thread. Its `applied` is `No` if the last eight commands were all reads, `Yes` if they
@@ -166,7 +167,8 @@ pub enum Error {
         expected: &'static str,
         /// The kind of the reply.
         found: &'static str,
-        /// `No` for a read, `Yes` for a write, `Unknown` if that is not known.
+        /// `No` for a read, `Yes` for a write, `Partly` for a pipeline in which a command failed and another
+        /// one wrote, `Unknown` if that is not known.
         applied: Applied,
         /// The error of the type's own decoding.
         source: Option<DecodeError>,

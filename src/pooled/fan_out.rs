@@ -232,12 +232,12 @@ impl<P: ServerPool> NodeCall<'_, P> {
         let plain = parts().collect::<Vec<_>>().concat();
         let request = Request::parse(&plain, indexes.len(), self.place)?;
         if !route.ask {
-            let all = (&*plain, 0, indexes.len());
+            let all = (&*plain, indexes.len());
             return request.ask(self.router, route, all, self.deadline, None).await;
         }
         let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
         let bytes = asking.concat();
-        let all = (&*bytes, 0, asking.len());
+        let all = (&*bytes, asking.len());
         let replies = request.ask(self.router, route, all, self.deadline, None).await?;
         Ok(redirect::all_after_asking(replies))
     }

@@ -244,13 +244,13 @@ impl Pooled {
         call: CallKind,
     ) -> Result<Vec<Value>, Error> {
         self.router.here()?;
-        let request = Request::parse(bytes, offset.saturating_add(count), self.place)?;
+        let replies = offset.saturating_add(count);
+        let request = Request::parse(bytes, replies, self.place)?;
         if self.transactional.is_none() {
             request.ensure_read()?;
         }
         own_writes::record(self.router.settings(), bytes);
-        let all = (bytes, offset, count);
-        let sent = send(&self.router, (&request, self.place), all, self.wait, None);
+        let sent = send(&self.router, (&request, self.place), (bytes, replies), self.wait, None);
         let mut sent = now(sent)?;
         let full = self.router.settings().server_messages;
         tag_errors::tag_errors(&request, &mut sent, (bytes, offset), call, full);

@@ -30,7 +30,7 @@ const MAX_BYTES: usize = 2048;
 struct RecentReply {
     name: [u8; MAX_NAME],
     length: usize,
-    read_only: bool,
+    applied: Option<Applied>,
     kind: &'static str,
     /// Hashes of the reply and of the values within it, any of which redis-rs may show.
     shown: Vec<u64>,
@@ -104,7 +104,7 @@ thread_local! {
 }
 
 /// Records a reply that is not an error; for a pipeline under its name in errors.
-pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: bool) {
+pub(crate) fn record(name: &str, applied: Applied, replies: &[Value], is_single: bool) {
     // A thread that is ending does not need it.
     let _: Result<(), _> = RECENT.try_with(|recent| {
         let RecentReplies { key, kept, shown } = &mut *recent.borrow_mut();
@@ -118,7 +118,7 @@ pub(crate) fn record(name: &str, read_only: bool, replies: &[Value], is_single: 
         for (to, from) in reply.name.iter_mut().zip(name.bytes()) {
             *to = from;
         }
-        reply.read_only = read_only;
+        reply.applied = Some(applied);
         reply.kind = match replies.first() {
             Some(reply) if is_single => reply_kind(reply),
             _ => REPLIES,
@@ -142,7 +142,7 @@ pub(crate) fn clear() {
 /// Finds the reply whose value the error shows, among the last replies of this thread. Returns the
 /// command's name, the kind of the reply, and the effect.
 ///
-/// Returns `None` if no reply has the value, or if replies of a read and of a write have it. The name
+/// Returns `None` if no reply has the value, or if replies with different effects have it. The name
 /// is `None` if replies of different commands have it.
 ///
 /// If the error has no value (a user's own decoding), the name is that of the last command. Its
@@ -162,13 +162,12 @@ pub(crate) fn find(error: &str) -> Option<(Option<String>, &'static str, Applied
             let newest = kept.iter().rposition(|reply| reply.shown.contains(&hash))?;
             let found = kept.get(newest)?;
             let fit = || kept.iter().filter(|reply| reply.may_show(shown, hash));
-            if fit().any(|reply| reply.read_only != found.read_only) {
+            if fit().any(|reply| reply.applied != found.applied) {
                 return None;
             }
             let is_one = fit().all(|reply| reply.name() == found.name());
             let name = is_one.then(|| String::from_utf8_lossy(found.name()).into_owned());
-            let applied = if found.read_only { Applied::No } else { Applied::Yes };
-            let result = (name, found.kind, applied);
+            let result = (name, found.kind, found.applied?);
             // A reply fails to decode once.
             kept.remove(newest);
             Some(result)
@@ -182,11 +181,8 @@ fn last() -> Option<(Option<String>, &'static str, Applied)> {
         .try_with(|recent| {
             let kept = &mut recent.borrow_mut().kept;
             let found = kept.back()?;
-            let applied = match kept.iter().all(|reply| reply.read_only == found.read_only) {
-                false => Applied::Unknown,
-                true if found.read_only => Applied::No,
-                true => Applied::Yes,
-            };
+            let is_one = kept.iter().all(|reply| reply.applied == found.applied);
+            let applied = found.applied.filter(|_| is_one).unwrap_or(Applied::Unknown);
             let name = String::from_utf8_lossy(found.name()).into_owned();
             let result = (Some(name), found.kind, applied);
             kept.pop_back();
@@ -306,9 +302,9 @@ mod tests {
     fn an_answer_is_found_by_the_value_that_the_error_shows() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let found = |name: &str, kind, applied| Some((Some(name.to_owned()), kind, applied));
-        record("GETDEL", false, &[text("a \"(value was) b")], true);
-        record("GET", true, &[text("b")], true);
-        record("LPOP", false, &[Value::Array(vec![text("c"), Value::Nil])], true);
+        record("GETDEL", Applied::Yes, &[text("a \"(value was) b")], true);
+        record("GET", Applied::No, &[text("b")], true);
+        record("LPOP", Applied::Yes, &[Value::Array(vec![text("c"), Value::Nil])], true);
         assert_eq!(find(&error(&text("none"))), None);
         let deleted = find(&error(&text("a \"(value was) b")));
         assert_eq!(deleted, found("GETDEL", "a bulk string", Applied::Yes));
@@ -317,29 +313,29 @@ mod tests {
         assert_eq!(find(&error(&text("b"))), found("GET", "a bulk string", Applied::No));
         assert_eq!(find("mine"), None);
         // Two reads and then a write.
-        record("GET", true, &[Value::Nil], true);
-        record("HGET", true, &[Value::Nil], true);
+        record("GET", Applied::No, &[Value::Nil], true);
+        record("HGET", Applied::No, &[Value::Nil], true);
         assert_eq!(find(&error(&Value::Nil)), Some((None, "nil", Applied::No)));
-        record("LPOP", false, &[Value::Nil], true);
+        record("LPOP", Applied::Yes, &[Value::Nil], true);
         assert_eq!(find(&error(&Value::Nil)), None);
         clear();
         // A value that is too long is not compared; a reply with too many values may contain any.
         let long = text(&"x".repeat(MAX_SHOWN));
-        record("GETSET", false, std::slice::from_ref(&long), true);
-        record("GET", true, &[text("b")], true);
+        record("GETSET", Applied::Yes, std::slice::from_ref(&long), true);
+        record("GET", Applied::No, &[text("b")], true);
         assert_eq!(find(&error(&long)), None);
         assert_eq!(find(&error(&text("b"))), found("GET", "a bulk string", Applied::No));
-        record("LPOP", false, &[Value::Array(vec![Value::Int(1); MAX_VALUES + 1])], true);
-        record("GET", true, &[text("b")], true);
+        record("LPOP", Applied::Yes, &[Value::Array(vec![Value::Int(1); MAX_VALUES + 1])], true);
+        record("GET", Applied::No, &[text("b")], true);
         assert_eq!(find(&error(&text("b"))), None);
         clear();
         // A user's own text shows no value.
         let mine = "Incompatible type - mine";
         assert_eq!(find(mine), None);
-        record("GET", true, &[text("b")], true);
+        record("GET", Applied::No, &[text("b")], true);
         assert_eq!(find(mine), found("GET", "a bulk string", Applied::No));
-        record("SET", false, &[Value::Okay], true);
-        record("GET", true, &[text("b")], true);
+        record("SET", Applied::Yes, &[Value::Okay], true);
+        record("GET", Applied::No, &[text("b")], true);
         assert_eq!(find(mine), found("GET", "a bulk string", Applied::Unknown));
         clear();
     }

@@ -190,7 +190,7 @@ impl Request {
         &self,
         router: &Router<P>,
         route: &Route,
-        (bytes, offset, count): (&[u8], usize, usize),
+        (bytes, replies): (&[u8], usize),
         checkout_deadline: Instant,
         carried: Option<Box<Carried>>,
     ) -> Result<Vec<Value>, Error> {
@@ -227,7 +227,6 @@ impl Request {
             }
             tracing::debug!(%cause, "command sent again on another connection");
         }
-        let replies = offset.saturating_add(count);
         let packet = || match self.blocking {
             None => FirstPacket::calls(bytes, replies),
             Some(_) => None,
@@ -244,13 +243,11 @@ impl Request {
             single: self.commands == 1,
             blocking: self.blocking.as_ref(),
         };
-        let mut replies = Vec::with_capacity(count);
-        let mut take = |nth: usize, value| {
-            if let Some(nth) = nth.checked_sub(offset) {
-                // A repetition begins anew.
-                replies.truncate(nth);
-                replies.push(value);
-            }
+        let mut replies = Vec::with_capacity(replies);
+        let mut take = |nth, value| {
+            // A repetition begins anew.
+            replies.truncate(nth);
+            replies.push(value);
         };
         ask(&mut line, &question, budget, &mut take).await?;
         // The later commands of a pipeline may be reads.

@@ -11,30 +11,28 @@ use crate::pooled::fan_out::Responses;
 use crate::pooled::request::{Carried, Request};
 use crate::protocol::cluster::route::Route;
 
-/// Sends the request. Returns the replies to its commands after the first `offset` ones. `wait`: how long
-/// it waits for connections. `carried`: what became of it on a lane.
+/// Sends the request of this many commands. `wait`: how long it waits for connections. `carried`: what
+/// became of it on a lane.
 ///
 /// Dropped before its end, it may have sent any part of the request. A connection that awaits
 /// replies is then closed.
 pub(crate) async fn send<P: ServerPool>(
     router: &Router<P>,
     (request, place): (&Request, &'static Location<'static>),
-    (bytes, offset, count): (&[u8], usize, usize),
+    (bytes, count): (&[u8], usize),
     wait: WaitLimit,
     carried: Option<Box<Carried>>,
 ) -> Result<Responses, Error> {
     if router.is_cluster() {
         let deadline = wait.deadline(router.settings());
         // Boxed: it is larger than the future for one server.
-        let mut sent = Box::pin(fan_out::request(router, place, bytes, deadline)).await?;
-        sent.replies.drain(..offset.min(sent.replies.len()));
-        return Ok(sent);
+        return Box::pin(fan_out::request(router, place, bytes, deadline)).await;
     }
     let deadline = match &carried {
         Some(carried) => carried.deadline,
         None => wait.deadline(router.settings()),
     };
-    let all = (bytes, offset, count);
+    let all = (bytes, count);
     let replies = request.ask(router, &Route::default(), all, deadline, carried).await?;
     Ok(Responses { replies, in_part: Vec::new() })
 }

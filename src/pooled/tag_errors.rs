@@ -26,8 +26,8 @@ pub(crate) enum CallKind {
     Pipeline,
 }
 
-/// Tags the error replies among those of `sent`, which belong to the commands of `bytes` after the
-/// first `offset` ones.
+/// Tags the error replies among those of `sent`, which belong to the commands of `bytes`, and leaves out the
+/// replies to the first `offset` ones.
 pub(crate) fn tag_errors(
     request: &Request,
     sent: &mut Responses,
@@ -38,30 +38,35 @@ pub(crate) fn tag_errors(
     let Responses { replies, in_part } = sent;
     let single = call == CallKind::Single;
     let name = if single { &*request.name } else { "a pipeline" };
-    recent_replies::record(name, request.read_only, replies, single);
-    let fails = |value: &Value| match request.may_nest {
-        true => holds_error(value),
-        false => matches!(value, Value::ServerError(_)),
-    };
-    // This is nearly always the case.
-    if !replies.iter().any(fails) {
-        return;
-    }
+    let is_error = |value: &Value| matches!(value, Value::ServerError(_));
+    let fails = |value: &Value| is_error(value) || request.may_nest && holds_error(value);
     let commands = || {
-        let commands = CommandReader::new(bytes).flatten().enumerate().skip(offset);
+        let commands = CommandReader::new(bytes).flatten().enumerate();
         commands.map(|(at, args)| (args, in_part.contains(&at)))
     };
-    let whole = (!single).then(|| whole(commands(), replies));
-    for ((args, in_part), value) in commands().zip(replies) {
-        let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
-        put(value, &|error| error_tag::tagged((name, sub), error, in_part, whole, full));
+    // The commands whose replies are left out have had their effects too.
+    let whole = (!single && replies.iter().any(fails)).then(|| whole(commands(), replies));
+    let applied = match whole.filter(|_| replies.iter().any(is_error)) {
+        Some(applied) => applied,
+        None if request.read_only => Applied::No,
+        None => Applied::Yes,
+    };
+    let asked_for = replies.get(offset..).unwrap_or_default();
+    recent_replies::record(name, applied, asked_for, single);
+    if asked_for.iter().any(fails) {
+        for ((args, in_part), value) in commands().zip(&mut *replies).skip(offset) {
+            let (name, sub) = (args.first().copied().unwrap_or_default(), args.get(1).copied());
+            put(value, &|error| error_tag::tagged((name, sub), error, in_part, whole, full));
+        }
     }
+    replies.drain(..offset.min(replies.len()));
 }
 
 /// The same for the reply to one small command, which contains no other error.
 #[cfg(feature = "tokio")]
 pub(crate) fn tag_error(row: &Command, cmd: &redis::Cmd, reply: &mut Value, full: bool) {
-    recent_replies::record(row.name, row.has(table::READ), slice::from_ref(reply), true);
+    let applied = if row.has(table::READ) { Applied::No } else { Applied::Yes };
+    recent_replies::record(row.name, applied, slice::from_ref(reply), true);
     if let Value::ServerError(error) = reply {
         let sub = match cmd.args_iter().nth(1) {
             Some(redis::Arg::Simple(sub)) => Some(sub),

@@ -7,7 +7,7 @@ use rediscope::Error;
 use rediscope::error::Applied;
 use rediscope::prelude::*;
 use rediscope::redis::{
-    self, ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind,
+    self, ConnectionLike, ErrorKind, FromRedisValue, ParsingError, RedisError, ServerErrorKind,
 };
 
 use super::fixture::{sized, typed};
@@ -365,6 +365,55 @@ crate::side::threads_only! {
         let raw =
             sessions.pooled().with_raw(|raw| command(&["EVAL", forged, "0"]).exec(raw).unwrap_err());
         assert_eq!(applied_and_retryable(&Error::from(raw.unwrap())), (Applied::Unknown, false));
+    }
+}
+
+/// Whose replies the caller asks for, or whether it ignores the errors, changes no effect.
+#[test]
+fn a_pipeline_is_reported_with_the_effects_of_all_its_commands() {
+    let server = Server::start();
+    let sessions = sized(&server.url(), 1).build_side().unwrap();
+    let mut db = sessions.pooled();
+    let incr = |key: &str| redis::Cmd::incr(key, 1);
+    for (skipped, applied) in [
+        (incr("n"), Applied::Partly),
+        (redis::Cmd::get("n"), Applied::No),
+        (incr("text"), Applied::No),
+        (command(&["EVAL", "return redis.error_reply('MINE')", "0"]), Applied::Unknown),
+    ] {
+        server.ask::<()>(&["MSET", "text", "hunter2", "n", "7"]);
+        let of = |cmds: &[&redis::Cmd]| {
+            let mut pipeline = redis::pipe();
+            for cmd in cmds {
+                pipeline.add_command((*cmd).clone());
+            }
+            pipeline
+        };
+        let failing = incr("text");
+        let bytes = of(&[&skipped, &failing]).get_packed_pipeline();
+        let replies = ConnectionLike::req_packed_commands(&mut db, &bytes, 1, 1).unwrap();
+        let [redis::Value::ServerError(error)] = &*replies else { panic!("{replies:?}") };
+        // As redis-rs makes it of a pipeline's replies.
+        let again = of(&[&skipped, &failing]).query::<redis::Value>(&mut db).unwrap_err();
+        let reported = Error::from(again);
+        assert_eq!(reported.applied(), applied, "{reported:?}");
+        let tag = format!(
+            "pipeline: {}",
+            match applied {
+                Applied::No => "not applied",
+                Applied::Partly => "partly applied",
+                _ => "unknown",
+            }
+        );
+        assert!(error.details().unwrap().contains(&tag), "{error:?}");
+
+        // The first reply does not decode, and the second one is an error.
+        let read = redis::Cmd::get("text");
+        let mut ignoring = of(&[&read, &skipped, &failing]);
+        let ignoring = ignoring.ignore_errors().query::<(i64, redis::Value, redis::Value)>(&mut db);
+        let reported = typed(ignoring);
+        assert!(matches!(&reported, Error::Decode { .. }), "{reported:?}");
+        assert_eq!(reported.applied(), applied, "{reported:?}");
     }
 }
 

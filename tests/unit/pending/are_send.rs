@@ -113,9 +113,9 @@ fn a_router<P: ServerPool>(router: &Router<P>, route: &Route, deadline: Instant)
     let (mut queue, plan): (CommandQueue, CommitPlan) = any();
     is_send(commit_block((router, route), &mut queue, &plan, deadline, None));
     let (request, place): (Request, &'static Location<'static>) = any();
-    is_send(request.ask(router, route, (b"", 0, 1), deadline, None));
+    is_send(request.ask(router, route, (b"", 1), deadline, None));
     is_send(fan_out::request(router, place, b"", Instant::now()));
-    is_send(pooled::send(router, (&request, place), (b"", 0, 1), WaitLimit::default(), None));
+    is_send(pooled::send(router, (&request, place), (b"", 1), WaitLimit::default(), None));
 }
 
 fn a_resolver<P: ServerPool>(resolver: &DoubtResolver<P>, token: &CommitToken) {

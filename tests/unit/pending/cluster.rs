@@ -121,7 +121,7 @@ async fn requests<P: Side>(router: &Router<P>, cluster: &Cluster) -> Found {
         }
         let bytes: Vec<u8> = commands.iter().flat_map(|words| packed(words)).collect();
         let request = Request::parse(&bytes, commands.len(), Location::caller()).unwrap();
-        let call = (&*bytes, 0, commands.len());
+        let call = (&*bytes, commands.len());
         let wait = crate::commit::wait_limit::WaitLimit::default();
         let sent = send(router, (&request, Location::caller()), call, wait, None).await;
         let replies = sent.map(|sent| sent.replies);
