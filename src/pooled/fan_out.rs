@@ -10,12 +10,14 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::pool::ask::{Question, ask};
+use crate::pool::line::Line;
 use crate::pool::redirect_pause;
 use crate::pool::router::Router;
 use crate::pool::server_pool::ServerPool;
+use crate::pooled::refusal::{Refusal, code_and_text, is_confirmed};
 use crate::pooled::request::Request;
 use crate::protocol::cluster::redirect;
-use crate::protocol::cluster::redirect::RedirectReply;
 use crate::protocol::cluster::route::{RedirectBudget, Route};
 use crate::protocol::command::display_name::display_name;
 use crate::protocol::command::fan_out;
@@ -33,6 +35,8 @@ struct Part<'b> {
     to: To,
     /// It went to all masters, and one of them may have applied it.
     in_part: bool,
+    /// A read of its keys, which goes with it after a [doubtful refusal](Refusal::Doubtful).
+    read: Option<Vec<u8>>,
 }
 
 impl<'b> Part<'b> {
@@ -60,6 +64,15 @@ enum To {
     Any,
     Slot(u16),
     All(ResponsePolicy),
+}
+
+/// The replies to commands that went in one write.
+struct Exchanged<L> {
+    replies: Vec<Value>,
+    /// Those to the reads that went with them.
+    reads: Vec<Option<Value>>,
+    /// `None`: another caller's connection carried the commands.
+    line: Option<L>,
 }
 
 /// The replies to a request's commands.
@@ -124,7 +137,7 @@ fn parts(bytes: &[u8]) -> Result<Vec<Part<'_>>, Error> {
                 }
             },
         };
-        parts.push(Part { bytes: own, to, in_part: false });
+        parts.push(Part { bytes: own, to, in_part: false, read: None });
     }
 }
 
@@ -149,14 +162,18 @@ impl<P: ServerPool> NodeCall<'_, P> {
         loop {
             let mut redirected = Vec::new();
             let (redirect, failed) = match self.exchange(&route, &indexes).await {
-                Ok(replies) => {
+                Ok(Exchanged { replies, reads, line }) => {
+                    let refused = self.refused(&route, &indexes, (&replies, reads), line).await;
                     let mut redirect = None;
-                    for (at, reply) in indexes.into_iter().zip(replies) {
-                        if let Some((code, text)) = refusal(&reply) {
-                            redirected.push(at);
-                            if redirect.is_none() {
-                                redirect = self.router.redirect_for(&route, code, text).await;
+                    for ((at, reply), refused) in indexes.into_iter().zip(replies).zip(refused) {
+                        if let (Some(proven), Some((code, text))) = (refused, code_and_text(&reply))
+                        {
+                            // The slot map is refreshed in any case.
+                            if redirect.is_none() || !proven {
+                                let next = self.router.redirect_for(&route, code, text).await;
+                                redirect = if proven { next } else { redirect };
                             }
+                            redirected.extend(proven.then_some(at));
                         }
                         // The reply is final, unless there is time to follow its redirect.
                         self.set_reply(at, Some(reply));
@@ -200,7 +217,7 @@ impl<P: ServerPool> NodeCall<'_, P> {
                     continue;
                 }
                 match self.exchange(&route, &[this]).await {
-                    Ok(replies) => {
+                    Ok(Exchanged { replies, .. }) => {
                         if let Some(part) = self.parts.get_mut(this) {
                             let mut replies = replies.iter();
                             part.in_part |= replies.any(|reply| part.may_be_applied(policy, reply));
@@ -226,20 +243,91 @@ impl<P: ServerPool> NodeCall<'_, P> {
         Ok(())
     }
 
-    /// Sends one write along the route, and reads one reply for each command.
-    async fn exchange(&self, route: &Route, indexes: &[usize]) -> Result<Vec<Value>, Error> {
-        let parts = || indexes.iter().filter_map(|at| self.parts.get(*at)).map(|part| part.bytes);
-        let plain = parts().collect::<Vec<_>>().concat();
-        let request = Request::parse(&plain, indexes.len(), self.place)?;
-        if !route.ask {
-            let all = (&*plain, indexes.len());
-            return request.ask(self.router, route, all, self.deadline, None).await;
+    /// Returns of each reply whether it proves that the node refused the command; `None`: it is the command's
+    /// own reply.
+    async fn refused(
+        &mut self,
+        route: &Route,
+        indexes: &[usize],
+        (replies, answers): (&[Value], Vec<Option<Value>>),
+        line: Option<P::Line>,
+    ) -> Vec<Option<bool>> {
+        let (mut refused, mut unasked, mut reads) = (Vec::new(), Vec::new(), Vec::new());
+        for ((at, reply), answer) in indexes.iter().zip(replies).zip(answers) {
+            let part = self.parts.get_mut(*at);
+            refused.push(
+                match part.as_ref().and_then(|part| Refusal::of(&part.args(), reply, route.slot)) {
+                    None => None,
+                    Some(Refusal::Proven) => Some(true),
+                    Some(Refusal::Doubtful { read }) => {
+                        if answer.is_none() {
+                            unasked.push((refused.len(), reply));
+                            reads.extend(route.ask.then_some(ASKING).into_iter().flatten());
+                            reads.extend(&read);
+                        }
+                        if let Some(part) = part {
+                            part.read = Some(read);
+                        }
+                        Some(answer.is_some_and(|answer| is_confirmed(reply, &answer)))
+                    }
+                },
+            );
         }
-        let asking: Vec<_> = parts().flat_map(|part| [ASKING, part]).collect();
-        let bytes = asking.concat();
-        let all = (&*bytes, asking.len());
-        let replies = request.ask(self.router, route, all, self.deadline, None).await?;
-        Ok(redirect::all_after_asking(replies))
+        let Some(mut line) = line.filter(|_| !unasked.is_empty()) else { return refused };
+        let question = Question {
+            name: "EXISTS",
+            bytes: &reads,
+            replies: unasked.len() * if route.ask { 2 } else { 1 },
+            read_only: true,
+            single: false,
+            blocking: None,
+        };
+        let mut answers = Vec::new();
+        let mut take = |nth, value| {
+            answers.truncate(nth);
+            answers.push(value);
+        };
+        let budget = line.retry_budget(self.deadline);
+        if ask(&mut line, &question, budget, &mut take).await.is_err() {
+            return refused;
+        }
+        if route.ask {
+            answers = redirect::all_after_asking(answers);
+        }
+        for ((nth, reply), answer) in unasked.into_iter().zip(answers) {
+            if let Some(refused) = refused.get_mut(nth) {
+                *refused = Some(is_confirmed(reply, &answer));
+            }
+        }
+        refused
+    }
+
+    /// Sends one write along the route, and reads one reply for each command.
+    async fn exchange(
+        &self,
+        route: &Route,
+        indexes: &[usize],
+    ) -> Result<Exchanged<P::Line>, Error> {
+        let parts = || indexes.iter().filter_map(|at| self.parts.get(*at));
+        let commands =
+            || parts().flat_map(|part| [Some(part.bytes), part.read.as_deref()]).flatten();
+        let (mut bytes, mut count) = (commands().collect::<Vec<_>>().concat(), commands().count());
+        let request = Request::parse(&bytes, count, self.place)?;
+        if route.ask {
+            bytes = commands().flat_map(|command| [ASKING, command]).collect::<Vec<_>>().concat();
+            count *= 2;
+        }
+        let sent = request.ask(self.router, route, (&bytes, count), self.deadline, None).await;
+        let (mut values, line) = sent?;
+        if route.ask {
+            values = redirect::all_after_asking(values);
+        }
+        let (mut values, mut replies, mut reads) = (values.into_iter(), Vec::new(), Vec::new());
+        for part in parts() {
+            replies.extend(values.next());
+            reads.push(part.read.as_ref().and_then(|_| values.next()));
+        }
+        Ok(Exchanged { replies, reads, line })
     }
 
     /// Makes the error apply to the whole request: other commands of it may have been applied, and
@@ -268,11 +356,4 @@ impl<P: ServerPool> NodeCall<'_, P> {
             error => error,
         }
     }
-}
-
-/// Returns code and text of a reply with which a node rejects a slot that it does not serve.
-fn refusal(reply: &Value) -> Option<(&str, &str)> {
-    let Value::ServerError(error) = reply else { return None };
-    let (code, text) = (error.code(), error.details().unwrap_or_default());
-    RedirectReply::of(code, text).map(|_| (code, text))
 }

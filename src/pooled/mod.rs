@@ -6,6 +6,7 @@ pub(crate) mod fan_out;
 pub(crate) mod handle;
 pub(crate) mod recent_replies;
 mod redis_error;
+pub(crate) mod refusal;
 pub(crate) mod request;
 pub(crate) mod send;
 pub(crate) mod tag_errors;

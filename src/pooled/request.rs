@@ -186,6 +186,7 @@ impl Request {
     ///
     /// Dropped before its end, it may have sent any part of the request. A connection that awaits
     /// replies is then closed. A request in another caller's batch may still be sent.
+    /// Returns the connection too, unless another caller's carried the request.
     pub(crate) async fn ask<P: ServerPool>(
         &self,
         router: &Router<P>,
@@ -193,7 +194,7 @@ impl Request {
         (bytes, replies): (&[u8], usize),
         checkout_deadline: Instant,
         carried: Option<Box<Carried>>,
-    ) -> Result<Vec<Value>, Error> {
+    ) -> Result<(Vec<Value>, Option<P::Line>), Error> {
         let mut budget = RetryBudget::new(router.settings().max_size, checkout_deadline);
         let mut line = None;
         let batch = self.batch.filter(|_| self.read_only || P::HAS_LANES);
@@ -211,7 +212,7 @@ impl Request {
                 },
             };
             let other = match reply(self.read_only, response) {
-                Ok(value) => return Ok(vec![value]),
+                Ok(value) => return Ok((vec![value], None)),
                 Err(other) => other,
             };
             let (left, trusted, cause) = match other {
@@ -253,6 +254,6 @@ impl Request {
         // The later commands of a pipeline may be reads.
         let writes = replies.get(..usize::from(!self.read_only)).unwrap_or_default();
         line.on_replies(&replies, writes);
-        Ok(replies)
+        Ok((replies, Some(line)))
     }
 }

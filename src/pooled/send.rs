@@ -33,6 +33,6 @@ pub(crate) async fn send<P: ServerPool>(
         None => wait.deadline(router.settings()),
     };
     let all = (bytes, count);
-    let replies = request.ask(router, &Route::default(), all, deadline, carried).await?;
+    let (replies, _) = request.ask(router, &Route::default(), all, deadline, carried).await?;
     Ok(Responses { replies, in_part: Vec::new() })
 }

@@ -76,6 +76,7 @@ const BEFORE_START: &[&str] = &[
     "BUSY Redict is busy running a module command.",
     "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
     "TRYAGAIN Multiple keys request during rehashing of slot",
+    "TRYAGAIN Slot is being trimmed",
     "CROSSSLOT Keys in request don't hash to the same slot",
     "CLUSTERDOWN Hash slot not served",
     "CLUSTERDOWN The cluster is down",
@@ -291,12 +292,17 @@ pub(crate) fn proves_no_effect(name: &[u8], error: &redis::ServerError) -> bool 
 /// itself. Texts about permissions, an unknown command or another node do; texts about the server's
 /// state do not.
 pub(crate) fn rejects_before_start(code: &str, text: &str) -> bool {
+    const CODES: [&str; 7] =
+        ["MOVED", "ASK", "NOPERM", "ERR", "TRYAGAIN", "CROSSSLOT", "CLUSTERDOWN"];
+    CODES.contains(&code) && is_before_start(code, text)
+}
+
+/// Whether the server returns this text before any command starts. A script, a module's command or MIGRATE may
+/// return it too.
+pub(crate) fn is_before_start(code: &str, text: &str) -> bool {
     match code {
         "MOVED" | "ASK" => RedirectReply::of(code, text).is_some(),
-        "NOPERM" | "ERR" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN" => {
-            find(code, text).is_some_and(|(strength, _)| strength == Strength::BeforeStart)
-        }
-        _ => false,
+        _ => find(code, text).is_some_and(|(strength, _)| strength == Strength::BeforeStart),
     }
 }
 

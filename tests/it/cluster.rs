@@ -8,4 +8,5 @@ mod locks;
 mod once;
 mod redirections;
 mod rights;
+mod scripts;
 mod singles;

@@ -93,8 +93,18 @@ pub(crate) fn for_each_written(args: &[&[u8]], with: impl FnMut(&[u8])) -> bool 
     true
 }
 
+/// Returns the keys of one command. If they are not known: its arguments in this slot, where its keys are.
+pub(crate) fn in_slot<'a>(args: &[&'a [u8]], slot: Option<u16>) -> Vec<&'a [u8]> {
+    let mut keys = Vec::new();
+    match positions(args) {
+        Some(positions) => each(positions, args, |key| keys.push(key)),
+        None => keys.extend(args.iter().skip(1).filter(|arg| Some(slot::of_key(arg)) == slot)),
+    }
+    keys
+}
+
 /// Calls `with` for each key. An incomplete command has fewer, and the server rejects it.
-fn each(positions: KeyPositions, args: &[&[u8]], mut with: impl FnMut(&[u8])) {
+fn each<'a>(positions: KeyPositions, args: &[&'a [u8]], mut with: impl FnMut(&'a [u8])) {
     let mut at = |index: usize| args.get(index).copied().into_iter().for_each(&mut with);
     match positions {
         KeyPositions::None => {}
