@@ -201,12 +201,17 @@ impl<P: ServerPool> ScriptClient<P> {
                 replies.values = redirect::all_after_asking(std::mem::take(&mut replies.values));
                 replies.values.extend(behind);
             }
+            // Another copy follows, and a reply that is no refusal of the server's own proves nothing of this one.
+            let may_have_run = asked.as_ref().is_ok_and(|replies| {
+                !replies.values.iter().take(calls.len()).all(is_refused_before_start)
+            });
             if self.may_be_redirected(&asked)
                 && let Some(redirect) =
                     boxed(self.redirect_for(&route, &asked, checkout_deadline)).await
                 && redirect_pause::try_next::<P::Io>(&mut budget, &redirect).await
             {
                 route = redirect.route();
+                sent_before |= may_have_run;
                 continue;
             }
             let replies = asked?;
@@ -216,6 +221,7 @@ impl<P: ServerPool> ScriptClient<P> {
             }
             // Scripts that the server already knew run a second time, which changes nothing.
             by = By::Source;
+            sent_before |= may_have_run;
         }
     }
 
@@ -461,6 +467,10 @@ async fn send<L: Line>(
     let values = asked.inspect_err(|cause| line.on_no_reply(cause, deadline))?;
     line.on_replies(&values, &values);
     Ok(values)
+}
+
+fn is_refused_before_start(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if !ServerError::of_own_script(error).is_from_script())
 }
 
 /// The server's refusal as an error. `may_have_run`: another copy of the call may have run, of which the

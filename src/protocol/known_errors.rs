@@ -289,12 +289,13 @@ pub(crate) fn proves_no_effect(name: &[u8], error: &redis::ServerError) -> bool 
 }
 
 /// Whether the text proves that the server did not start a script which does not return this text
-/// itself. Texts about permissions, an unknown command or another node do; texts about the server's
-/// state do not.
+/// itself. Texts about permissions, an unknown command or script, or another node do; texts about the
+/// server's state do not.
 pub(crate) fn rejects_before_start(code: &str, text: &str) -> bool {
     const CODES: [&str; 7] =
         ["MOVED", "ASK", "NOPERM", "ERR", "TRYAGAIN", "CROSSSLOT", "CLUSTERDOWN"];
     CODES.contains(&code) && is_before_start(code, text)
+        || code == "NOSCRIPT" && find(code, text).is_some()
 }
 
 /// Whether the server returns this text before any command starts. A script, a module's command or MIGRATE may

@@ -183,6 +183,36 @@ fn a_refusal_behind_a_copy_that_ran_is_unknown() {
     }
 }
 
+/// A proxy's NOSCRIPT has the call sent again with the script's source.
+#[test]
+fn a_refusal_behind_a_copy_with_a_proxys_reply_is_unknown() {
+    const NOSCRIPT: &str = "-NOSCRIPT upstream timed out\r\n";
+    for (way, fixture) in all_ways() {
+        let semaphore = fixture.sessions.semaphore("s", 1).lease(LONG);
+        let kept = semaphore.acquire(SOON).unwrap();
+        // The server knows the script.
+        semaphore.set_permits(2).unwrap();
+        for (permits, refusal) in (3..).zip(REFUSALS) {
+            let what = format!("{way}, {refusal}");
+            let ran = Script::from((Trigger::BeforeReplyTo("EVALSHA"), Fault::Answer(NOSCRIPT)));
+            let refused = (Trigger::BeforeCommandNamed("EVAL"), Fault::Refuse(refusal));
+            fixture.proxy.arm(ran.on(refused.0, refused.1).in_turn());
+            is_unknown(&what, semaphore.set_permits(permits));
+            fixture.proxy.disarm();
+            let on_server: u32 = fixture.server.ask(&["HGET", "rediscope:sem:{s}:info", "permits"]);
+            assert_eq!(on_server, permits, "{what}");
+        }
+        kept.release().unwrap();
+        // A server that does not know the script has not run it.
+        fixture.server.ask::<()>(&["SCRIPT", "FLUSH"]);
+        let refused = (Trigger::BeforeCommandNamed("EVAL"), Fault::Refuse(REFUSALS[0]));
+        fixture.proxy.arm(refused);
+        let error = semaphore.set_permits(9).unwrap_err();
+        assert_eq!(error.applied(), Applied::No, "{way}: {error:?}");
+        fixture.proxy.disarm();
+    }
+}
+
 #[test]
 fn an_adoption_refused_behind_a_copy_that_ran_is_unknown_and_released() {
     let short = Duration::from_millis(400);
