@@ -23,7 +23,8 @@ use crate::protocol::lock::hold_token::HoldToken;
 ///
 /// The drop waits for nothing, sends nothing and spawns nothing: the task that extends leases sends the
 /// release, and retries it for as long as the lease. [`release`](Self::release) waits for it and returns
-/// a failure. If no runtime of the session manager runs any more, the lock ends with its lease.
+/// a failure. If that task's runtime stands still, that of another runtime sends it after two seconds. If no
+/// runtime of the session manager runs any more, the lock ends with its lease.
 ///
 /// ```no_run
 /// use std::time::Duration;

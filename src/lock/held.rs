@@ -167,6 +167,8 @@ impl<M: LockIo> AcquiredLock<M> {
         // In a forked child the lock belongs to the parent.
         if !release.manager.settings().is_forked_child() && release.begin() {
             let (manager, lock_lease) = (&release.manager, &release.lock_lease);
+            // No renewal extends the lease until the release is sent.
+            lock_lease.end();
             manager.clean_up(release_dropped(Arc::clone(manager), Arc::clone(lock_lease), limit));
             release.end = GuardState::Released;
         }

@@ -30,9 +30,9 @@ use crate::sync::caught::caught;
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
 /// Maximum delay before a failed release is retried.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
-/// Time after which a release that a step has taken is sent by another one: the step's runtime may stand
+/// Time after which a release that a step or a task has taken is sent by another one: its runtime may stand
 /// still.
-const MAX_STEP: Duration = Duration::from_secs(2);
+pub(crate) const MAX_STEP: Duration = Duration::from_secs(2);
 /// Minimum time of one exchange for renewals: a busy machine may need as long.
 const MIN_EXCHANGE: Duration = Duration::from_millis(100);
 /// Maximum time that the server remembers a release whose reply has arrived, if no other release is

@@ -25,6 +25,12 @@ impl<T> OwnMutex<T> {
         lock(&self.value)
     }
 
+    /// Locks it if that takes no wait.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.value.try_lock().ok()
+    }
+
     /// The value of a mutex that nothing else refers to.
     #[cfg(feature = "tokio")]
     pub(crate) fn get_mut(&mut self) -> &mut T {

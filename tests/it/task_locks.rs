@@ -507,6 +507,31 @@ fn a_release_that_a_stalled_runtime_has_taken_is_sent_by_another_one() {
 }
 
 #[test]
+fn a_dropped_guard_whose_runtime_stands_still_is_released_by_another_one() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = fails_soon(&proxy);
+    let (one, other) = (single(), several());
+    let lock = |name: &str| sessions.lock(name).lease(LONG);
+    let guard = one.block_on(lock("l").acquire(SOON)).unwrap();
+    // The connection is lost, so that the release is under way for a while.
+    proxy.close_listener();
+    proxy.cut_all();
+    drop(guard);
+    // The task of this runtime takes the release, and stands still from then on.
+    one.block_on(async {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    });
+    proxy.reopen_listener();
+    drop(other.block_on(lock("m").acquire(SOON)).unwrap());
+    nothing_is_left(&server, "the other runtime has released the lock");
+    assert_eq!(sessions.status().locks.releasing, 0);
+    drop(one);
+}
+
+#[test]
 fn a_release_that_is_polled_once_gives_the_lock() {
     let server = Server::start();
     let sessions = connect(&server);

@@ -19,7 +19,7 @@ use crate::error::checkout::CheckoutError;
 use crate::lock::client::ScriptClient;
 use crate::lock::io::Renewals;
 use crate::lock::lease::LockLease;
-use crate::lock::renewal::{Due, IDLE, RenewalState, forget};
+use crate::lock::renewal::{Due, IDLE, MAX_STEP, RenewalState, forget};
 use crate::pool::tasks::pool::TaskPool;
 use crate::process::worker::Next;
 use crate::protocol::lock::script::ScriptCall;
@@ -49,6 +49,9 @@ struct Locked {
     state: RenewalState,
     /// Calls that ended without a lock, and releases of dropped guards.
     cleanups: Vec<Cleanup>,
+    /// Those that a task has taken, and the time after which another runtime's task drops them: their own
+    /// may stand still.
+    taken: Vec<(runtime::Id, Instant, Arc<Rest>)>,
     /// One for each runtime at most.
     tasks: Vec<RunningTask>,
     closed: bool,
@@ -63,11 +66,20 @@ struct RunningTask {
     sleeps_until: Option<Instant>,
 }
 
-/// The rest of a call, which runs in a task of its own.
-struct Cleanup {
-    rest: Pin<Box<dyn Future<Output = ()> + Send>>,
-    #[expect(dead_code, reason = "it is there to be dropped, after the rest")]
-    counted: Counted,
+/// The rest of a call, which runs in a task of its own. `None`: it has ended, or was dropped.
+type Rest = OwnMutex<Option<CountedRest>>;
+type CountedRest = (BoxedRest, Counted);
+type BoxedRest = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The task of the rest of a call.
+struct Cleanup(Arc<Rest>);
+
+/// The rest records what is left to send.
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        let rest = self.0.lock_in_drop().and_then(|mut rest| rest.take());
+        drop(rest);
+    }
 }
 
 /// Counts as something under way until it is dropped.
@@ -87,8 +99,11 @@ impl Drop for Counted {
 impl Future for Cleanup {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        self.rest.as_mut().poll(context)
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match &mut *self.0.lock() {
+            Some((rest, _)) => rest.as_mut().poll(context),
+            None => Poll::Ready(()),
+        }
     }
 }
 
@@ -99,6 +114,45 @@ impl Locked {
 
     fn task(&mut self, runtime: runtime::Id) -> Option<&mut RunningTask> {
         self.tasks.iter_mut().find(|task| task.runtime == runtime)
+    }
+
+    /// Takes the cleanups for the task of this runtime.
+    fn take_cleanups(&mut self, runtime: runtime::Id, now: Instant) -> Vec<Cleanup> {
+        let cleanups = mem::take(&mut self.cleanups);
+        let taken =
+            cleanups.iter().map(|Cleanup(rest)| (runtime, now + MAX_STEP, Arc::clone(rest)));
+        self.taken.extend(taken);
+        cleanups
+    }
+
+    /// Removes the cleanups that runtimes other than this one have had for too long, to be dropped without the
+    /// mutex, and returns when there is one.
+    fn take_stalled(
+        &mut self,
+        runtime: runtime::Id,
+        now: Instant,
+    ) -> (Vec<CountedRest>, Option<Instant>) {
+        let (mut stalled, mut next) = (Vec::new(), None);
+        self.taken.retain_mut(|(of, until, rest)| {
+            // The task has ended.
+            if Arc::strong_count(rest) == 1 {
+                return false;
+            }
+            if *of == runtime {
+                return true;
+            }
+            if *until <= now {
+                // Otherwise it is being polled.
+                if let Some(mut rest) = rest.try_lock() {
+                    stalled.extend(rest.take());
+                    return false;
+                }
+                *until = now + MAX_STEP;
+            }
+            next = Some(next.map_or(*until, |next: Instant| next.min(*until)));
+            true
+        });
+        (stalled, next)
     }
 }
 
@@ -204,7 +258,8 @@ impl TaskRenewer {
         }
         locked.state.begin_cleanup();
         let counted = Counted { shared: Arc::clone(&self.shared), end: RenewalState::end_cleanup };
-        locked.cleanups.push(Cleanup { rest: Box::pin(rest), counted });
+        let rest: BoxedRest = Box::pin(rest);
+        locked.cleanups.push(Cleanup(Arc::new(OwnMutex::new(Some((rest, counted))))));
         self.shared.wake(locked);
     }
 
@@ -337,9 +392,12 @@ impl Work {
             }
             let shared = Arc::clone(&self.running.shared);
             let mut locked = shared.lock();
-            let cleanups = mem::take(&mut locked.cleanups);
-            if !cleanups.is_empty() {
+            let (runtime, now) = (self.running.runtime, Instant::now());
+            let cleanups = locked.take_cleanups(runtime, now);
+            let (stalled, look) = locked.take_stalled(runtime, now);
+            if !cleanups.is_empty() || !stalled.is_empty() {
                 drop(locked);
+                drop(stalled);
                 cleanups.into_iter().for_each(|cleanup| drop(self.cleanups.spawn(cleanup)));
                 continue;
             }
@@ -349,8 +407,8 @@ impl Work {
                     self.step = Some(Box::pin(step(self.client.clone(), shared, due)));
                     continue;
                 }
-                Next::WaitUntil(until) => Some(until),
-                Next::Idle => None,
+                Next::WaitUntil(until) => Some(look.map_or(until, |look| look.min(until))),
+                Next::Idle => look,
                 Next::End => {
                     // Under the mutex, so that work which is added finds a task or starts one.
                     locked.tasks.retain(|task| task.runtime != self.running.runtime);
