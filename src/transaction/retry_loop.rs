@@ -155,7 +155,6 @@ pub(crate) struct WatchAttempts<Q: TurnQueue = ThreadKeyQueue> {
     /// `None`: the run waits for its turn before the next attempt, if it takes turns.
     turn: Option<Turn<Q>>,
     /// The commit passed its turn on to another caller, for which all others wait now.
-    #[cfg_attr(not(feature = "tokio"), expect(dead_code, reason = "the system runs threads"))]
     pub(crate) was_passed_on: bool,
     /// Its place in the queue for the next turn.
     place: QueuePlace,
