@@ -181,8 +181,12 @@ fn record_verdict<L: Line>(
                 connection.set_marker_written(sent);
             }
         }
-        // The register may have been changed, or be gone.
-        Verdict::Nil if plan.watches_internal_key() && !begins_register => {
+        // The register may have been changed, or be gone. A caller whose WATCH came behind it goes on all the same.
+        Verdict::Nil
+            if plan.watches_internal_key()
+                && !begins_register
+                && !connection.early_watch_is_due() =>
+        {
             connection.set_marker_written(None);
         }
         Verdict::Nil if plan.watched || plan.watches_internal_key() => {}

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 use std::panic::Location;
+use std::sync::Arc;
+use std::time::Instant;
 
 use redis::Value;
 use tracing::Level;
@@ -13,6 +15,7 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::pool::line::Line;
 use crate::protocol::connection_state::{CloseReason, Expect};
+use crate::protocol::marker::CommitMarker;
 use crate::protocol::resp::encode::{DISCARD, UNWATCH};
 use crate::protocol::resp::reply::Reply;
 use crate::protocol::server_error::ServerError;
@@ -35,13 +38,13 @@ pub(crate) fn is_needed<L: Line>(line: &mut L) -> bool {
 /// # Errors
 /// The error of the cleanup. The connection is then closed.
 pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
-    let (limit, unwinding) = (line.context().settings().cleanup_timeout, line.is_unwinding());
+    let (settings, unwinding) = (Arc::clone(line.context().settings()), line.is_unwinding());
     let Some(connection) = line.current() else { return Ok(()) };
     let state = connection.state();
     if state.is_clean() || state.tainted().is_some() {
         return Ok(());
     }
-    let deadline = Deadline::after(limit);
+    let deadline = Deadline::after(settings.cleanup_timeout);
     let reads_on = <L::Wire as Wire>::FINISHES_DROPPED || connection.early_watch_is_due();
     if unwinding || (!state.has_all_replies() && !reads_on) {
         connection.taint(CloseReason::LeftDirty);
@@ -63,26 +66,32 @@ pub(crate) async fn clean<L: Line>(line: &mut L) -> Result<(), Error> {
     } else {
         ("UNWATCH", UNWATCH, Expect::Unwatch)
     };
-    // DISCARD and UNWATCH also end the watch on the connection's own register, which is then armed
-    // again.
-    let marker = connection.known_marker().filter(|_| state.watches_marker());
+    // DISCARD and UNWATCH also end the watch on the connection's own register. It may have gone since it
+    // was written, so it is written again.
+    let rearms = state.watches_marker();
+    let tag = connection.known_marker().and_then(CommitMarker::tag);
     let mut bytes = Cow::Borrowed(bytes);
-    if let Some(marker) = marker {
+    if rearms && let Ok(marker) = connection.begin_register(&settings.prefix, tag, false) {
+        marker.set(bytes.to_mut(), settings.register_ttl);
         marker.watch(bytes.to_mut());
     }
-    let rearms = marker.is_some();
-    let expected = [(expect, 1), (Expect::WatchMarker, u32::from(rearms))];
+    let behind = u32::from(rearms);
+    let expected = [(expect, 1), (Expect::Plain, behind), (Expect::WatchMarker, behind)];
     // If the server refuses to arm the marker, the connection is still clean, but not armed.
-    let mut refused = None;
+    let (mut refused, mut written) = (None, rearms.then(Instant::now));
     let mut take = |kind, reply| {
-        if let (true, Reply::Value(Value::ServerError(error))) = (kind == expect, reply) {
-            refused = Some(ServerError::from_reply(&error, false));
+        if let Reply::Value(Value::ServerError(error)) = reply {
+            match kind == expect {
+                true => refused = Some(ServerError::from_reply(&error, false)),
+                false => written = None,
+            }
         }
     };
     let cleaned = connection.exchange(&bytes, &expected, deadline, &mut take).await;
     match (cleaned, refused) {
         (Ok(()), None) => {
             connection.mark_alive();
+            connection.set_marker_written(written);
             Ok(())
         }
         (Ok(()), Some(error)) => {

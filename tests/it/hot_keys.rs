@@ -587,6 +587,22 @@ fn exactly_once_the_register_is_watched_before_the_keys_of_the_next_block() {
 }
 
 #[test]
+fn exactly_once_a_conflict_costs_the_next_block_neither_its_connection_nor_a_register() {
+    let fixture = start(1);
+    let once = fixture.with(exactly_once());
+    take_one(&once, |_| {}).unwrap();
+    let opened = fixture.proxy.accepted();
+    let registers = || fixture.server.ask::<Vec<String>>(&["KEYS", "*reg:*"]).len();
+    let written = registers();
+    let change = || fixture.server.ask::<()>(&["SET", "stock", "100"]);
+    let (held, waited) = behind(&fixture, &once, &[&once, &once], change);
+    assert_eq!(held.unwrap().1, 2);
+    waited.into_iter().for_each(|taken| assert_eq!(taken.unwrap().1, 1));
+    assert_eq!((fixture.proxy.accepted(), registers(), fixture.stock()), (opened, written, 97));
+    fixture.is_whole();
+}
+
+#[test]
 fn exactly_once_a_block_begins_again_if_the_register_is_not_watched() {
     let fixture = start(2);
     let once = fixture.with(exactly_once());

@@ -3,7 +3,7 @@
 //! Guarantee: exactly-once
 
 use crate::fixture::{Fixture, OF_ONE, SOON, add_on, add_on_each};
-use crate::side::{ResolveDoubt as _, Transactional};
+use crate::side::{ResolveDoubt as _, Transactional, settled};
 use rediscope::error::{Applied, InDoubt, Resolution};
 use rediscope::prelude::*;
 use rediscope::{Begin, CommitError, Error, Outcome, TransactionOptions};
@@ -66,6 +66,19 @@ fn flushed_in_conflict(fixture: &Fixture, handle: &Transactional) {
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
 }
 
+fn flushed_in_a_dropped_watch(fixture: &Fixture, handle: &Transactional) {
+    let watching = handle.watch(["w"]).begin().unwrap();
+    fixture.server.ask::<()>(&["FLUSHALL"]);
+    drop(watching);
+    settled(&fixture.sessions);
+}
+
+fn flushed_in_a_discarded_multi(fixture: &Fixture, handle: &Transactional) {
+    let tx = immediate(handle).begin().unwrap();
+    fixture.server.ask::<()>(&["FLUSHALL"]);
+    tx.discard().unwrap();
+}
+
 fn disarmed(fixture: &Fixture, _: &Transactional) {
     add_on_each(&fixture.sessions.transactional(), "plain");
 }
@@ -89,13 +102,15 @@ fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
 
 #[test]
 fn whatever_happened_earlier_on_the_connection_a_doubt_is_resolved_as_what_is_true() {
-    let operations: [(&str, Earlier); 8] = [
+    let operations: [(&str, Earlier); 10] = [
         ("UNWATCH", unwatched),
         ("DISCARD", discarded),
         ("EXECABORT", aborted),
         ("a failed command", partly_applied),
         ("a conflict", in_conflict),
         ("a flush and a conflict", flushed_in_conflict),
+        ("a flush and the drop of a watch", flushed_in_a_dropped_watch),
+        ("a flush and DISCARD", flushed_in_a_discarded_multi),
         ("a plain transaction", disarmed),
         ("OOM", out_of_memory),
     ];
