@@ -40,6 +40,9 @@ impl Connected {
     }
 }
 
+const USER_ALONE: &str = "a user needs a password: redis://user:password@host, or no user in the address, and \
+                          `username` with `password` or `password_file`";
+
 /// One server at one address, with all that a connection to it needs.
 #[derive(Clone)]
 pub(crate) struct Server {
@@ -65,7 +68,12 @@ impl Server {
         }
         #[cfg(feature = "tls-rustls")]
         let trust = trust(&info, settings)?;
-        let db = info.redis_settings().db();
+        let auth = info.redis_settings();
+        // Without a password nothing is sent, and the server's user would be `default`.
+        if auth.username().is_some() && auth.password().is_none() {
+            return Err(reason(USER_ALONE.to_owned()));
+        }
+        let db = auth.db();
         if db < 0 {
             return Err(reason(format!("there is no database {db}")));
         }

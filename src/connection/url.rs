@@ -58,10 +58,10 @@ mod sealed {
 /// protocol. Behind sentinels, user and password are the servers'; those of the sentinels are
 /// `?sentinel_username=…&sentinel_password=…`. The default port of sentinels is 26379.
 ///
-/// An address is refused if it has an unknown parameter, or one twice. It is also refused if it
-/// ends with `#insecure` (TLS without verification), or with any other fragment. In a user or a
-/// password the characters `?`, `#`, `@`, `/`, `:`, `%` and `&` are escaped: `%3F`, `%23`, `%40`,
-/// `%2F`, `%3A`, `%25` and `%26`.
+/// An address is refused if it has an unknown parameter, or one twice, or a user without a
+/// password. It is also refused if it ends with `#insecure` (TLS without verification), or with any
+/// other fragment. In a user or a password the characters `?`, `#`, `@`, `/`, `:`, `%` and `&` are
+/// escaped: `%3F`, `%23`, `%40`, `%2F`, `%3A`, `%25` and `%26`.
 ///
 /// This trait is sealed: it is implemented for `&str`, `String`, `&String`, `(host, port)`,
 /// `redis::ConnectionInfo` and `redis::ConnectionAddr`.

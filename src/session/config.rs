@@ -36,7 +36,9 @@ use crate::settings::table;
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let config: rediscope::Config = toml::from_str(r#"
-///     url = "rediss://app@redis.internal/2"
+///     url = "rediss://redis.internal/2"
+///     username = "app"
+///     password_file = "/run/secrets/redis"
 ///     max_size = 16
 ///     response_timeout = "500ms"
 ///     idle_timeout = "off"

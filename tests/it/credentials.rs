@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use rediscope::error::{CheckoutError, ConnectionErrorKind, Resolution};
+use rediscope::error::{CheckoutError, ConfigError, ConnectionErrorKind, Resolution};
 use rediscope::prelude::*;
 use rediscope::{
     Begin, Builder, CommitError, Credentials, CredentialsProvider, Error, RotatingCredentials,
-    TransactionOptions,
+    TransactionOptions, redis,
 };
 
 use rediscope_testing::eventually;
@@ -457,6 +457,24 @@ fn waits_for_locks_use_the_present_credentials() {
         held.release().unwrap();
         waiter.join().unwrap().unwrap();
     });
+}
+
+#[test]
+fn an_address_with_a_user_logs_in_as_that_user_or_is_refused() {
+    let server = Server::start();
+    user(&server, "app", "secret");
+    let address = |login: &str| server.url().replace("redis://", &format!("redis://{login}@"));
+    for protocol in ["resp2", "resp3"] {
+        let url = |login| format!("{}?protocol={protocol}", address(login));
+        let sessions = SessionManager::builder(url("app:secret")).build_side().unwrap();
+        let whoami = || redis::cmd("ACL").arg("WHOAMI").take();
+        assert_eq!(whoami().query::<String>(&mut sessions.pooled()).unwrap(), "app");
+        let queued = sessions.transactional().run(|tx| Ok(tx.queue::<String>(whoami())));
+        assert_eq!(queued.unwrap(), "app");
+        // It would be the user `default`, with its rights.
+        let refused = SessionManager::builder(url("app")).build_side().map(drop).unwrap_err();
+        assert!(matches!(refused, ConfigError::Address { .. }), "{refused:?}");
+    }
 }
 
 #[test]

@@ -148,6 +148,26 @@ fn a_parameter_that_is_not_known_is_refused_by_its_name_and_without_its_value() 
 }
 
 #[test]
+fn a_user_without_a_password_is_refused_in_every_form() {
+    let form = |text: &str| assert!(text.contains("password"), "{text}");
+    for url in ["redis://app@h/", "redis://app:@h/", "redis+unix:///s?user=app"] {
+        for (what, builder) in forms(url) {
+            if !(url.contains("unix") && ["cluster", "second node", "sentinel"].contains(&&*what)) {
+                form(&refused(&format!("{url}, {what}"), builder));
+            }
+        }
+        let info: ConnectionInfo = url.into_connection_info().unwrap();
+        form(&refused("ConnectionInfo", SessionManager::builder(info)));
+    }
+    for url in ["redis+cluster://app@h,i/", "redis+sentinel://app@h,i/m"] {
+        form(&refused(url, SessionManager::builder(url)));
+    }
+    // A sentinel behind the first, whose user is its own.
+    let sentinels = ["redis://u:p@h", "redis://app@i"];
+    form(&refused("second sentinel", SessionManager::sentinel("m", sentinels)));
+}
+
+#[test]
 fn nodes_of_a_cluster_that_name_something_else_than_the_first_are_refused() {
     let tls = cfg!(feature = "tls-rustls");
     for (first, second, word, hint) in [
