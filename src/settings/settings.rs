@@ -1,6 +1,7 @@
 //! The settings of a session manager, and the checks that they can work together. `Debug` shows no
 //! password.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::dns::Resolver;
@@ -119,7 +120,6 @@ impl Settings {
             ("idle_timeout", self.idle_timeout),
             ("max_lifetime", self.max_lifetime),
             ("pin_warning", self.pin_warning),
-            ("tcp_keepalive", self.tcp_keepalive),
             ("tcp_user_timeout", self.tcp_user_timeout),
         ] {
             let Some(value) = value else { continue };
@@ -127,6 +127,11 @@ impl Settings {
             ensure(value >= millisecond, setting, "must be at least a millisecond")?;
             ensure(value <= LONGEST, setting, "must not be longer than a day")?;
         }
+        ensure(
+            self.tcp_keepalive.is_none_or(|time| KEEPALIVE.contains(&time)),
+            "tcp_keepalive",
+            "must be between a second and 32,767 seconds: the system accepts no other",
+        )?;
         ensure(self.poll <= LONGEST_POLL, "poll", "must not be longer than 10 ms")?;
         ensure(
             (Duration::from_secs(1)..=30 * LONGEST).contains(&self.register_ttl),
@@ -173,6 +178,9 @@ const MOST_LANES: u32 = 64;
 
 /// Maximum of a timeout, a day: longer than any useful wait, and short enough for every clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What Linux accepts as the idle time before a keepalive probe, which is cut to whole seconds.
+const KEEPALIVE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(32_767);
 
 /// Maximum time of polling for one reply. A longer wait is better spent asleep.
 const LONGEST_POLL: Duration = Duration::from_millis(10);

@@ -24,7 +24,8 @@ macro_rules! settings {
             /// minutes.
             max_lifetime: Option<Duration> = Some(Duration::from_secs(30 * 60));
             /// Idle time after which the system checks whether the other side of a TCP connection
-            /// is still there. `None`: never. Default 60 s. It does not apply to unix sockets.
+            /// is still there. `None`: never. Default 60 s, 1 s to 32,767 s. It does not
+            /// apply to unix sockets.
             tcp_keepalive: Option<Duration> = Some(Duration::from_secs(60));
             /// Maximum time that the system waits for sent bytes to be acknowledged
             /// (TCP_USER_TIMEOUT, Linux). `None`: the system's default. Default `None`. It does not

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use crate::side::SessionManager;
 use rediscope::error::ConfigError;
+use rediscope::prelude::*;
 use rediscope::{Builder, Credentials, RotatingCredentials};
+
+use rediscope_testing::server::Server;
 
 const SECRET: &str = "S3CRETpassword";
 
@@ -213,6 +216,20 @@ fn deadlines_that_cannot_work_together_are_refused_by_the_one_that_must_grow() {
     assert_eq!(setting(together(1, 2500, 5000)), "checkout_timeout");
     let works = together(100, 100, 300)(SessionManager::builder("redis://127.0.0.1:1/"));
     assert!(works.build_side().is_ok());
+}
+
+#[test]
+fn every_keepalive_that_is_accepted_lets_a_connection_open() {
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(32_767));
+    for time in [least - Duration::from_nanos(1), most + Duration::from_nanos(1)] {
+        assert_eq!(setting(|builder| builder.tcp_keepalive(Some(time))), "tcp_keepalive");
+    }
+    let server = Server::start();
+    for time in [least, most] {
+        let builder = SessionManager::builder(server.url()).tcp_keepalive(Some(time));
+        let sessions = builder.build_side().unwrap();
+        assert_eq!(sessions.pooled().ping::<String>().unwrap(), "PONG", "{time:?}");
+    }
 }
 
 #[test]
