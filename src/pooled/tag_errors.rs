@@ -15,6 +15,7 @@ use crate::protocol::command::reader::CommandReader;
 use crate::protocol::command::table::is_read_only;
 #[cfg(feature = "tokio")]
 use crate::protocol::command::table::{self, Command};
+use crate::protocol::resp::reply::holds_error;
 use crate::protocol::server_error::ServerError;
 
 /// The kind of a redis-rs call.
@@ -91,20 +92,6 @@ fn whole<'b>(commands: impl Iterator<Item = (Vec<&'b [u8]>, bool)>, replies: &[V
         }
     }
     applied
-}
-
-fn holds_error(value: &Value) -> bool {
-    match value {
-        Value::ServerError(_) => true,
-        Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
-            values.iter().any(holds_error)
-        }
-        Value::Map(pairs) => {
-            pairs.iter().any(|(key, value)| holds_error(key) || holds_error(value))
-        }
-        Value::Attribute { data, .. } => holds_error(data),
-        _ => false,
-    }
 }
 
 /// Replaces each error in `value` by its tagged form.

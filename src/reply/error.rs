@@ -6,6 +6,9 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
+use redis::{ParsingError, Value};
+
+use crate::protocol::resp::reply::holds_error;
 use crate::protocol::server_error::ServerError;
 use crate::text::{count, display, unreadable};
 
@@ -64,6 +67,12 @@ pub enum ReplyError {
 pub struct DecodeError(Arc<str>);
 
 impl DecodeError {
+    /// The text of `value`'s decoding. `None` if `value` contains an error of the server, whose text
+    /// redis-rs repeats.
+    pub(crate) fn of_value(error: &ParsingError, value: &Value) -> Option<Self> {
+        if holds_error(value) { None } else { Self::of(&error.to_string()) }
+    }
+
     /// `None` for a text of redis-rs's that repeats the reply.
     pub(crate) fn of(error: &str) -> Option<Self> {
         let words = error.strip_prefix("Incompatible type - ").unwrap_or(error);

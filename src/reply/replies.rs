@@ -196,7 +196,7 @@ impl Replies {
             command: self.name(index).unwrap_or_else(|| "the command".to_owned()),
             expected: type_name::<T>(),
             found: reply_kind(value),
-            source: DecodeError::of(&error.to_string()),
+            source: DecodeError::of_value(&error, value),
         })
     }
 

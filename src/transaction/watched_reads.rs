@@ -226,7 +226,7 @@ pub(crate) fn value_of<T: FromRedisValue>(name: &str, value: &Value) -> Result<T
             expected: type_name::<T>(),
             found: reply_kind(value),
             applied: Applied::No,
-            source: DecodeError::of(&error.to_string()),
+            source: DecodeError::of_value(&error, value),
         }),
     }
 }

@@ -54,6 +54,21 @@ pub(crate) fn is_too_large(value: &Value) -> bool {
     matches!(value, Value::Push { .. })
 }
 
+/// Whether a value is an error of the server, or contains one.
+pub(crate) fn holds_error(value: &Value) -> bool {
+    match value {
+        Value::ServerError(_) => true,
+        Value::Array(values) | Value::Set(values) | Value::Push { data: values, .. } => {
+            values.iter().any(holds_error)
+        }
+        Value::Map(pairs) => {
+            pairs.iter().any(|(key, value)| holds_error(key) || holds_error(value))
+        }
+        Value::Attribute { data, .. } => holds_error(data),
+        _ => false,
+    }
+}
+
 impl From<Value> for Reply {
     fn from(value: Value) -> Self {
         match value {

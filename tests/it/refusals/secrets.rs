@@ -152,6 +152,23 @@ fn values_of_another_type_are_described_and_not_shown() {
 }
 
 #[test]
+fn values_that_contain_an_error_are_described_and_do_not_show_it() {
+    let fixture = start();
+    let accounts = fixture.accounts();
+    let script = "return {1, {err = 'ERR ' .. ARGV[1]}}";
+    let read = || redis::cmd("EVAL_RO").arg(script).arg(0).arg(VALUE).take();
+    shown(accounts.run(|tx| Ok(tx.queue::<(i64, ())>(read()))).unwrap_err());
+    shown(accounts.run(|tx| Ok(tx.queue::<Vec<()>>(read()))).unwrap_err());
+    let mut watching = accounts.watch([KEY]).begin().unwrap();
+    shown(watching.query_as_read::<(i64, ())>(read()).unwrap_err());
+    drop(watching);
+    let mut declaring = accounts.reading();
+    let declared = declaring.declare::<Vec<()>>(read()).unwrap();
+    shown(declaring.begin().unwrap().declared(declared).unwrap_err());
+    shown(Error::from(read().query::<Vec<()>>(&mut fixture.sessions.pooled()).unwrap_err()));
+}
+
+#[test]
 fn refused_commands_show_none() {
     let fixture = start();
     for words in [
