@@ -5,6 +5,7 @@
 //! every mutex.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
@@ -19,7 +20,7 @@ use crate::protocol::lock::keys::LockKeys;
 use crate::protocol::lock::lease::{LeaseTimes, Timing, renew};
 use crate::protocol::lock::script::ScriptCall;
 use crate::status::locks::LockCounters;
-use crate::sync::caught::wake;
+use crate::sync::caught::{wake, waking};
 use crate::sync::lock;
 
 /// The lease of one held lock.
@@ -212,8 +213,13 @@ impl LockLease {
         let (lost, callbacks) = (state.lost, std::mem::take(&mut state.callbacks));
         let watchers = std::mem::take(&mut state.watchers);
         drop(state);
-        // The callbacks are the user's, and dropping them may run the user's code.
-        drop((callbacks, watchers));
+        // The callbacks are the user's, and dropping them may run the user's code. Its panic must not keep the lock.
+        for callback in callbacks {
+            drop(catch_unwind(AssertUnwindSafe(|| drop(callback))));
+        }
+        for (_, task) in watchers {
+            let _: Option<()> = waking(|| drop(task));
+        }
         lost
     }
 

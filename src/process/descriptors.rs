@@ -58,8 +58,9 @@ mod unix {
         let descriptor = stream.as_raw_fd();
         let Ok(index) = usize::try_from(descriptor) else { return };
         if let Some(word) = OPEN.get(index) {
-            word.store(socket_at(descriptor).unwrap_or(UNKNOWN), Ordering::Release);
+            // First, because a fork may come in between.
             END.fetch_max(index + 1, Ordering::AcqRel);
+            word.store(socket_at(descriptor).unwrap_or(UNKNOWN), Ordering::Release);
         }
     }
 

@@ -94,6 +94,38 @@ fn a_log_that_panics_strands_no_lock() {
     assert_eq!(fixture.sessions.status().pooled.in_use, 0);
 }
 
+/// A part of a callback.
+struct PanicsInDrop;
+
+impl Drop for PanicsInDrop {
+    fn drop(&mut self) {
+        std::panic::resume_unwind(Box::new("a drop that panics"));
+    }
+}
+
+#[test]
+fn a_callback_whose_drop_panics_strands_no_lock() {
+    let fixture = start();
+    for (kind, lock) in every_kind(&fixture.sessions) {
+        let lock = lock.lease(LONG);
+        for releases in [false, true] {
+            let guard = lock.acquire(SOON).unwrap();
+            for _ in 0..2 {
+                let part = PanicsInDrop;
+                guard.on_lost(move || std::mem::forget(part));
+            }
+            let end = || match releases {
+                true => guard.release().unwrap(),
+                false => drop(guard),
+            };
+            assert!(catch_unwind(AssertUnwindSafe(end)).is_ok(), "{kind}, {releases}");
+            eventually(SOON, &format!("{kind} is free"), || fixture.held_keys().is_empty());
+        }
+    }
+    assert_eq!(fixture.locks().held, 0);
+    assert_eq!(fixture.sessions.close(LONG), rediscope::status::Closed::default());
+}
+
 #[test]
 fn a_log_that_panics_when_a_lock_is_lost_keeps_no_callback_from_being_called() {
     let fixture = start();
