@@ -181,15 +181,8 @@ fn record_verdict<L: Line>(
                 connection.set_marker_written(sent);
             }
         }
-        // The register may have been changed, or be gone. A caller whose WATCH came behind it goes on all the same.
-        Verdict::Nil
-            if plan.watches_internal_key()
-                && !begins_register
-                && !connection.early_watch_is_due() =>
-        {
-            connection.set_marker_written(None);
-        }
-        Verdict::Nil if plan.watched || plan.watches_internal_key() => {}
+        Verdict::Nil if plan.watched || begins_register => {}
+        Verdict::Nil if plan.watches_internal_key() => connection.set_marker_written(None),
         // The connection watched a key that no scope watched.
         Verdict::Nil => connection.taint(CloseReason::LeftDirty),
         Verdict::Unknown(doubt) => {

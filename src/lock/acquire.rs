@@ -30,6 +30,7 @@ use crate::protocol::lock::lease::{release, valid_until};
 use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::replication::ReplicaAcks;
 use crate::protocol::retry::Backoff;
+use crate::sync::boxed::boxed;
 use crate::sync::caught::caught;
 
 /// Interval of a waiter's heartbeat in fair mode. A waiter without a heartbeat for three intervals
@@ -90,7 +91,7 @@ pub(crate) async fn acquire<M: LockIo>(
     let mut attempt = Acquisition::new(manager, request, permits, deadline)?;
     match acquire_by(&mut attempt, wait, started).await {
         Ok(held) => Ok(held),
-        Err(error) => Err(attempt.failed(error).await),
+        Err(error) => Err(boxed(attempt.failed(error)).await),
     }
 }
 

@@ -57,15 +57,6 @@ fn in_conflict(fixture: &Fixture, handle: &Transactional) {
     assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
 }
 
-fn flushed_in_conflict(fixture: &Fixture, handle: &Transactional) {
-    fixture.server.ask::<()>(&["SET", "w", "1"]);
-    let watching = handle.watch(["w"]).begin().unwrap();
-    fixture.server.ask::<()>(&["FLUSHALL"]);
-    let mut tx = watching.multi();
-    tx.incr("n", 100);
-    assert!(matches!(tx.commit().unwrap(), Outcome::Conflict));
-}
-
 fn flushed_in_a_dropped_watch(fixture: &Fixture, handle: &Transactional) {
     let watching = handle.watch(["w"]).begin().unwrap();
     fixture.server.ask::<()>(&["FLUSHALL"]);
@@ -102,13 +93,12 @@ fn out_of_memory(fixture: &Fixture, handle: &Transactional) {
 
 #[test]
 fn whatever_happened_earlier_on_the_connection_a_doubt_is_resolved_as_what_is_true() {
-    let operations: [(&str, Earlier); 10] = [
+    let operations: [(&str, Earlier); 9] = [
         ("UNWATCH", unwatched),
         ("DISCARD", discarded),
         ("EXECABORT", aborted),
         ("a failed command", partly_applied),
         ("a conflict", in_conflict),
-        ("a flush and a conflict", flushed_in_conflict),
         ("a flush and the drop of a watch", flushed_in_a_dropped_watch),
         ("a flush and DISCARD", flushed_in_a_discarded_multi),
         ("a plain transaction", disarmed),

@@ -84,10 +84,10 @@ fn commands_that_end_a_watch_arm_the_connection_again_in_the_same_write() {
     words(&fixture);
     drop(immediate.begin().unwrap());
     crate::side::settled(&fixture.sessions);
-    assert_eq!(words(&fixture), ["MULTI", "DISCARD", "WATCH"]);
+    assert_eq!(words(&fixture), ["MULTI", "DISCARD", "SET", "WATCH"]);
     drop(handle.watch(["w"]).begin().unwrap());
     crate::side::settled(&fixture.sessions);
-    assert_eq!(words(&fixture), ["WATCH", "UNWATCH", "WATCH"]);
+    assert_eq!(words(&fixture), ["WATCH", "UNWATCH", "SET", "WATCH"]);
     add_on(0, &handle, "n");
     assert_eq!(words(&fixture), ["MULTI", "INCRBY", "SET", "EXEC", "WATCH"]);
 }
