@@ -20,7 +20,7 @@ use crate::sync::caught::wake;
 use crate::sync::shim::{Arc, Mutex, lock};
 
 /// The token of an exactly-once block, shared by the blocks of its group.
-type Token = std::sync::Arc<SharedToken>;
+pub(super) type Token = std::sync::Arc<SharedToken>;
 
 /// A job that one caller submits and another one does.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use scopeguard::{ScopeGuard, guard};
 
 use crate::error::in_doubt::SharedToken;
-use crate::pool::job::{GivenUp, Job};
+use crate::pool::job::Job;
 use crate::pool::waiter::{Grant, LeftRequest, TakenRequest, Waiter};
 use crate::pool::waiting_group::{GaveUp, GroupLimits, WaitingGroup, Woken};
 use crate::sync::cancel;
@@ -440,18 +440,15 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
                 Woken::Closed => return Err(AcquireError::Closed),
                 Woken::TimedOut => {}
             }
-            let (gave_up, waiters) = self.give_up(&place);
+            let (gave_up, waiters) = self.give_up(&place, is_late);
             match gave_up {
                 GaveUp::Leads(permit) => return Ok(Acquired::Leads(permit, place)),
                 GaveUp::Withdrawn | GaveUp::Dissolved => {
                     return Err(AcquireError::TimedOut { waiters });
                 }
-                // The leader is delayed, or has just settled or put back the request.
-                GaveUp::Taken if is_late => match place.job.give_up() {
-                    GivenUp::Response(response) => return Ok(Acquired::Response(response)),
-                    GivenUp::Taken(token) => return Ok(Acquired::Unknown(token)),
-                    GivenUp::Withdrawn(_) => return Err(AcquireError::TimedOut { waiters }),
-                },
+                GaveUp::Response(response) => return Ok(Acquired::Response(response)),
+                // The leader is delayed.
+                GaveUp::Unknown(token) => return Ok(Acquired::Unknown(token)),
                 GaveUp::Taken => (until, is_late) = (Instant::now() + response_wait, true),
             }
         }
@@ -472,11 +469,11 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
 
     /// Withdraws a request after its deadline, and returns the former number of waiting callers. A
     /// permit that arrived meanwhile stays valid, because it would otherwise be lost.
-    fn give_up(&self, place: &Membership<T, R>) -> (GaveUp, usize) {
+    fn give_up(&self, place: &Membership<T, R>, is_late: bool) -> (GaveUp<R>, usize) {
         let mut state = lock(&self.state);
         let waiters = state.waiting();
-        let gave_up = place.group.give_up(place.number, &place.job);
-        if gave_up == GaveUp::Dissolved {
+        let gave_up = place.group.give_up(place.number, &place.job, is_late);
+        if matches!(gave_up, GaveUp::Dissolved) {
             state.forget(&place.group);
         }
         (gave_up, waiters)
@@ -504,7 +501,7 @@ impl<T: Batchable, R, K> FairSemaphore<T, R, K> {
     /// returned separately.
     pub(crate) fn abandon_group(&self, place: &Membership<T, R>) {
         let mut state = lock(&self.state);
-        if place.group.abandon(&place.job) == GaveUp::Dissolved {
+        if matches!(place.group.abandon(&place.job), GaveUp::Dissolved) {
             return state.forget(&place.group);
         }
         if state.closed {

@@ -8,7 +8,7 @@ use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use crate::connection::deadline::later;
-use crate::pool::job::Job;
+use crate::pool::job::{GivenUp, Job, Token};
 use crate::sync::cancel;
 use crate::sync::shim::{Arc, Condvar, Mutex, MutexGuard, PoisonError, lock};
 use crate::sync::this_thread;
@@ -70,16 +70,19 @@ pub(crate) enum Woken<R> {
 }
 
 /// What became of a member that has given up.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum GaveUp {
+#[derive(Debug)]
+pub(super) enum GaveUp<R> {
     /// It leads after all: the permit was granted before.
     Leads(usize),
     /// Its request is withdrawn.
     Withdrawn,
     /// The same, and no other member is left.
     Dissolved,
-    /// A leader has taken its request.
+    /// A leader has taken its request, and will give it a response.
     Taken,
+    /// The same, and a late member awaits it no more; that of an exactly-once block with this token.
+    Unknown(Option<Token>),
+    Response(R),
 }
 
 /// The largest size of a group.
@@ -191,9 +194,10 @@ impl<T, R> WaitingGroup<T, R> {
         }
     }
 
-    /// Ends the wait of a member. Called under the semaphore's mutex, so that the member finds itself
-    /// either waiting or granted.
-    pub(super) fn give_up(&self, number: usize, job: &Job<T, R>) -> GaveUp {
+    /// Ends the wait of a member; one that `is_late` awaits no response either. Called under the
+    /// semaphore's mutex, so that the member finds itself either waiting or granted, and a leader does not
+    /// meanwhile put back its request and pass the lead to it.
+    pub(super) fn give_up(&self, number: usize, job: &Job<T, R>, is_late: bool) -> GaveUp<R> {
         let mut state = lock(&self.state);
         if state.leader == number
             && let Stage::Granted(permit) = state.stage
@@ -201,16 +205,24 @@ impl<T, R> WaitingGroup<T, R> {
             state.stage = Stage::Led;
             return GaveUp::Leads(permit);
         }
-        match job.take() {
-            Some(_) if state.leader == number => self.pass_lead(state),
-            Some(_) => GaveUp::Withdrawn,
-            None => GaveUp::Taken,
+        let withdrawn = match is_late {
+            false => job.take().is_some(),
+            true => match job.give_up() {
+                GivenUp::Withdrawn(_) => true,
+                GivenUp::Taken(token) => return GaveUp::Unknown(token),
+                GivenUp::Response(response) => return GaveUp::Response(response),
+            },
+        };
+        match withdrawn {
+            true if state.leader == number => self.pass_lead(state),
+            true => GaveUp::Withdrawn,
+            false => GaveUp::Taken,
         }
     }
 
     /// Ends the lead of a member, whose request is withdrawn if it was not sent. Called under the
     /// semaphore's mutex.
-    pub(super) fn abandon(&self, job: &Job<T, R>) -> GaveUp {
+    pub(super) fn abandon(&self, job: &Job<T, R>) -> GaveUp<R> {
         let mut state = lock(&self.state);
         drop(job.take());
         state.stage = Stage::Waiting;
@@ -218,7 +230,7 @@ impl<T, R> WaitingGroup<T, R> {
     }
 
     /// Has the next member lead.
-    fn pass_lead(&self, mut state: MutexGuard<'_, GroupState<T, R>>) -> GaveUp {
+    fn pass_lead(&self, mut state: MutexGuard<'_, GroupState<T, R>>) -> GaveUp<R> {
         let Some(next) = state.members.iter().position(Member::waits) else {
             return GaveUp::Dissolved;
         };

@@ -20,7 +20,7 @@ use std::time::Duration;
 use shuttle::thread;
 
 use super::*;
-use crate::pool::model::{assert_found_at_random, check};
+use crate::pool::model::{assert_found_at_random, check, check_for_long};
 
 impl Batchable for usize {
     fn bytes(&self) -> usize {
@@ -39,6 +39,8 @@ struct Leader {
     take: fn(&Job<usize, usize>) -> Option<usize>,
     abandon: fn(&FairSemaphore, &Membership<usize, usize>),
     wakes_first: bool,
+    /// Whether it puts back the jobs of others and passes the lead on, and nobody awaits a response for long.
+    puts_back: bool,
 }
 
 /// As the pool does it.
@@ -47,6 +49,7 @@ const RIGHT: Leader = Leader {
     take: Job::take,
     abandon: FairSemaphore::abandon_group,
     wakes_first: false,
+    puts_back: false,
 };
 
 /// The first mistake: the leader looks at a job, and marks it as taken in another step.
@@ -98,12 +101,22 @@ const UNABLE: usize = 1;
 
 /// `patience`: of a group for which one permit leads already.
 fn callers_with_jobs(permits: usize, patience: Option<Duration>, leader: Leader) {
+    some_callers(0..5, permits, patience, leader);
+}
+
+fn some_callers(
+    callers: impl IntoIterator<Item = usize>,
+    permits: usize,
+    patience: Option<Duration>,
+    leader: Leader,
+) {
     let limits = GroupLimits { requests: 3, bytes: 100 };
     let gate =
         Plain::new(FairSemaphore::with_groups(permits, LeaderLimits { most: 1, patience }, limits));
     let ledger = Plain::new(Log::new(Ledger::default()));
     let slots: Vec<_> = (0..permits).map(|_| gate.try_acquire().unwrap()).collect();
-    let threads: Vec<_> = (0..5)
+    let threads: Vec<_> = callers
+        .into_iter()
         .map(|caller| {
             let (gate, ledger) = (Plain::clone(&gate), Plain::clone(&ledger));
             thread::spawn(move || call(&gate, &ledger, caller, leader))
@@ -144,7 +157,8 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leade
         gate.release(slot);
         return;
     }
-    let reported = match gate.acquire_batched(|| caller, deadline, hour, queued) {
+    let response_wait = if leader.puts_back { Duration::ZERO } else { hour };
+    let reported = match gate.acquire_batched(|| caller, deadline, response_wait, queued) {
         Ok(Acquired::Response(by)) => Some(by),
         Ok(Acquired::Alone(slot)) => {
             ledger.lock().unwrap().done.push(caller);
@@ -164,11 +178,18 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leade
             }
             for job in jobs {
                 let Some(request) = (leader.take)(&job) else { continue };
+                if leader.puts_back && request != caller {
+                    thread::yield_now();
+                    job.requeue(request);
+                    continue;
+                }
                 ledger.lock().unwrap().done.push(request);
                 thread::yield_now();
                 job.settle(caller);
             }
-            if !leader.wakes_first {
+            if leader.puts_back {
+                gate.abandon_group(&place);
+            } else if !leader.wakes_first {
                 place.group.wake_members();
             }
             let own = place.job.response();
@@ -176,6 +197,8 @@ fn call(gate: &FairSemaphore, ledger: &Log<Ledger>, caller: usize, leader: Leade
             own
         }
         Err(AcquireError::TimedOut { .. }) => None,
+        // A leader has its job, which is done or put back.
+        Ok(Acquired::Unknown(_)) if leader.puts_back && caller == HASTY => return,
         Ok(Acquired::Unknown(_)) => panic!("no leader is late"),
         Err(other) => panic!("{other:?}"),
     };
@@ -195,6 +218,13 @@ fn model_of_groups_that_wait_for_a_leader_although_a_permit_is_free() {
 #[test]
 fn model_of_groups_that_lead_beyond_the_limit() {
     check(|| callers_with_jobs(2, Some(Duration::ZERO), RIGHT));
+}
+
+#[test]
+fn model_of_groups_whose_leaders_put_back_the_jobs_of_late_members() {
+    const LEADER: Leader = Leader { puts_back: true, ..RIGHT };
+    check_for_long(|| some_callers([0, HASTY], 1, None, LEADER));
+    check(|| callers_with_jobs(1, None, LEADER));
 }
 
 #[test]

@@ -76,6 +76,12 @@ pub(crate) fn check(model: fn()) {
     shuttle::check_pct(model, ITERATIONS, DEPTH);
 }
 
+/// The same with more schedules, for a small model of a rare order.
+pub(crate) fn check_for_long(model: fn()) {
+    shuttle::check_random(model, PLANTED_ITERATIONS);
+    shuttle::check_pct(model, PLANTED_ITERATIONS, DEPTH);
+}
+
 /// Either way of looking finds the mistake, and for what it is: which of its symptoms shows first
 /// is up to the schedule.
 #[track_caller]
