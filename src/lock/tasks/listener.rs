@@ -49,6 +49,8 @@ pub(crate) struct TaskListener {
 #[derive(Default)]
 struct ListenerState {
     running: bool,
+    /// Number of tasks that were started: that of the last one.
+    started: u64,
     closed: bool,
     /// Woken by a caller that has recorded a channel, and by the close.
     task: Option<Waker>,
@@ -72,9 +74,11 @@ impl TaskListener {
             task.into_iter().for_each(wake);
             return;
         }
+        state.started += 1;
+        let number = state.started;
         drop(state);
         // A runtime that has ended drops the task at once.
-        let running = Running { listener: Arc::clone(self) };
+        let running = Running { listener: Arc::clone(self), number };
         let task = listen(router.clone(), running);
         let _: AbortHandle = router.settings().tasks.spawn(runtime, task);
     }
@@ -116,6 +120,8 @@ impl TaskListener {
 /// The registration of the task.
 struct Running {
     listener: Arc<TaskListener>,
+    /// That of this task alone: the next one may have been started before this one was dropped.
+    number: u64,
 }
 
 /// The task or its runtime has ended: waiters must not rely on it any more.
@@ -127,6 +133,9 @@ impl Drop for Running {
         }
         let task = {
             let mut state = lock(&self.listener.state);
+            if state.started != self.number {
+                return;
+            }
             state.running = false;
             state.task.take()
         };
@@ -269,4 +278,24 @@ async fn connect(
         let _: Option<Redirect> = router.on_unreachable(&any, &error, by).await;
     }
     Ok((opened?, endpoint))
+}
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+mod tests {
+    use super::*;
+    use crate::lock::tasks::renewer::tests::client;
+
+    /// The tasks of the runtime are not run: each step is one here.
+    #[test]
+    fn a_task_that_is_dropped_late_leaves_the_next_one_registered() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (client, listener) = (client(), TaskListener::new(Process::here()));
+        listener.listen(client.own(), runtime.handle());
+        let first = Running { listener: Arc::clone(&listener), number: 1 };
+        // No caller waits, and it ends.
+        assert!(listener.ends());
+        listener.listen(client.own(), runtime.handle());
+        drop(first);
+        assert!(lock(&listener.state).running, "another one would be started beside it");
+    }
 }

@@ -54,12 +54,16 @@ struct Locked {
     taken: Vec<(runtime::Id, Instant, Arc<Rest>)>,
     /// One for each runtime at most.
     tasks: Vec<RunningTask>,
+    /// Number of tasks that were started.
+    started: u64,
     closed: bool,
 }
 
 /// A task that exists; it sleeps or is at work.
 struct RunningTask {
     runtime: runtime::Id,
+    /// That of this task alone: a runtime may have started its next one before this one was dropped.
+    number: u64,
     /// `None`: it is awake, or has not run yet.
     waker: Option<Waker>,
     /// `None`: it sleeps until it is woken.
@@ -112,8 +116,17 @@ impl Locked {
         self.tasks.iter_mut().filter_map(|task| task.waker.take()).collect()
     }
 
-    fn task(&mut self, runtime: runtime::Id) -> Option<&mut RunningTask> {
-        self.tasks.iter_mut().find(|task| task.runtime == runtime)
+    fn has_task_in(&self, runtime: runtime::Id) -> bool {
+        self.tasks.iter().any(|task| task.runtime == runtime)
+    }
+
+    fn task(&mut self, number: u64) -> Option<&mut RunningTask> {
+        self.tasks.iter_mut().find(|task| task.number == number)
+    }
+
+    /// Removes a task, if it was not removed before.
+    fn end_task(&mut self, number: u64) {
+        self.tasks.retain(|task| task.number != number);
     }
 
     /// Takes the cleanups for the task of this runtime.
@@ -310,13 +323,15 @@ impl TaskRenewer {
     /// Starts the runtime's task, unless it runs.
     fn start(&self, mut locked: MutexGuard<'_, Locked>, runtime: &Handle) {
         let id = runtime.id();
-        if locked.closed || locked.task(id).is_some() {
+        if locked.closed || locked.has_task_in(id) {
             return;
         }
-        locked.tasks.push(RunningTask { runtime: id, waker: None, sleeps_until: None });
+        locked.started += 1;
+        let number = locked.started;
+        locked.tasks.push(RunningTask { runtime: id, number, waker: None, sleeps_until: None });
         drop(locked);
         // A runtime that has ended drops the task at once.
-        let running = Running { shared: Arc::clone(&self.shared), runtime: id };
+        let running = Running { shared: Arc::clone(&self.shared), runtime: id, number };
         let task = renew(self.client.clone(), running);
         let _: AbortHandle = self.client.own().settings().tasks.spawn(runtime, task);
     }
@@ -339,13 +354,14 @@ async fn finish(client: &ScriptClient<TaskPool>) {
 struct Running {
     shared: Arc<RenewalShared>,
     runtime: runtime::Id,
+    number: u64,
 }
 
 /// The task has ended, or its runtime has.
 impl Drop for Running {
     fn drop(&mut self) {
         let Some(mut locked) = self.shared.locked.lock_in_drop() else { return };
-        locked.tasks.retain(|task| task.runtime != self.runtime);
+        locked.end_task(self.number);
         let left = match locked.tasks.is_empty() {
             true => mem::take(&mut locked.cleanups),
             false => Vec::new(),
@@ -411,12 +427,12 @@ impl Work {
                 Next::Idle => look,
                 Next::End => {
                     // Under the mutex, so that work which is added finds a task or starts one.
-                    locked.tasks.retain(|task| task.runtime != self.running.runtime);
+                    locked.end_task(self.running.number);
                     return Poll::Ready(());
                 }
             };
             let mut former = None;
-            if let Some(task) = locked.task(self.running.runtime) {
+            if let Some(task) = locked.task(self.running.number) {
                 former = task.waker.replace(context.waker().clone());
                 task.sleeps_until = until;
             }
@@ -460,3 +476,7 @@ async fn step(client: ScriptClient<TaskPool>, shared: Arc<RenewalShared>, due: D
         finish(&client).await;
     }
 }
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+#[path = "../../../tests/unit/renewer.rs"]
+pub(super) mod tests;
