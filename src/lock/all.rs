@@ -13,7 +13,7 @@ use crate::error::any::Error;
 use crate::error::applied::Applied;
 use crate::error::lock::LockError;
 use crate::lock::acquire::maybe_kept;
-use crate::lock::held::AcquiredLock;
+use crate::lock::held::{AcquiredLock, Unreleased};
 use crate::lock::io::LockIo;
 use crate::lock::target::LockTarget;
 use crate::protocol::lock::acquire::LockMode;
@@ -90,10 +90,10 @@ impl<M: LockIo> AllTarget<M> {
     /// of the call.
     async fn give_back(&self, held: HeldAll<M>, mut error: Error) -> Error {
         let limit = Instant::now() + self.manager.settings().cleanup_timeout;
-        for (_, released) in release_all(held, limit).await {
-            let Err(cause) = released else { continue };
+        for (_, released) in release_known(held, limit).await {
+            let Err(Unreleased { error: cause, may_be_held }) = released else { continue };
             tracing::debug!(error = %format_args!("{cause:#}"), "a lock of several was not released in order");
-            if error.applied() == Applied::No && !is_lost(&cause) {
+            if error.applied() == Applied::No && may_be_held {
                 error = maybe_kept(cause);
             }
         }
@@ -126,12 +126,21 @@ pub(crate) async fn ensure_all<M: LockIo>(
 
 /// Releases all locks, the last one first, by `limit` at the latest. What fails continues in the
 /// background. If the future is dropped, the locks that are left are released as their drop does it.
-pub(crate) async fn release_all<M: LockIo>(mut held: HeldAll<M>, limit: Instant) -> ReleasedAll {
+pub(crate) async fn release_all<M: LockIo>(held: HeldAll<M>, limit: Instant) -> ReleasedAll {
+    let released = release_known(held, limit).await.into_iter();
+    released.map(|(name, one)| (name, one.map_err(Error::from))).collect()
+}
+
+/// The same; each failure has what it proves.
+async fn release_known<M: LockIo>(
+    mut held: HeldAll<M>,
+    limit: Instant,
+) -> Vec<(Arc<str>, Result<(), Unreleased>)> {
     // While one is released, the loss of another one calls no callback any more.
     held.iter_mut().for_each(|(_, lock)| lock.begin_release());
-    let mut released = ReleasedAll::with_capacity(held.len());
+    let mut released = Vec::with_capacity(held.len());
     while let Some((name, lock)) = held.pop() {
-        released.push((name, lock.release(limit).await));
+        released.push((name, lock.release_known(limit).await));
     }
     released.reverse();
     released

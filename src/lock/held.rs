@@ -176,8 +176,27 @@ impl<M: LockIo> AcquiredLock<M> {
 
     /// Releases the lock, by `limit` at the latest. If that fails, the release continues in the
     /// background. If the future is dropped, the release may have been sent, and is sent again.
-    pub(crate) async fn release(mut self, limit: Instant) -> Result<(), Error> {
+    pub(crate) async fn release(self, limit: Instant) -> Result<(), Error> {
+        Ok(self.release_known(limit).await?)
+    }
+
+    /// The same; the failure has what it proves.
+    pub(crate) async fn release_known(mut self, limit: Instant) -> Result<(), Unreleased> {
         self.release.within(limit).await
+    }
+}
+
+/// The failure of a release.
+#[derive(Debug)]
+pub(crate) struct Unreleased {
+    pub(crate) error: Error,
+    /// Whether the server may still have the lock as held: the release has no reply.
+    pub(crate) may_be_held: bool,
+}
+
+impl From<Unreleased> for Error {
+    fn from(failed: Unreleased) -> Self {
+        failed.error
     }
 }
 
@@ -208,7 +227,7 @@ async fn release_logged<M: LockIo>(
         limit.unwrap_or_else(|| Instant::now() + release.manager.settings().cleanup_timeout);
     let released = caught(release.within(limit)).await;
     drop(release);
-    if let Some(Err(error)) = released {
+    if let Some(Err(Unreleased { error, .. })) = released {
         let log = || tracing::warn!(error = %format_args!("{error:#}"), "a dropped lock was not released in order");
         drop(catch_unwind(AssertUnwindSafe(log)));
     }
@@ -254,8 +273,11 @@ impl<M: LockIo> LockRelease<M> {
         self.end == GuardState::Releasing
     }
 
-    async fn within(&mut self, limit: Instant) -> Result<(), Error> {
-        self.manager.settings().here()?;
+    async fn within(&mut self, limit: Instant) -> Result<(), Unreleased> {
+        if let Err(error) = self.manager.settings().here() {
+            // The lock is the parent's.
+            return Err(Unreleased { error: error.into(), may_be_held: true });
+        }
         if !self.begin() {
             return Ok(());
         }
@@ -264,21 +286,23 @@ impl<M: LockIo> LockRelease<M> {
         let was_held = release_held(&*self.manager, &self.lock_lease, limit).await;
         // Set only here: after a panic before this line the drop releases the lock.
         self.end = GuardState::Released;
+        let may_be_held = was_held.is_err();
         // A log comes after all other work.
-        match (lost, was_held) {
-            (Some(why), _) => Err(Error::lock_lost(why)),
+        let error = match (lost, was_held) {
+            (Some(why), _) => Error::lock_lost(why),
             (None, Ok(true)) => {
                 tracing::debug!("lock released");
-                Ok(())
+                return Ok(());
             }
             (None, Ok(false)) => {
                 self.manager.counters().on_lost();
                 let why = LostReason::Gone;
                 tracing::warn!(%why, "lock lost");
-                Err(Error::lock_lost(why))
+                Error::lock_lost(why)
             }
-            (None, Err(error)) => Err(error),
-        }
+            (None, Err(error)) => error,
+        };
+        Err(Unreleased { error, may_be_held })
     }
 }
 

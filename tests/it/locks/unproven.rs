@@ -348,3 +348,20 @@ fn a_call_for_several_locks_that_keeps_one_of_them_is_unknown() {
     is_given_back(&fixture, "it is released in the background");
     guard.release().unwrap();
 }
+
+// Tasks send other numbers of requests while they wait.
+crate::side::threads_only! {
+#[test]
+fn a_call_for_several_locks_is_unknown_if_one_expired_here_and_not_on_the_server() {
+    let fixture = fails_soon();
+    let all = fixture.sessions.lock_all(["l", "m"]).lease(Duration::from_millis(900));
+    all.acquire(SOON).unwrap().release().unwrap();
+    let guard = fixture.other().lock("m").lease(LONG).acquire(SOON).unwrap();
+    // The lease of the first lock counts from the call here, and from the late request on the server.
+    let late = (Trigger::BeforeCommandNamed("EVALSHA"), Fault::Delay(Duration::from_millis(150)));
+    cut_after(&fixture, late.into(), 3);
+    let error = all.fixed_lease().acquire(Duration::from_millis(1000)).unwrap_err();
+    assert_eq!((error.applied(), fixture.holders()), (Applied::Unknown, 1), "{error:?}");
+    guard.release().unwrap();
+}
+}
