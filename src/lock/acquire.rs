@@ -36,6 +36,8 @@ use crate::sync::caught::caught;
 /// Interval of a waiter's heartbeat in fair mode. A waiter without a heartbeat for three intervals
 /// loses its place.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Maximum wait: an instant that is further ahead may not exist, and a day has the same effect.
+const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Minimum and maximum delay between requests of a waiter that receives no messages.
 const POLL_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
@@ -55,19 +57,22 @@ impl<M: LockIo> Permits<M> {
         self.number.load(Ordering::Relaxed)
     }
 
-    /// Returns the number, after any call that changes it has ended.
-    async fn settled(&self) -> u32 {
-        let _settled = M::settle(&self.changes).await;
+    /// Returns the number, after any call that changes it has ended, at `by` at the latest.
+    async fn settled(&self, by: Instant) -> u32 {
+        let _settled = M::settle(&self.changes, by).await;
         self.get()
     }
 
-    /// Changes the number if `change` succeeds, which changes it on the server.
+    /// Changes the number if `change` succeeds, which changes it on the server. Other changes are awaited
+    /// until `by`.
     pub(crate) async fn change(
         &self,
         number: u32,
+        by: Option<Instant>,
         change: impl Future<Output = Result<(), Error>> + Send,
     ) -> Result<(), Error> {
-        let _changing = M::settle(&self.changes).await;
+        let by = by.unwrap_or_else(|| Instant::now() + MAX_WAIT);
+        let _changing = M::settle(&self.changes, by).await;
         change.await?;
         self.number.store(number, Ordering::Relaxed);
         Ok(())
@@ -85,14 +90,21 @@ pub(crate) async fn acquire<M: LockIo>(
         return Err(LockError::Cancelled.into());
     }
     let started = Instant::now();
-    // An instant that far ahead may not exist; a day has the same effect.
-    let deadline = started + wait.min(Duration::from_secs(24 * 60 * 60));
+    let deadline = started + wait.min(MAX_WAIT);
     let _begun = manager.renewals().begin_acquisition()?;
     let mut attempt = Acquisition::new(manager, request, permits, deadline)?;
-    match acquire_by(&mut attempt, wait, started).await {
-        Ok(held) => Ok(held),
-        Err(error) => Err(boxed(attempt.failed(error)).await),
+    let error = match acquire_by(&mut attempt, wait, started).await {
+        Ok(held) => return Ok(held),
+        Err(error) => error,
+    };
+    let waited_out = attempt.waited_out;
+    let error = boxed(attempt.failed(error)).await;
+    // A call that is dropped before this has not timed out.
+    if let Some(waited) = waited_out {
+        manager.counters().timeouts.add();
+        tracing::debug!(?waited, "lock not acquired");
     }
+    Err(error)
 }
 
 async fn acquire_by<M: LockIo>(
@@ -158,10 +170,7 @@ async fn acquire_by<M: LockIo>(
         }
         if Instant::now() >= deadline {
             let waited = started.elapsed();
-            if !wait.is_zero() {
-                manager.counters().timeouts.add();
-                tracing::debug!(?waited, "lock not acquired");
-            }
+            attempt.waited_out = (!wait.is_zero()).then_some(waited);
             return Err(failure.unwrap_or_else(|| LockError::Timeout { waited, holder }.into()));
         }
     }
@@ -243,6 +252,8 @@ struct Acquisition<'a, M: LockIo> {
     waiter: Option<M::Waiter>,
     /// The hold that was adopted has a label.
     labelled: bool,
+    /// The call waited to its end without the lock, for so long.
+    waited_out: Option<Duration>,
 }
 
 impl<'a, M: LockIo> Acquisition<'a, M> {
@@ -266,6 +277,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
             unknown: None,
             waiter: None,
             labelled: false,
+            waited_out: None,
         })
     }
 
@@ -336,7 +348,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
                 AcquireReply::OtherPermits(kept) => {
                     // If this handle's number has just changed, the call is repeated with the new
                     // one.
-                    if self.permits.settled().await != permits {
+                    if self.permits.settled(self.over).await != permits {
                         (self.may_hold, self.queued) = (maybe_in_flight, queued);
                         continue;
                     }

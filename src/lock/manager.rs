@@ -101,8 +101,8 @@ impl LockIo for LockManager {
         ready(())
     }
 
-    fn settle(changes: &BinarySemaphore) -> impl Future<Output = impl Send> + Send {
-        ready(changes.acquire())
+    fn settle(changes: &BinarySemaphore, by: Instant) -> impl Future<Output = impl Send> + Send {
+        ready(changes.acquire(by))
     }
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {

@@ -192,7 +192,7 @@ impl<M: LockIo> LockTarget<M> {
                 _ => Err(unexpected_reply("set_permits")),
             }
         };
-        self.permits.change(permits, change).await
+        self.permits.change(permits, self.deadline, change).await
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {

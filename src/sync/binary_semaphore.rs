@@ -1,7 +1,9 @@
 //! A right that one caller has at a time, and may keep over a wait.
 
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
+use crate::sync::cancel;
 use crate::sync::lock;
 
 /// A right that one caller has at a time. Unlike a mutex, it does not belong to a thread.
@@ -24,11 +26,18 @@ impl Drop for BinaryPermit<'_> {
 }
 
 impl BinarySemaphore {
-    /// Waits until no other caller has the right.
-    pub(crate) fn acquire(&self) -> BinaryPermit<'_> {
-        let taken = lock(&self.taken);
-        let waited = self.freed.wait_while(taken, |taken| *taken);
-        *waited.unwrap_or_else(PoisonError::into_inner) = true;
-        BinaryPermit { semaphore: self }
+    /// Waits until no other caller has the right, until `by` at most, or until the thread is cancelled.
+    pub(crate) fn acquire(&self, by: Instant) -> Option<BinaryPermit<'_>> {
+        let mut taken = lock(&self.taken);
+        while *taken {
+            let left = by.saturating_duration_since(Instant::now());
+            if left.is_zero() || cancel::is_cancelled() {
+                return None;
+            }
+            let waited = self.freed.wait_timeout(taken, cancel::tick(left));
+            taken = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *taken = true;
+        Some(BinaryPermit { semaphore: self })
     }
 }

@@ -193,11 +193,11 @@ impl LockIo for TaskLockManager {
         ready(())
     }
 
-    async fn settle(changes: &TaskChanges) -> impl Send {
+    async fn settle(changes: &TaskChanges, by: Instant) -> impl Send {
         let places = &changes.places;
         let has_right = match places.try_take() {
             Ok(true) => true,
-            _ => places.take(Instant::now() + MAX_CHANGE).await.is_ok(),
+            _ => places.take(by.min(Instant::now() + MAX_CHANGE)).await.is_ok(),
         };
         Changing(has_right.then_some(changes))
     }

@@ -12,9 +12,9 @@ use crate::side::{Lock, LockGuard, SessionManager, open_pooled_lanes};
 use rediscope::Error;
 use rediscope::error::{Applied, LockError};
 
-use super::fixture::{is_lost, start, timed_out};
+use super::fixture::{is_lost, start, start_with, timed_out};
 use rediscope_testing::eventually;
-use rediscope_testing::proxy::{Fault, Trigger};
+use rediscope_testing::proxy::{Fault, Script, Trigger};
 
 /// So many of the semaphore's permits at once.
 fn several(sessions: &SessionManager, permits: u32, of: u32) -> Lock {
@@ -297,4 +297,39 @@ fn a_count_without_a_reply_changed_nothing() {
     let error = semaphore.available().unwrap_err();
     assert!(matches!(error, Error::Lock(LockError::Connection { during: "available", .. })));
     assert_eq!(error.applied(), Applied::No);
+}
+
+// Tasks send both calls on one lane.
+crate::side::threads_only! {
+#[test]
+fn a_call_awaits_a_change_of_the_number_no_longer_than_its_own_end() {
+    let fixture = start_with(|builder| {
+        builder.checkout_timeout(LONG).response_timeout(Duration::from_secs(2))
+    });
+    let _kept = fixture.other().semaphore("s", 5).acquire(SOON).unwrap();
+    let semaphore = several(&fixture.sessions, 1, 3);
+    let other = |result: Result<_, Error>| match result {
+        Err(Error::Lock(LockError::OtherPermits { asked: 3, kept: 5, .. })) => {}
+        other => panic!("{other:?}"),
+    };
+    other(semaphore.try_acquire().map(drop));
+    // Each copy of the change is held back, and the call beside it is not.
+    let held = (Trigger::BeforeCommandNamed("EVALSHA"), Fault::HoldRequests);
+    let passes = (Trigger::AfterReplyTo("EVALSHA"), Fault::Delay(Duration::ZERO));
+    let script = Script::from(held).on(passes.0, passes.1);
+    let script = (0..100).fold(script, |script, _| script.on(held.0, held.1));
+    let fired = fixture.proxy.fired();
+    fixture.proxy.arm(script.in_turn());
+    thread::scope(|scope| {
+        let (ended, end) = mpsc::channel();
+        let changing = semaphore.clone();
+        scope.spawn(move || ended.send(changing.set_permits(5)).unwrap());
+        eventually(SOON, "the change is under way", || fixture.proxy.fired() > fired);
+        other(semaphore.try_acquire().map(drop));
+        assert!(end.try_recv().is_err(), "the change has ended before");
+        fixture.proxy.disarm();
+        fixture.proxy.release();
+        end.recv().unwrap().unwrap();
+    });
+}
 }

@@ -129,7 +129,7 @@ impl LockIo for StubLocks {
         pending_once().await;
     }
 
-    fn settle((): &()) -> impl Future<Output = impl Send> + Send {
+    fn settle((): &(), _by: Instant) -> impl Future<Output = impl Send> + Send {
         pending_once()
     }
 
