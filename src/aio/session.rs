@@ -113,7 +113,9 @@ impl Builder {
 
 impl SessionManager {
     /// Like [`SessionManager::builder`](crate::SessionManager::builder) of threads. It ends with
-    /// [`build_async`](crate::Builder::build_async).
+    /// [`build_async`](crate::Builder::build_async), and so do
+    /// [`SessionManager::cluster`](crate::SessionManager::cluster) and
+    /// [`SessionManager::sentinel`](crate::SessionManager::sentinel) of threads.
     pub fn builder(to: impl IntoAddress) -> Builder {
         Builder::new(to.into_address())
     }
@@ -262,7 +264,7 @@ impl SessionManager {
                             Some(cell) if resolution == Resolution::NotCommitted => {
                                 if cell.is_waiting() {
                                     UnresolvedReason::NotSentYet
-                                } else if cell.get().as_ref() == Some(&token) {
+                                } else if cell.last().as_ref() == Some(&token) {
                                     return resolution;
                                 } else {
                                     state = cell.state();

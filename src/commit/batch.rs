@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::commit::commit::{MAX_ATTEMPTS, always_changed, commit};
+use crate::commit::commit::{MAX_ATTEMPTS, always_changed, commit, token_was_read};
 use crate::commit::outcome::{Committed, classify, unproven};
 use crate::commit::plan::CommitPlan;
 use crate::error::any::CommitError;
@@ -47,6 +47,7 @@ pub(crate) async fn commit_block<P: ServerPool>(
             attempts += 1;
             match batched_outcome(response, queue, plan)? {
                 // The changed key is the register, so nothing was applied.
+                Committed::Conflict if !plan.may_send_again() => return Err(token_was_read()),
                 Committed::Conflict if attempts < MAX_ATTEMPTS => {}
                 Committed::Conflict => return Err(always_changed()),
                 committed => return Ok(committed),

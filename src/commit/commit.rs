@@ -17,6 +17,7 @@ use crate::error::any::CommitError;
 use crate::error::checkout::CheckoutError;
 use crate::error::connection::ConnectionError;
 use crate::error::in_doubt::{CommitToken, InDoubt};
+use crate::error::token_cell::TOKEN_WAS_READ;
 use crate::pool::early_watch::EarlyWatch;
 use crate::pool::line::Line;
 use crate::protocol::connection_state::{CloseReason, Expect};
@@ -93,6 +94,9 @@ pub(crate) async fn commit<L: Line>(
         };
         match outcome_of(line, queue, plan, exchanged, (sent, token))? {
             // The changed key is one that the connection watches for itself.
+            Committed::Conflict if !plan.watched && !plan.may_send_again() => {
+                return Err(token_was_read());
+            }
             Committed::Conflict if !plan.watched => {
                 // Its replies are due on this connection, which is needed again.
                 line.leave_early_watch();
@@ -126,6 +130,12 @@ pub(crate) fn always_changed() -> CommitError {
     CommitError::lost_before_exec(ConnectionError::unexpected(
         "its own register, or the lock it is fenced by, was changed every time",
     ))
+}
+
+/// The error of a block that would be sent again with another token, if the user has read the first one.
+#[cold]
+pub(crate) fn token_was_read() -> CommitError {
+    CommitError::lost_before_exec(ConnectionError::unexpected(TOKEN_WAS_READ))
 }
 
 /// Records what the last write's replies show, and returns the outcome that they mean.

@@ -64,6 +64,11 @@ impl CommitPlan {
         self.resolver.is_some() || self.lock_check.is_some()
     }
 
+    /// Whether the transaction, which was proven not applied, may be sent again, with another token.
+    pub(crate) fn may_send_again(&self) -> bool {
+        self.token.as_ref().is_none_or(|cell| cell.take_back())
+    }
+
     /// Returns whether the WATCH of another caller may travel behind EXEC.
     pub(crate) fn can_carry(&self) -> bool {
         self.durability.is_none()

@@ -6,12 +6,20 @@ use std::sync::{Arc, Mutex};
 use crate::error::in_doubt::CommitToken;
 use crate::sync::lock;
 
+/// Why a block is not sent again whose token the user has read.
+pub(crate) const TOKEN_WAS_READ: &str = "it was not applied; its token was read, so that it is not sent again \
+    under another one";
+
 /// The token of a block that a task has submitted. Clones are the same cell.
 ///
 /// The cell is empty at first. It is filled when the block's number is drawn, before a byte of the
-/// block is sent, and filled anew each time the block is sent again. So a cell that is empty after
-/// the block's future is gone proves that nothing was sent: nothing was applied, and nothing will be.
-/// `resolve` of the session manager takes a cell and knows this.
+/// block is sent. A block that was proven not applied may be sent again, with another number: the cell
+/// is filled anew. So a cell that is empty after the block's future is gone proves that nothing was
+/// applied, and nothing will be. `resolve` of the session manager takes a cell and knows this.
+///
+/// A token that was [read](Self::get) may be asked about anywhere, and *not applied* is then its last
+/// word. So such a block is not sent again with another number: its future ends with an error, not
+/// applied, where it would have been sent again.
 ///
 /// The cell of a block that is not exactly once stays empty.
 ///
@@ -26,12 +34,20 @@ use crate::sync::lock;
 /// ```
 #[derive(Clone, Default)]
 pub struct TokenCell {
-    token: Arc<Mutex<Option<CommitToken>>>,
+    last: Arc<Mutex<LastToken>>,
     /// Lives as long as the block may be sent.
     #[cfg(feature = "tokio")]
     future: std::sync::Weak<()>,
     #[cfg(feature = "tokio")]
     exactly_once: bool,
+}
+
+/// The number with which the block was last sent.
+#[derive(Default)]
+struct LastToken {
+    token: Option<CommitToken>,
+    /// The user has it.
+    is_read: bool,
 }
 
 /// What a cell proves.
@@ -52,7 +68,7 @@ impl TokenCell {
     /// The cell of a block that is sent only while `future` lives.
     #[cfg(feature = "tokio")]
     pub(crate) fn new(future: &Arc<()>, exactly_once: bool) -> Self {
-        Self { token: Arc::default(), future: Arc::downgrade(future), exactly_once }
+        Self { last: Arc::default(), future: Arc::downgrade(future), exactly_once }
     }
 
     /// Whether the block's future is alive: the block may be sent, or sent again.
@@ -66,7 +82,7 @@ impl TokenCell {
     pub(crate) fn state(&self) -> TokenState {
         // The order matters: the token is set while the future lives.
         let is_waiting = self.is_waiting();
-        match self.get() {
+        match self.last() {
             Some(token) => TokenState::Drawn(token),
             None if !self.exactly_once => TokenState::NotExactlyOnce,
             None if is_waiting => TokenState::Waiting,
@@ -75,18 +91,36 @@ impl TokenCell {
     }
 
     /// Returns the token with which the block was last sent, or is about to be sent. `None`: it was
-    /// not sent.
+    /// not sent, or was not applied and may be sent again. From then on the block is sent with no other
+    /// token.
     pub fn get(&self) -> Option<CommitToken> {
-        lock(&self.token).clone()
+        let mut last = lock(&self.last);
+        last.is_read = last.token.is_some();
+        last.token.clone()
+    }
+
+    /// The same for a caller that keeps it for itself.
+    pub(crate) fn last(&self) -> Option<CommitToken> {
+        lock(&self.last).token.clone()
+    }
+
+    /// Empties the cell of a block that was proven not applied. Returns whether the block may be sent
+    /// again: the user has not read the token.
+    pub(crate) fn take_back(&self) -> bool {
+        let mut last = lock(&self.last);
+        if !last.is_read {
+            last.token = None;
+        }
+        !last.is_read
     }
 
     /// Sets the token if `take` returns true, in one step: a reader of the cell waits until the block
     /// is taken or withdrawn.
     pub(crate) fn fill(&self, token: &CommitToken, take: impl FnOnce() -> bool) -> bool {
-        let mut cell = lock(&self.token);
+        let mut last = lock(&self.last);
         let taken = take();
         if taken {
-            *cell = Some(token.clone());
+            *last = LastToken { token: Some(token.clone()), is_read: false };
         }
         taken
     }
@@ -94,6 +128,6 @@ impl TokenCell {
 
 impl fmt::Debug for TokenCell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("TokenCell").field(&self.get()).finish()
+        f.debug_tuple("TokenCell").field(&self.last()).finish()
     }
 }

@@ -24,6 +24,11 @@ impl BatchRequest {
         Self { bytes, skipped: 0, kind, exactly_once: false, slot: None, token: None }
     }
 
+    /// Whether the block, of which nothing was applied, may be sent again with another token.
+    pub(crate) fn may_send_again(&self) -> bool {
+        self.token.as_ref().is_none_or(TokenCell::take_back)
+    }
+
     /// The bytes to be sent.
     pub(crate) fn sent_bytes(&self) -> &[u8] {
         self.bytes.get(self.skipped..).unwrap_or_default()

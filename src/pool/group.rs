@@ -20,7 +20,7 @@ use crate::connection::transport::unreadable;
 use crate::connection::wire::Wire;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::error::in_doubt::{CommitToken, SharedToken};
-use crate::error::token_cell::TokenCell;
+use crate::error::token_cell::{TOKEN_WAS_READ, TokenCell};
 use crate::pool::batch_response::{BatchDoubt, BatchResponse, Interrupted};
 use crate::pool::context::PoolContext;
 use crate::pool::group_request::{GroupJob, GroupRequest, Stay, settle};
@@ -302,6 +302,9 @@ impl<S: Stay> Group<S> {
             let Member { job, mut request } = member;
             let token = self.token.as_ref().filter(|_| nth < self.exactly_once);
             let response = match piece {
+                Piece::Again { .. } if !request.batch.may_send_again() => {
+                    self.interrupted(false, ConnectionError::unexpected(TOKEN_WAS_READ))
+                }
                 Piece::Again { alone } => {
                     let rejected = if alone { ALONE_AFTER } else { 1 };
                     request.rejected_groups = request.rejected_groups.saturating_add(rejected);
@@ -311,7 +314,7 @@ impl<S: Stay> Group<S> {
                     }
                     continue;
                 }
-                Piece::Lost { sent: false, .. } if unsent => {
+                Piece::Lost { sent: false, .. } if unsent && request.batch.may_send_again() => {
                     if job.requeue(request) == Submitter::Waits {
                         again.push(job);
                     }

@@ -115,11 +115,16 @@ pub(crate) async fn commit_block<P: Side>(
             && pending.can_resend()
         {
             let next = boxed(pinned.redirect_for(error, deadline)).await;
-            if let Some(route) = limits.checkout.follow::<P::Io>(next).await {
+            if let Some(route) = limits.checkout.follow::<P::Io>(next).await
+                && pinned.plan().may_send_again()
+            {
                 pinned.set_route(route);
                 continue;
             }
-            if is_repeatable(error, router) && limits.retry(router, "not sent", false).await {
+            if is_repeatable(error, router)
+                && pinned.plan().may_send_again()
+                && limits.retry(router, "not sent", false).await
+            {
                 continue;
             }
         }

@@ -426,7 +426,8 @@ where
     F: Future<Output: std::fmt::Debug>,
 {
     let drawn = async {
-        while token.get().is_none() {
+        // `get` would read it.
+        while format!("{token:?}") == "TokenCell(None)" {
             tokio::task::yield_now().await;
         }
     };
@@ -477,6 +478,57 @@ fn a_cell_whose_future_lives_does_not_prove_that_the_block_is_never_applied() {
         once.run(|tx| Ok(tx.incr("warm", 1))).await.unwrap();
     });
     assert_eq!(server.ask::<u64>(&["GET", "n"]), 1);
+}
+
+/// A token may be asked about by another process, which does the work again if it was not applied.
+#[test]
+fn a_block_whose_token_was_read_is_not_sent_again_with_another_one() {
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let elsewhere = connect(&server);
+    for lanes in [0, 1] {
+        let sessions = unhurried(rediscope::SessionManager::builder(proxy.url()).lanes(lanes));
+        let sessions = sessions.trust_window(LONG).build_async().unwrap();
+        let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+        single().block_on(async {
+            for is_read in [false, true] {
+                once.run(|tx| Ok(tx.incr("warm", 1))).await.unwrap();
+                server.ask::<()>(&["DEL", "n"]);
+                proxy.arm((Trigger::Now, Fault::HoldRequests));
+                let mut sent = Box::pin(once.submit(|tx| Ok(tx.incr("n", 1))).unwrap());
+                let cell = sent.token();
+                until_drawn(sent.as_mut(), &cell).await;
+                let what = format!("lanes {lanes}, read {is_read}");
+                if is_read {
+                    let token = cell.get().unwrap();
+                    let resolution = soon("the query", elsewhere.resolve(&token, None)).await;
+                    assert_eq!(resolution, Resolution::NotCommitted, "{what}");
+                } else {
+                    let why = UnresolvedReason::NotSentYet;
+                    let resolution = soon("the query", elsewhere.resolve(&cell, None)).await;
+                    assert_eq!(resolution, Resolution::StillUnknown { why }, "{what}");
+                }
+                proxy.disarm();
+                proxy.release();
+                let ended = soon("the block", sent).await;
+                let applied: Option<i64> = server.ask(&["GET", "n"]);
+                if is_read {
+                    let error = ended.expect_err(&what);
+                    assert_eq!(
+                        (error.applied(), applied),
+                        (Applied::No, None),
+                        "{what}: {error:?}"
+                    );
+                    assert!(error.is_retryable(), "{what}: {error:?}");
+                } else {
+                    assert_eq!((ended.unwrap(), applied), (1, Some(1)), "{what}");
+                }
+                let resolution = soon("the query", elsewhere.resolve(&cell, None)).await;
+                let last = if is_read { Resolution::NotCommitted } else { Resolution::Committed };
+                assert_eq!(resolution, last, "{what}");
+            }
+        });
+    }
 }
 
 #[test]
