@@ -221,11 +221,11 @@ fn is_code(code: &str) -> bool {
 
 /// The text without arguments.
 fn redacted(code: &str, text: &str) -> Cow<'static, str> {
-    // A slot and an address are the server's own, and help to find the cause.
-    let is_data_command = |b: u8| b.is_ascii_alphanumeric() || b".:-[] ?".contains(&b);
+    // A slot and an address are the server's own, and are followed.
+    let is_address = |address: &str| address.bytes().all(|byte| byte.is_ascii_graphic());
     if matches!(code, "MOVED" | "ASK")
         && RedirectReply::of(code, text).is_some()
-        && text.bytes().all(is_data_command)
+        && text.split_once(' ').is_some_and(|(_, address)| is_address(address))
     {
         return Cow::Owned(text.to_owned());
     }
@@ -288,6 +288,13 @@ mod tests {
             assert_eq!(line != code, shown, "{line}");
             assert_eq!(error.with_full_text(true).to_string(), format!("{code} {text}"));
         }
+        for host in ["redis_1", "fe80::1%eth0", "[::1]", "a.b", "", "?"] {
+            for code in ["MOVED", "ASK"] {
+                let text = format!("7 {host}:6379");
+                assert_eq!(ServerError::new(code, &text, false).message(), text);
+            }
+        }
+        assert_eq!(ServerError::new("MOVED", "7 secret secret:6379", false).message(), "");
         assert!(!ServerError::new("secret", "secret", false).to_string().contains("secret"));
         assert!(!ServerError::new("ERR", "secret", true).to_string().contains("secret"));
     }
