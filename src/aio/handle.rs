@@ -141,7 +141,8 @@ impl Transactional {
     /// ```
     ///
     /// # Errors
-    /// As [`begin`](Self::begin).
+    /// As [`begin`](Self::begin); [`Error::CrossSlot`] if the handle is [fenced](Self::fenced_by)
+    /// by a lock of another slot.
     #[track_caller]
     pub fn begin_at<K: ToSingleRedisArg>(
         &self,

@@ -275,7 +275,11 @@ impl InDoubt {
     }
 
     fn advice(&self) -> &'static str {
-        if self.resolvable.is_some() { "call resolve()" } else { "read your own data" }
+        if self.resolvable.is_some() {
+            "call resolve(), in a task resolve_async()"
+        } else {
+            "read your own data"
+        }
     }
 }
 

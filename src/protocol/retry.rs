@@ -13,7 +13,7 @@ const MAX_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 /// | setting | what it bounds | default |
 /// |---|---|---|
 /// | [`attempts`](Self::attempts) | how often the block runs, the first time included; not the runs of a merged watch of which nothing was sent | 32 |
-/// | [`deadline`](Self::deadline) | from the first attempt, or the wait for its turn, to the beginning of the last | 10 s |
+/// | [`deadline`](Self::deadline) | from the first attempt, or the wait for its turn, of a plain block from its first failure, to the beginning of the last | 10 s |
 /// | [`first_backoff`](Self::first_backoff) | the first step | 1 ms |
 /// | [`max_backoff`](Self::max_backoff) | the longest step; each is twice the one before | 100 ms |
 ///

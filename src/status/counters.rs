@@ -73,12 +73,13 @@ macro_rules! counters {
 counters! {
     /// Checkouts, for scopes and for single commands.
     checkouts: "checkouts",
-    /// Transactions that were committed, including those with a failed command.
+    /// Transactions that were committed, including those with a failed command. One that was in doubt, and
+    /// then found to be applied, counts in `resolved_committed` only.
     commits: "commits",
     /// Transactions that were not applied because a watched key changed.
     conflicts: "conflicts",
-    /// Transactions that were dropped, discarded or abandoned, or whose condition did not hold. One that
-    /// was already committed does not count.
+    /// Scopes that were dropped, discarded or abandoned, or whose condition did not hold, also those of a
+    /// run that then began anew. One that was already committed does not count.
     discards: "discards",
     /// Blocks that were sent or run again.
     retries: "retries",

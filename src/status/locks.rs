@@ -23,7 +23,7 @@ pub struct LockStatus {
     pub releasing: usize,
     /// Locks that were acquired.
     pub acquired: u64,
-    /// Calls that ended without the lock.
+    /// Calls that waited for their whole time without the lock.
     pub timeouts: u64,
     /// Leases that were extended.
     pub renewals: u64,

@@ -17,7 +17,7 @@ pub struct NodeStatus {
     pub slots: usize,
     /// Connections that are open, without those of the lanes.
     pub size: u32,
-    /// Connections that are checked out.
+    /// As that of [`PoolStatus`](crate::status::PoolStatus).
     pub in_use: u32,
     /// Connections that are open and idle.
     pub idle: u32,

@@ -15,13 +15,13 @@ use crate::text::count;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStatus {
-    /// Which pool: `pooled` or `transactional`.
+    /// Which pool: `pooled`, `transactional` or `replicas`.
     pub name: &'static str,
     /// Connections that are open, without those of the lanes.
     pub size: u32,
     /// Maximum number of connections.
     pub max_size: u32,
-    /// Connections that are checked out.
+    /// Permits for a connection that callers have: connections that are checked out or being opened.
     pub in_use: u32,
     /// Connections that are open and idle.
     pub idle: u32,

@@ -349,7 +349,7 @@ impl Pending {
                     Err(error) => Err(error),
                 }
             } else if self.queue.commands() == 0 && pinned.plan().idempotency_key.is_none() {
-                return Ok(Committed::Applied(Replies::none(self.queue.transaction())));
+                Ok(Committed::Applied(Replies::none(self.queue.transaction())))
             } else {
                 // The connection is borrowed for the commit only. No code of the caller's runs
                 // meanwhile, so there is no scope to reclaim.

@@ -183,14 +183,11 @@ impl<P: Side> Pinned<P> {
     pub(crate) fn record_early_failure(&self, error: &Error) {
         let outcome = match error {
             Error::Commit(error) => error.word(),
+            Error::ConditionFailed { .. } => CONDITION_FAILED,
             _ => DISCARDED,
         };
         self.span.record("rediscope.outcome", outcome);
-        let counted = match error {
-            Error::ConditionFailed { .. } => CONDITION_FAILED,
-            _ => outcome,
-        };
-        self.metrics(|metrics| metrics.ended_early(counted));
+        self.metrics(|metrics| metrics.ended_early(outcome));
     }
 
     /// Records the end of a transaction that ends without a commit.

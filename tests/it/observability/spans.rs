@@ -157,7 +157,7 @@ fn a_failure_has_its_kind_and_the_servers_code() {
     let required = accounts.require(Condition::exists("a")).require(Condition::equals("a", "x"));
     let failed = required.run(|tx| Ok(tx.incr("a", 1)));
     assert!(matches!(failed, Err(Error::ConditionFailed { .. })));
-    assert_eq!(recorded(&seen), all("discarded", "condition failed", None));
+    assert_eq!(recorded(&seen), all("condition failed", "condition failed", None));
     let event = seen.event("condition failed");
     assert_eq!((event.level, event.within), (Level::DEBUG, Some("redis.transaction")));
     assert_eq!((event.field("which"), event.field("attempt")), (Some("#1 equals"), Some("1")));
