@@ -200,6 +200,13 @@ impl Group {
         .expect("another server became the master")
     }
 
+    /// From here on no master is replaced by itself, however slow the machine is.
+    pub fn end_failovers(&self) {
+        for one in &self.sentinels {
+            one.ask(&["SET", NAME, "down-after-milliseconds", "3600000"]).unwrap();
+        }
+    }
+
     /// Has the sentinels put another master in the place of a healthy one.
     pub fn fail_over(&self) {
         eventually(ELECTION, "a sentinel fails over", || {

@@ -72,6 +72,7 @@ fn a_former_master_that_comes_back_is_not_written_to() {
     accounts.run(|tx| Ok(tx.incr("a", 1))).unwrap();
     former.sigkill();
     let successor = group.successor_of(former.port());
+    group.end_failovers();
     former.restart_on_same_port();
     // It counts itself as a master until the sentinels make it a replica, some seconds later.
     assert_eq!(former.info("role").as_deref(), Some("master"));

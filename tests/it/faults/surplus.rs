@@ -285,6 +285,10 @@ fn costs_nothing(fixture: &Fixture, way: Way, name: &str, each: Use) {
     fixture.warm();
     let before = fixture.proxy.accepted();
     for parts in PUSHES {
+        // Locks delete keys in the background: the reply to that would be the rest of what is half there.
+        if name == "a lock" && parts.len() > 1 {
+            continue;
+        }
         for part in *parts {
             fixture.comes(part.as_bytes());
             // What is half there waits for the rest.
