@@ -63,16 +63,22 @@ impl<M: LockIo> Permits<M> {
         self.get()
     }
 
-    /// Changes the number if `change` succeeds, which changes it on the server. Other changes are awaited
-    /// until `by`.
+    /// Changes the number if `change` succeeds, which changes it on the server. Without the right to do so by
+    /// `by`, nothing is sent.
     pub(crate) async fn change(
         &self,
         number: u32,
         by: Option<Instant>,
         change: impl Future<Output = Result<(), Error>> + Send,
     ) -> Result<(), Error> {
-        let by = by.unwrap_or_else(|| Instant::now() + MAX_WAIT);
-        let _changing = M::settle(&self.changes, by).await;
+        let begun = Instant::now();
+        let settled = M::settle(&self.changes, by.unwrap_or(begun + MAX_WAIT)).await;
+        let Some(_changing) = settled else {
+            return Err(match <M::Pool as ServerPool>::Io::is_cancelled() {
+                true => LockError::Cancelled.into(),
+                false => LockError::Timeout { waited: begun.elapsed(), holder: None }.into(),
+            });
+        };
         change.await?;
         self.number.store(number, Ordering::Relaxed);
         Ok(())
@@ -352,7 +358,10 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
                         (self.may_hold, self.queued) = (maybe_in_flight, queued);
                         continue;
                     }
-                    Err(LockError::OtherPermits { asked: permits, kept }.into())
+                    match <M::Pool as ServerPool>::Io::is_cancelled() {
+                        true => Err(LockError::Cancelled.into()),
+                        false => Err(LockError::OtherPermits { asked: permits, kept }.into()),
+                    }
                 }
                 AcquireReply::NoFencingToken => Err(LockError::NoFencingToken.into()),
                 AcquireReply::Error(error) => {

@@ -301,7 +301,8 @@ impl Lock {
     /// ```
     ///
     /// # Errors
-    /// [`LockError::Refused`] for 0, and for a lock that is not a semaphore: nothing was sent. If
+    /// [`LockError::Refused`] for 0, and for a lock that is not a semaphore; [`LockError::Timeout`] or
+    /// [`LockError::Cancelled`] if the call awaits another change for too long: nothing was sent. If
     /// the server could not be reached, or refused, this handle keeps its former number.
     pub fn set_permits(&self, permits: u32) -> Result<(), Error> {
         now(self.target.set_permits(permits))

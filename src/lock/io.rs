@@ -47,9 +47,13 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     /// dropped.
     fn listen(&self, limit: Instant) -> impl Future<Output = ()> + Send;
 
-    /// Waits until no other caller changes the number of permits, until `by` at most. No caller changes it
-    /// until the result is dropped. A future that is dropped before its end keeps no caller waiting.
-    fn settle(changes: &Self::Changes, by: Instant) -> impl Future<Output = impl Send> + Send;
+    /// Waits until no other caller changes the number of permits. No caller changes it until the result is
+    /// dropped. `None`: `by` is over, or the thread was cancelled. A future that is dropped before its end
+    /// keeps no caller waiting.
+    fn settle(
+        changes: &Self::Changes,
+        by: Instant,
+    ) -> impl Future<Output = Option<impl Send>> + Send;
 
     /// Runs the rest of a call that ended without a lock, or the release of a dropped guard. Threads
     /// wait for its end. Tasks have it run in the background, and drop it if no runtime runs it; its

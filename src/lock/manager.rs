@@ -101,7 +101,10 @@ impl LockIo for LockManager {
         ready(())
     }
 
-    fn settle(changes: &BinarySemaphore, by: Instant) -> impl Future<Output = impl Send> + Send {
+    fn settle(
+        changes: &BinarySemaphore,
+        by: Instant,
+    ) -> impl Future<Output = Option<impl Send>> + Send {
         ready(changes.acquire(by))
     }
 

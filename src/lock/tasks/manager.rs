@@ -193,13 +193,13 @@ impl LockIo for TaskLockManager {
         ready(())
     }
 
-    async fn settle(changes: &TaskChanges, by: Instant) -> impl Send {
+    async fn settle(changes: &TaskChanges, by: Instant) -> Option<impl Send> {
         let places = &changes.places;
         let has_right = match places.try_take() {
             Ok(true) => true,
             _ => places.take(by.min(Instant::now() + MAX_CHANGE)).await.is_ok(),
         };
-        Changing(has_right.then_some(changes))
+        (has_right || Instant::now() < by).then(|| Changing(has_right.then_some(changes)))
     }
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {

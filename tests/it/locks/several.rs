@@ -6,7 +6,7 @@ use crate::fixture::{Fixture, LONG, SOON};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::side::{Lock, LockGuard, SessionManager, open_pooled_lanes};
 use rediscope::Error;
@@ -302,7 +302,7 @@ fn a_count_without_a_reply_changed_nothing() {
 // Tasks send both calls on one lane.
 crate::side::threads_only! {
 #[test]
-fn a_call_awaits_a_change_of_the_number_no_longer_than_its_own_end() {
+fn a_call_that_awaits_a_change_of_the_number_ends_in_its_own_time() {
     let fixture = start_with(|builder| {
         builder.checkout_timeout(LONG).response_timeout(Duration::from_secs(2))
     });
@@ -325,11 +325,25 @@ fn a_call_awaits_a_change_of_the_number_no_longer_than_its_own_end() {
         let changing = semaphore.clone();
         scope.spawn(move || ended.send(changing.set_permits(5)).unwrap());
         eventually(SOON, "the change is under way", || fixture.proxy.fired() > fired);
-        other(semaphore.try_acquire().map(drop));
+        let (cancel, acquiring, changing) =
+            (rediscope::Cancel::new(), semaphore.clone(), semaphore.clone());
+        let (cancels, also_cancels) = (cancel.clone(), cancel.clone());
+        let acquired = scope.spawn(move || cancels.run(|| acquiring.try_acquire().map(drop)));
+        eventually(SOON, "it is refused", || fixture.proxy.fired() > fired + 1);
+        let changed = scope.spawn(move || also_cancels.run(|| changing.set_permits(7)));
+        let late = semaphore.clone().deadline(Instant::now() + Duration::from_millis(20));
+        timed_out(late.set_permits(8));
+        cancel.cancel();
+        for cancelled in [acquired, changed] {
+            let error = cancelled.join().unwrap().unwrap_err();
+            assert!(matches!(error, Error::Lock(LockError::Cancelled)), "{error:?}");
+        }
         assert!(end.try_recv().is_err(), "the change has ended before");
         fixture.proxy.disarm();
         fixture.proxy.release();
         end.recv().unwrap().unwrap();
     });
+    let permits: u32 = fixture.server.ask(&["HGET", "rediscope:sem:{s}:info", "permits"]);
+    assert_eq!(permits, 5);
 }
 }

@@ -129,8 +129,9 @@ impl LockIo for StubLocks {
         pending_once().await;
     }
 
-    fn settle((): &(), _by: Instant) -> impl Future<Output = impl Send> + Send {
-        pending_once()
+    async fn settle((): &(), _by: Instant) -> Option<impl Send> {
+        pending_once().await;
+        Some(())
     }
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {
