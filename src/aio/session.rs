@@ -220,9 +220,9 @@ impl SessionManager {
     ///
     /// If the future is dropped, the query may have been sent. It may be asked again at any time.
     ///
-    /// If a cell is empty and the block's future is gone, nothing was sent: the output is
+    /// If a cell is empty and the block's future is gone, nothing was applied: the output is
     /// [`NotCommitted`](Resolution::NotCommitted), without a query. While the future is alive, the block
-    /// may still be sent, or sent again with another token. Then the output is
+    /// may still be sent, or sent again with another token if its token was not read. Then the output is
     /// [`Committed`](Resolution::Committed) or unknown
     /// ([`NotSentYet`](UnresolvedReason::NotSentYet)).
     ///

@@ -56,7 +56,7 @@ struct LastToken {
 pub(crate) enum TokenState {
     /// The block's bytes may have left.
     Drawn(CommitToken),
-    /// Nothing was sent, and nothing will be.
+    /// Nothing was applied, and nothing will be.
     NeverSent,
     /// The block may still be sent.
     Waiting,
@@ -90,9 +90,9 @@ impl TokenCell {
         }
     }
 
-    /// Returns the token with which the block was last sent, or is about to be sent. `None`: it was
-    /// not sent, or was not applied and may be sent again. From then on the block is sent with no other
-    /// token.
+    /// Returns the token with which the block was last sent, or is about to be sent. Once it has returned
+    /// one, the block is sent with no other. `None`: it was not sent, or was proven not applied and may be
+    /// sent again.
     pub fn get(&self) -> Option<CommitToken> {
         let mut last = lock(&self.last);
         last.is_read = last.token.is_some();
