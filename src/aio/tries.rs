@@ -9,8 +9,9 @@ use crate::error::any::Error;
 use crate::pool::tasks::line::TaskKeyQueue;
 use crate::sync::in_span::in_span;
 use crate::transaction::outcome::Outcome;
+use crate::transaction::pinned::{CONFLICT, DISCARDED};
 use crate::transaction::retry_loop::WatchAttempts;
-use crate::transaction::tasks::attempt::{Attempt, InAttempt};
+use crate::transaction::tasks::attempt::{Attempt, AttemptEnd, InAttempt};
 use crate::transaction::tasks::turns::{self, InLoop};
 
 /// The attempts of one watching run, as [`Watch::tries`] returns them.
@@ -23,8 +24,19 @@ pub struct Tries {
     place: &'static Location<'static>,
     /// `None` before the first attempt.
     attempts: Option<WatchAttempts<TaskKeyQueue>>,
-    /// Whether the end of the last attempt was counted.
-    counted: bool,
+    end: AttemptEnd,
+}
+
+/// No attempt follows.
+impl Drop for Tries {
+    fn drop(&mut self) {
+        let router = self.watch.router();
+        if let (Some(attempts), Some(outcome)) = (&self.attempts, self.end.outcome)
+            && router.here().is_ok()
+        {
+            attempts.record_end(router, outcome);
+        }
+    }
 }
 
 impl fmt::Debug for Tries {
@@ -56,7 +68,8 @@ impl Watch {
     /// ```
     #[track_caller]
     pub fn tries(&self) -> Tries {
-        Tries { watch: self.clone(), place: Location::caller(), attempts: None, counted: true }
+        let end = AttemptEnd { counted: true, outcome: None };
+        Tries { watch: self.clone(), place: Location::caller(), attempts: None, end }
     }
 }
 
@@ -75,24 +88,33 @@ impl Tries {
     #[expect(clippy::should_implement_trait, reason = "an iterator cannot wait")]
     pub fn next(&mut self) -> impl Future<Output = Result<Attempt<'_>, Error>> + Send {
         async move {
-            let Self { watch, place, attempts, counted } = self;
+            let Self { watch, place, attempts, end } = self;
             let attempts = match attempts {
                 Some(attempts) => attempts,
                 None => attempts.insert(watch.attempts(place)?),
             };
+            attempts.is_written = true;
             let router = watch.router();
-            if !*counted {
+            if !end.counted {
                 let span = attempts.span().clone();
                 in_span(&span, pin!(attempts.after_abandoned(router))).await?;
-                *counted = true;
+                end.counted = true;
             }
             let current = InAttempt { attempts, keeps_turn: false };
-            let watching = watch.next(current.attempts).await?;
-            *counted = false;
+            // An attempt that does not begin is recorded at once.
+            let before = end.outcome.replace(DISCARDED);
+            let watching = match watch.next(current.attempts).await {
+                Ok(watching) => watching,
+                Err(error) => {
+                    end.outcome = before.filter(|_| matches!(error, Error::Checkout(_)));
+                    return Err(error);
+                }
+            };
+            end.counted = false;
             let pending = watching.pending();
             let in_loop = InLoop::enter(watch.limited_keys().is_some());
             let keys = watch.keys();
-            Ok(Attempt { router, current, keys, counted, watching, pending, in_loop })
+            Ok(Attempt { router, current, keys, end, watching, pending, in_loop })
         }
     }
 }
@@ -112,14 +134,16 @@ impl Attempt<'_> {
     /// [`Transactional::run`](crate::aio::Transactional::run).
     pub fn commit(self) -> impl Future<Output = Result<Outcome, Error>> + Send {
         async move {
-            let Self { router, mut current, keys, counted, mut watching, .. } = self;
+            let Self { router, mut current, keys, end, mut watching, .. } = self;
             let (mut pending, _in_loop) = (self.pending, self.in_loop);
             router.here()?;
             let attempts = &mut *current.attempts;
             let span = attempts.span().clone();
             let committed = attempts.commit(router, keys, &mut watching.reading, &mut pending);
-            let replies = in_span(&span, pin!(committed)).await?;
-            *counted = replies.is_none();
+            let replies = in_span(&span, pin!(committed)).await;
+            end.outcome = matches!(replies, Ok(None)).then_some(CONFLICT);
+            let replies = replies?;
+            end.counted = replies.is_none();
             current.keeps_turn = replies.is_none();
             if attempts.was_passed_on {
                 turns::let_next_run().await;

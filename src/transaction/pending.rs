@@ -41,7 +41,7 @@ use crate::status::counters::Counters;
 use crate::status::metrics::Started;
 use crate::sync::boxed::boxed;
 use crate::transaction::buffer_pool;
-use crate::transaction::pinned::Pinned;
+use crate::transaction::pinned::{CONFLICT, Pinned};
 use crate::transaction::redirects::CheckoutBudget;
 
 /// Number of the next transaction; it distinguishes the handles of different transactions.
@@ -472,7 +472,7 @@ pub(crate) fn log(outcome: &str, error: Option<&CommitError>) {
 pub(crate) fn outcome(committed: &Result<Committed, CommitError>) -> &'static str {
     match committed {
         Ok(Committed::Applied(_)) => COMMITTED,
-        Ok(Committed::Conflict) => "conflict",
+        Ok(Committed::Conflict) => CONFLICT,
         Err(error) => error.word(),
     }
 }

@@ -51,7 +51,8 @@ pub(crate) fn transaction_span<P: Side>(router: &Router<P>, owner: &ScopeOrigin)
 }
 
 /// The word of a transaction that ended without a commit.
-const DISCARDED: &str = "discarded";
+pub(crate) const CONFLICT: &str = "conflict";
+pub(crate) const DISCARDED: &str = "discarded";
 
 /// The word of a transaction whose condition was not met.
 const CONDITION_FAILED: &str = "condition failed";
@@ -66,6 +67,8 @@ pub(crate) struct Pinned<P: Side = Pool> {
     plan: CommitPlan,
     pin: Option<P::Pin>,
     span: Span,
+    /// Whether its drop is not the end of the transaction: a loop records that.
+    is_of_loop: bool,
 }
 
 /// A drop without a commit discards the transaction.
@@ -77,7 +80,9 @@ impl<P: Side> Drop for Pinned<P> {
             return;
         }
         let Some(pin) = self.pin.take() else { return };
-        self.record_discard();
+        if !self.is_of_loop {
+            self.record_discard();
+        }
         let _in = self.span.enter();
         self.count_discard();
         self.log_failed_cleanup(P::return_dropped(pin));
@@ -111,7 +116,22 @@ impl<P: Side> Pinned<P> {
         plan: CommitPlan,
     ) -> Self {
         let (settings, route) = (Arc::clone(router.settings()), Route::default());
-        Self { router: router.weak(), route, settings, owner, plan, pin: None, span }
+        Self {
+            router: router.weak(),
+            route,
+            settings,
+            owner,
+            plan,
+            pin: None,
+            span,
+            is_of_loop: false,
+        }
+    }
+
+    /// The scope is one attempt of a loop, which records how it ends.
+    pub(crate) fn of_loop(mut self, is_of_loop: bool) -> Self {
+        self.is_of_loop = is_of_loop;
+        self
     }
 
     /// Sets the route of the scope's next connection.
@@ -186,14 +206,18 @@ impl<P: Side> Pinned<P> {
             Error::ConditionFailed { .. } => CONDITION_FAILED,
             _ => DISCARDED,
         };
-        self.span.record("rediscope.outcome", outcome);
-        self.metrics(|metrics| metrics.ended_early(outcome));
+        self.record_end(outcome);
     }
 
     /// Records the end of a transaction that ends without a commit.
     pub(crate) fn record_discard(&self) {
-        self.span.record("rediscope.outcome", DISCARDED);
-        self.metrics(|metrics| metrics.ended_early(DISCARDED));
+        self.record_end(DISCARDED);
+    }
+
+    /// Records the outcome of a transaction of which no attempt follows.
+    pub(crate) fn record_end(&self, outcome: &'static str) {
+        self.span.record("rediscope.outcome", outcome);
+        self.metrics(|metrics| metrics.ended_early(outcome));
     }
 
     /// Checks the process. Every public call does this first, before it locks or logs.

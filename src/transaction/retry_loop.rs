@@ -165,6 +165,8 @@ pub(crate) struct WatchAttempts<Q: TurnQueue = ThreadKeyQueue> {
     place: QueuePlace,
     begun: Started,
     own_writes: Option<OwnWrites>,
+    /// The caller writes the loop, which may end after any attempt. It then [records](Self::record_end) that.
+    pub(crate) is_written: bool,
 }
 
 impl<Q: TurnQueue> WatchAttempts<Q> {
@@ -185,7 +187,14 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
             place: QueuePlace::Last,
             begun: Started::now(),
             own_writes,
+            is_written: false,
         }
+    }
+
+    /// Records the outcome of a run that ends after an attempt which could be followed by another one.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn record_end<P: Side>(&self, router: &Router<P>, outcome: &'static str) {
+        self.scope(router).record_end(outcome);
     }
 
     /// The span of all attempts.
@@ -196,7 +205,7 @@ impl<Q: TurnQueue> WatchAttempts<Q> {
     /// The scope of one attempt, without a connection.
     fn scope<P: Side>(&self, router: &Router<P>) -> Pinned<P> {
         let (owner, plan) = (self.run.owner.clone(), self.run.plan.clone());
-        Pinned::within(self.span.clone(), router, owner, plan)
+        Pinned::within(self.span.clone(), router, owner, plan).of_loop(self.is_written)
     }
 
     /// The slot of the keys.

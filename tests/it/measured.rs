@@ -17,11 +17,14 @@ use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};
 use recorder::{Panics, Seen};
 use rediscope::error::CheckoutError;
-use rediscope::{Builder, CommitError, Condition, Error, TransactionOptions, prelude::*};
+use rediscope::{
+    Builder, CommitError, Condition, Error, Outcome, TransactionOptions, aio, prelude::*,
+};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;
+use rediscope_testing::tasks::single;
 
 /// Each metric: its name, kind, unit, and the labels besides the pool's name.
 const METRICS: &[(&str, &str, &str, &[&str])] = &[
@@ -156,6 +159,49 @@ fn a_pool_that_is_dry_has_pending_requests_and_timeouts() {
     let waits = seen.values("db.client.connection.wait_time", "orders/transactional");
     assert_eq!((uses.len(), waits.len()), (1, 1), "{uses:?} {waits:?}");
     assert!(uses[0] > 0.0 && uses[0] < 3_600.0, "seconds: {uses:?}");
+}
+
+/// A loop of a task ends with its commit, or when it is dropped, and not with an attempt.
+#[test]
+fn a_loop_that_a_task_writes_has_one_outcome() {
+    let (seen, server) = (Seen::default(), Server::start());
+    let sessions = ::metrics::with_local_recorder(&seen, || {
+        orders(aio::SessionManager::builder(server.url())).build_async().unwrap()
+    });
+    let handle = sessions.transactional();
+    let outcomes = || {
+        ["committed", "conflict", "discarded"]
+            .map(|outcome| seen.outcomes(outcome, "orders/transactional"))
+    };
+    single().block_on(async {
+        let mut tries = handle.watch(["n"]).tries();
+        drop(tries.next().await.unwrap());
+        assert_eq!(outcomes(), [0, 0, 0], "another attempt may follow");
+        let mut attempt = tries.next().await.unwrap();
+        let _ = attempt.set("n", 1);
+        server.ask::<()>(&["SET", "n", "5"]);
+        assert!(matches!(attempt.commit().await.unwrap(), Outcome::Conflict));
+        assert_eq!(outcomes(), [0, 0, 0], "another attempt may follow");
+        let mut attempt = tries.next().await.unwrap();
+        let _ = attempt.set("n", 1);
+        assert!(matches!(attempt.commit().await.unwrap(), Outcome::Committed(_)));
+        drop(tries);
+        assert_eq!(outcomes(), [1, 0, 0]);
+
+        let mut tries = handle.watch(["n"]).tries();
+        let mut attempt = tries.next().await.unwrap();
+        let _ = attempt.set("n", 1);
+        server.ask::<()>(&["SET", "n", "5"]);
+        assert!(matches!(attempt.commit().await.unwrap(), Outcome::Conflict));
+        drop(tries);
+        assert_eq!(outcomes(), [1, 1, 0]);
+
+        let mut tries = handle.watch(["n"]).tries();
+        drop(tries.next().await.unwrap());
+        drop(tries);
+        drop(handle.watch(["n"]).tries());
+        assert_eq!(outcomes(), [1, 1, 1]);
+    });
 }
 
 #[test]

@@ -47,12 +47,19 @@ pub struct Attempt<'t> {
     pub(crate) current: InAttempt<'t>,
     /// The keys of the watch.
     pub(crate) keys: Option<&'t Keys>,
-    /// Whether the loop has counted the end of this attempt.
-    pub(crate) counted: &'t mut bool,
+    pub(crate) end: &'t mut AttemptEnd,
     pub(crate) watching: Watching,
     pub(crate) pending: Pending,
     /// Blocks that the task runs meanwhile do not wait for turns.
     pub(crate) in_loop: InLoop,
+}
+
+/// How the last attempt of a loop has ended.
+pub(crate) struct AttemptEnd {
+    /// Whether the attempt was counted.
+    pub(crate) counted: bool,
+    /// The outcome of the run if no attempt follows. `None`: it is recorded.
+    pub(crate) outcome: Option<&'static str>,
 }
 
 /// A loop that is in an attempt. Its drop ends the turn on hot keys: another attempt may never follow.
