@@ -109,6 +109,10 @@ impl SessionManager {
             return Pooled::reading(self.pooled.clone());
         }
         let replicas = self.replicas.get_or_init(|| self.pooled.of_replicas());
+        // The close may not have seen the pool.
+        if self.pooled.is_closed() {
+            replicas.close();
+        }
         Pooled::reading(replicas.clone())
     }
 

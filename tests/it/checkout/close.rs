@@ -10,13 +10,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rediscope::error::{Applied, CheckoutError};
-use rediscope::{Builder, Error, SessionManager, prelude::*};
+use rediscope::{Builder, Error, SessionManager, prelude::*, redis};
 
 use super::{open_connections, patient};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
+use rediscope_testing::tasks::single;
 
 #[test]
 fn close_waits_for_open_scopes_and_refuses_new_ones() {
@@ -191,6 +192,24 @@ fn a_closed_session_leaves_no_connection_behind_and_opens_none() {
     let seen = Instant::now();
     eventually(SOON, "some time", || seen.elapsed() > Duration::from_millis(700));
     assert_eq!((server.clients(), server.connections_received()), (0, received));
+}
+
+#[test]
+fn reads_of_replicas_fail_after_the_close_also_if_their_pool_is_made_then() {
+    let server = Server::start();
+    let is_closed = |read: redis::RedisResult<Option<i64>>| {
+        let error = Error::from(read.unwrap_err());
+        assert!(matches!(error, Error::Checkout(CheckoutError::Closed)), "{error:?}");
+    };
+    let sessions = patient(&server).build().unwrap();
+    sessions.close(Duration::ZERO);
+    is_closed(sessions.replica_reads().get("n"));
+    single().block_on(async {
+        let sessions = patient(&server).build_async().unwrap();
+        sessions.close(Duration::ZERO).await;
+        is_closed(sessions.replica_reads().get("n").await);
+    });
+    assert_eq!(server.clients(), 0);
 }
 
 #[test]
