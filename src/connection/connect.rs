@@ -211,6 +211,13 @@ impl Server {
                 let connected = connected.map_err(|error| ConnectionError::of_io(&error))?;
                 connected.map_err(|error| ConnectionError::of(&error))
             }
+            // redis-rs waits in the server's accept queue for as long as it takes.
+            ConnectionAddr::Unix(_) => {
+                let until = Instant::now() + timeout;
+                let connected = self.resolver.run(until, move || open(info, timeout.max(MOMENT)));
+                let connected = connected.map_err(|error| ConnectionError::of_io(&error))?;
+                connected.map_err(|error| ConnectionError::of(&error))
+            }
             _ => open(info, timeout).map_err(|error| ConnectionError::of(&error)),
         }
     }
@@ -309,9 +316,12 @@ fn set_options(socket: &Socket, settings: &TcpSettings) -> io::Result<()> {
 /// Connects to a unix socket. A stream socket works alike in every family; the type is only named
 /// TCP.
 fn unix(path: &Path, timeout: Duration) -> io::Result<TcpStream> {
+    if timeout.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // This also limits the wait in the server's accept queue.
-    socket.set_write_timeout(Some(timeout))?;
+    // This also limits the wait in the server's accept queue. Less than a microsecond would be no limit.
+    socket.set_write_timeout(Some(timeout.max(MOMENT)))?;
     socket.connect(&SockAddr::unix(path)?)?;
     Ok(socket.into())
 }

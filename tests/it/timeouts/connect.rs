@@ -14,10 +14,11 @@ use rediscope::status::PoolStatus;
 use rediscope::{Builder, Error};
 
 use crate::fixture::proxied::{get, pool_is_whole};
+use redis::io::tcp::socket2::{Domain, SockAddr, Socket, Type};
 use rediscope_testing::proxy::Proxy;
 use rediscope_testing::server::Server;
 use rediscope_testing::unresponsive_port::UnresponsivePort;
-use rediscope_testing::{eventually, try_for};
+use rediscope_testing::{eventually, in_time, try_for};
 
 const WAIT: Duration = Duration::from_millis(1200);
 /// For one connect, and for one exchange.
@@ -212,4 +213,33 @@ fn a_verdict_ends_with_its_cause() {
     let begun = try_for(SOON, || sessions.transactional().begin().ok()).unwrap();
     begun.discard().unwrap();
     pool_is_whole(&sessions, &server);
+}
+
+/// A server that accepts nothing, and whose queue of connections is full.
+#[test]
+fn a_unix_socket_that_accepts_nothing_delays_no_call_past_its_time() {
+    let server = Server::with(&["--tcp-backlog", "1"]);
+    let sessions = within(WAIT, &server.unix_url());
+    let _: Option<String> = sessions.pooled().get("k").unwrap();
+    server.sigstop();
+    let path = SockAddr::unix(server.unix_url().trim_start_matches("redis+unix://")).unwrap();
+    let mut queued = Vec::new();
+    loop {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        if socket.connect(&path).is_err() {
+            break;
+        }
+        queued.push(socket);
+    }
+    for within in [Duration::ZERO, TRY] {
+        let asked = sessions.clone();
+        in_time(SOON, "the readiness check ends", move || asked.ready(within)).unwrap_err();
+    }
+    crate::side::threads_only! {
+        let raw = sessions.pooled();
+        let called = in_time(SOON, "the raw connection fails", move || raw.with_raw(|_| ()));
+        assert!(matches!(called, Err(Error::Checkout(_))), "{called:?}");
+    }
+    server.sigcont();
 }
