@@ -9,7 +9,7 @@ use crate::error::any::Error;
 use crate::pool::tasks::line::TaskKeyQueue;
 use crate::sync::in_span::in_span;
 use crate::transaction::outcome::Outcome;
-use crate::transaction::pinned::{CONFLICT, DISCARDED};
+use crate::transaction::pinned::{CONFLICT, DISCARDED, early_outcome};
 use crate::transaction::retry_loop::WatchAttempts;
 use crate::transaction::tasks::attempt::{Attempt, AttemptEnd, InAttempt};
 use crate::transaction::tasks::turns::{self, InLoop};
@@ -101,15 +101,16 @@ impl Tries {
                 end.counted = true;
             }
             let current = InAttempt { attempts, keeps_turn: false };
-            // An attempt that does not begin is recorded at once.
-            let before = end.outcome.replace(DISCARDED);
             let watching = match watch.next(current.attempts).await {
                 Ok(watching) => watching,
                 Err(error) => {
-                    end.outcome = before.filter(|_| matches!(error, Error::Checkout(_)));
+                    if !matches!(error, Error::Checkout(_)) {
+                        end.outcome = Some(early_outcome(&error));
+                    }
                     return Err(error);
                 }
             };
+            end.outcome = Some(DISCARDED);
             end.counted = false;
             let pending = watching.pending();
             let in_loop = InLoop::enter(watch.limited_keys().is_some());
@@ -139,6 +140,8 @@ impl Attempt<'_> {
             router.here()?;
             let attempts = &mut *current.attempts;
             let span = attempts.span().clone();
+            // Dropped from here on, the block may be applied.
+            end.outcome = None;
             let committed = attempts.commit(router, keys, &mut watching.reading, &mut pending);
             let replies = in_span(&span, pin!(committed)).await;
             end.outcome = matches!(replies, Ok(None)).then_some(CONFLICT);

@@ -89,6 +89,15 @@ impl<P: Side> Drop for Pinned<P> {
     }
 }
 
+/// The outcome of a transaction that failed with `error` before it could commit.
+pub(crate) fn early_outcome(error: &Error) -> &'static str {
+    match error {
+        Error::Commit(error) => error.word(),
+        Error::ConditionFailed { .. } => CONDITION_FAILED,
+        _ => DISCARDED,
+    }
+}
+
 impl<P: Side> fmt::Debug for Pinned<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pinned")
@@ -201,12 +210,9 @@ impl<P: Side> Pinned<P> {
     /// Records the end of a transaction that failed with `error` before it could commit. Its connection was
     /// returned before.
     pub(crate) fn record_early_failure(&self, error: &Error) {
-        let outcome = match error {
-            Error::Commit(error) => error.word(),
-            Error::ConditionFailed { .. } => CONDITION_FAILED,
-            _ => DISCARDED,
-        };
-        self.record_end(outcome);
+        if !self.is_of_loop {
+            self.record_end(early_outcome(error));
+        }
     }
 
     /// Records the end of a transaction that ends without a commit.

@@ -24,7 +24,7 @@ use rediscope::{
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::single;
+use rediscope_testing::tasks::{poll_once, single};
 
 /// Each metric: its name, kind, unit, and the labels besides the pool's name.
 const METRICS: &[(&str, &str, &str, &[&str])] = &[
@@ -200,6 +200,19 @@ fn a_loop_that_a_task_writes_has_one_outcome() {
         drop(tries.next().await.unwrap());
         drop(tries);
         drop(handle.watch(["n"]).tries());
+        assert_eq!(outcomes(), [1, 1, 1]);
+
+        // Dropped behind EXEC, it may be applied.
+        let mut tries = handle.watch(["n"]).tries();
+        let mut attempt = tries.next().await.unwrap();
+        let _ = attempt.set("n", 7);
+        let mut commit = Box::pin(attempt.commit());
+        assert!(poll_once(commit.as_mut()).is_pending());
+        while server.ask::<i64>(&["GET", "n"]) != 7 {
+            tokio::task::yield_now().await;
+        }
+        drop(commit);
+        drop(tries);
         assert_eq!(outcomes(), [1, 1, 1]);
     });
 }
