@@ -117,7 +117,8 @@ where
                     };
                 }
                 let pending = new.result.is_ok().then_some(&mut new.block.pending);
-                match append(&mut place, &reading, pending, &values) {
+                let is_own = reading.is_of(target) && !reading.is_connection_lost();
+                match append(&mut place, is_own, pending, &values) {
                     Append::Done => ran = Some(new),
                     Append::Void => {
                         run.ran_in_vain(Some(new));
@@ -309,14 +310,15 @@ fn late(settings: &Settings) -> Duration {
     settings.checkout_timeout + 2 * settings.response_timeout
 }
 
-/// Appends what a closure has queued. `pending`: `None` if it has failed.
-fn append<P: Side>(
+/// Appends what a closure has queued. `is_own`: it has not swapped another scope in, which watches other keys,
+/// and it has read what it was given. `pending`: `None` if it has failed.
+fn append(
     place: &mut MergeEntry,
-    reading: &Reading<P>,
+    is_own: bool,
     pending: Option<&mut Pending>,
     values: &ReadValues,
 ) -> Append {
-    if reading.is_connection_lost() {
+    if !is_own {
         return Append::Late;
     }
     let (commands, after) = match pending {
