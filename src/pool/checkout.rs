@@ -37,6 +37,7 @@ use crate::settings::credentials::Provider;
 use crate::status::metrics::InUse;
 use crate::sync::cancel;
 use crate::sync::now::now;
+use crate::sync::under_way::CallUnderWay;
 use crate::sync::{this_thread, thread_name};
 
 /// The permit for one connection.
@@ -300,6 +301,7 @@ impl Checkout {
                 return Err(CheckoutError::Cancelled);
             }
             core.check_connect(started, now, deadline)?;
+            let _call = CallUnderWay::begin();
             requester.pause();
         }
     }

@@ -22,6 +22,7 @@ use crate::reply::replies::Replies;
 use crate::settings::settings::Settings;
 use crate::sync::cancel;
 use crate::sync::now::{now, now_in};
+use crate::sync::under_way::CallUnderWay;
 use crate::transaction::block::Block;
 use crate::transaction::hot_keys::{HotKeys, OuterBlock};
 use crate::transaction::keys::Keys;
@@ -149,6 +150,7 @@ fn waker() -> Waker {
 
 impl ThreadWaiter {
     fn sleep(caller: &Caller, until: Instant) -> Option<Step> {
+        let _call = CallUnderWay::begin();
         let waker = WAKER.try_with(Waker::clone).unwrap_or_else(|_| waker());
         let context = Context::from_waker(&waker);
         loop {

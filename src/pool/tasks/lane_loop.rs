@@ -163,7 +163,6 @@ impl LaneLoop {
     /// Makes sure that the connection is alive, and arms its register if an exactly-once block waits.
     /// Returns false if the connection was lost.
     async fn prepare(&mut self) -> bool {
-        let was_trusted = self.line.is_trusted();
         let by = deadline::after(self.lane.context.settings().response_timeout);
         let (endpoint, settings) =
             (self.lane.context.endpoint.clone(), Arc::clone(self.lane.context.settings()));
@@ -173,6 +172,8 @@ impl LaneLoop {
                 return false;
             }
         }
+        // The provider may have taken its time.
+        let was_trusted = self.line.is_trusted();
         if self.lane.awaits_register.swap(false, Ordering::AcqRel)
             && let Some(tag) = group_prepare::must_arm(&mut self.line, &self.waiting)
             && !self.arm(tag).await
