@@ -53,6 +53,22 @@ impl<F: FnOnce() + Send> Job for F {
     }
 }
 
+/// A job whose result is awaited until the deadline.
+struct DatedJob<F> {
+    job: F,
+    deadline: Instant,
+}
+
+impl<F: FnOnce() + Send> Job for DatedJob<F> {
+    fn is_awaited(&self) -> bool {
+        Instant::now() < self.deadline
+    }
+
+    fn run(self: Box<Self>) {
+        (self.job)();
+    }
+}
+
 /// A job whose result a task awaits.
 #[cfg(feature = "tokio")]
 struct AwaitedJob<F, T> {
@@ -77,7 +93,7 @@ impl Offload {
         Self { shared: Arc::new(SharedThreads { name, state: Mutex::default() }) }
     }
 
-    /// Runs `job` and returns its result. A result after `deadline` is dropped.
+    /// Runs `job` and returns its result. It does not begin after `deadline`, and a later result is dropped.
     ///
     /// # Errors
     /// No thread could be started, or the time is over, with the text `late`.
@@ -88,9 +104,10 @@ impl Offload {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<T> {
         let (sender, result) = sync_channel(1);
-        self.enqueue(move || {
+        let job = move || {
             let _: Result<(), _> = sender.try_send(job());
-        })?;
+        };
+        self.shared.enqueue(Box::new(DatedJob { job, deadline }))?;
         receive(&result, deadline, late)
     }
 
@@ -160,5 +177,36 @@ impl SharedThreads {
                 let _: Result<(), _> = catch_unwind(AssertUnwindSafe(|| job.run()));
             }
         }
+    }
+}
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_job_does_not_begin_after_its_deadline() {
+        let offload = Offload::new("test");
+        let gates: Vec<_> = (0..MOST_THREADS)
+            .map(|_| {
+                let (gate, waits) = channel::<()>();
+                offload.enqueue(move || drop(waits.recv())).unwrap();
+                gate
+            })
+            .collect();
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&has_begun);
+        let by = Instant::now() + Duration::from_millis(10);
+        let late = offload.run(by, "late", move || begins.store(true, Ordering::SeqCst));
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(gates);
+        // One behind it is run.
+        let soon = Instant::now() + Duration::from_secs(20);
+        offload.run(soon, "late", || ()).unwrap();
+        assert!(!has_begun.load(Ordering::SeqCst));
     }
 }
