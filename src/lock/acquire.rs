@@ -63,8 +63,8 @@ impl<M: LockIo> Permits<M> {
         self.get()
     }
 
-    /// Changes the number if `change` succeeds, which changes it on the server. Without the right to do so by
-    /// `by`, nothing is sent.
+    /// Changes the number if `change` succeeds, which changes it on the server. If another change is under way
+    /// until `by`, nothing is sent; tasks go on after ten seconds, because its caller may be polled no more.
     pub(crate) async fn change(
         &self,
         number: u32,

@@ -48,7 +48,7 @@ pub(crate) trait LockIo: Sized + Send + Sync + 'static {
     fn listen(&self, limit: Instant) -> impl Future<Output = ()> + Send;
 
     /// Waits until no other caller changes the number of permits. No caller changes it until the result is
-    /// dropped. `None`: `by` is over, or the thread was cancelled. A future that is dropped before its end
+    /// dropped, on tasks for ten seconds. `None`: `by` is over, or the thread was cancelled. A future that is dropped before its end
     /// keeps no caller waiting.
     fn settle(
         changes: &Self::Changes,

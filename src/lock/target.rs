@@ -180,6 +180,7 @@ impl<M: LockIo> LockTarget<M> {
     /// Changes the number of permits of a semaphore. If the future is dropped, the server may have
     /// the new number, or get it later. This handle keeps its former number.
     pub(crate) async fn set_permits(&self, permits: u32) -> Result<(), Error> {
+        self.may_ask()?;
         if self.request.mode != LockMode::Semaphore {
             return Err(no_semaphore());
         }

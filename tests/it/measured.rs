@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::fixture::short_timeouts::short_timeouts;
 use crate::fixture::{Fixture, LONG, SOON};
@@ -208,7 +208,9 @@ fn a_loop_that_a_task_writes_has_one_outcome() {
         let _ = attempt.set("n", 7);
         let mut commit = Box::pin(attempt.commit());
         assert!(poll_once(commit.as_mut()).is_pending());
+        let begun = Instant::now();
         while server.ask::<i64>(&["GET", "n"]) != 7 {
+            assert!(begun.elapsed() < SOON, "EXEC was not sent");
             tokio::task::yield_now().await;
         }
         drop(commit);

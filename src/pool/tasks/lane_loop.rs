@@ -163,6 +163,7 @@ impl LaneLoop {
     /// Makes sure that the connection is alive, and arms its register if an exactly-once block waits.
     /// Returns false if the connection was lost.
     async fn prepare(&mut self) -> bool {
+        let was_trusted = self.line.is_trusted();
         let by = deadline::after(self.lane.context.settings().response_timeout);
         let (endpoint, settings) =
             (self.lane.context.endpoint.clone(), Arc::clone(self.lane.context.settings()));
@@ -172,8 +173,8 @@ impl LaneLoop {
                 return false;
             }
         }
-        // The provider may have taken its time.
-        let was_trusted = self.line.is_trusted();
+        // The provider may have taken its time. Its reply to a login proves no rights.
+        let was_trusted = was_trusted && self.line.is_trusted();
         if self.lane.awaits_register.swap(false, Ordering::AcqRel)
             && let Some(tag) = group_prepare::must_arm(&mut self.line, &self.waiting)
             && !self.arm(tag).await
