@@ -194,7 +194,10 @@ mod tests {
         let gates: Vec<_> = (0..MOST_THREADS)
             .map(|_| {
                 let (gate, waits) = channel::<()>();
-                offload.enqueue(move || drop(waits.recv())).unwrap();
+                let wait = move || {
+                    let _: Result<(), _> = waits.recv();
+                };
+                offload.enqueue(wait).unwrap();
                 gate
             })
             .collect();

@@ -10,21 +10,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::fixture::short_timeouts::short_timeouts;
 use crate::fixture::{Fixture, LONG, SOON};
 use crate::side::{BuildSide as _, SessionManager};
 use recorder::{Panics, Seen};
 use rediscope::error::CheckoutError;
-use rediscope::{
-    Builder, CommitError, Condition, Error, Outcome, TransactionOptions, aio, prelude::*,
-};
+use rediscope::{Builder, CommitError, Condition, Error, TransactionOptions, prelude::*};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::{poll_once, single};
 
 /// Each metric: its name, kind, unit, and the labels besides the pool's name.
 const METRICS: &[(&str, &str, &str, &[&str])] = &[
@@ -162,8 +159,14 @@ fn a_pool_that_is_dry_has_pending_requests_and_timeouts() {
 }
 
 /// A loop of a task ends with its commit, or when it is dropped, and not with an attempt.
+#[cfg(feature = "tokio")]
 #[test]
 fn a_loop_that_a_task_writes_has_one_outcome() {
+    use std::time::Instant;
+
+    use rediscope::{Outcome, aio};
+    use rediscope_testing::tasks::{poll_once, single};
+
     let (seen, server) = (Seen::default(), Server::start());
     let sessions = ::metrics::with_local_recorder(&seen, || {
         orders(aio::SessionManager::builder(server.url())).build_async().unwrap()

@@ -17,7 +17,6 @@ use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Trigger};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::single;
 
 #[test]
 fn close_waits_for_open_scopes_and_refuses_new_ones() {
@@ -204,7 +203,8 @@ fn reads_of_replicas_fail_after_the_close_also_if_their_pool_is_made_then() {
     let sessions = patient(&server).build().unwrap();
     sessions.close(Duration::ZERO);
     is_closed(sessions.replica_reads().get("n"));
-    single().block_on(async {
+    #[cfg(feature = "tokio")]
+    rediscope_testing::tasks::single().block_on(async {
         let sessions = patient(&server).build_async().unwrap();
         sessions.close(Duration::ZERO).await;
         is_closed(sessions.replica_reads().get("n").await);
