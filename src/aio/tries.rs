@@ -1,6 +1,7 @@
 //! The loop of a watching run, for a caller that writes it.
 
 use std::fmt;
+use std::mem;
 use std::panic::Location;
 use std::pin::pin;
 
@@ -68,7 +69,7 @@ impl Watch {
     /// ```
     #[track_caller]
     pub fn tries(&self) -> Tries {
-        let end = AttemptEnd { counted: true, outcome: None };
+        let end = AttemptEnd { counted: true, outcome: None, is_over: false };
         Tries { watch: self.clone(), place: Location::caller(), attempts: None, end }
     }
 }
@@ -77,7 +78,8 @@ impl Tries {
     /// Waits for the next attempt: for its turn on hot keys, for a connection and for the reply to WATCH.
     ///
     /// An attempt that ended without a [`commit`](Attempt::commit) counts as one of the
-    /// [`RetryPolicy`](crate::RetryPolicy)'s attempts, and this call waits for its backoff.
+    /// [`RetryPolicy`](crate::RetryPolicy)'s attempts, and this call waits for its backoff. After a commit, or
+    /// its error, this call begins a run of its own: with a first attempt and with an outcome of its own.
     ///
     /// If the future is dropped, nothing was applied, and the connection's own task sends UNWATCH. A
     /// later call begins the attempt anew.
@@ -89,6 +91,9 @@ impl Tries {
     pub fn next(&mut self) -> impl Future<Output = Result<Attempt<'_>, Error>> + Send {
         async move {
             let Self { watch, place, attempts, end } = self;
+            if mem::take(&mut end.is_over) {
+                (*attempts, end.counted) = (None, true);
+            }
             let attempts = match attempts {
                 Some(attempts) => attempts,
                 None => attempts.insert(watch.attempts(place)?),
@@ -145,6 +150,7 @@ impl Attempt<'_> {
             let committed = attempts.commit(router, keys, &mut watching.reading, &mut pending);
             let replies = in_span(&span, pin!(committed)).await;
             end.outcome = matches!(replies, Ok(None)).then_some(CONFLICT);
+            end.is_over = !matches!(replies, Ok(None));
             let replies = replies?;
             end.counted = replies.is_none();
             current.keeps_turn = replies.is_none();

@@ -164,7 +164,7 @@ fn a_pool_that_is_dry_has_pending_requests_and_timeouts() {
 fn a_loop_that_a_task_writes_has_one_outcome() {
     use std::time::Instant;
 
-    use rediscope::{Outcome, aio};
+    use rediscope::{Outcome, RetryPolicy, aio};
     use rediscope_testing::tasks::{poll_once, single};
 
     let (seen, server) = (Seen::default(), Server::start());
@@ -219,6 +219,25 @@ fn a_loop_that_a_task_writes_has_one_outcome() {
         drop(commit);
         drop(tries);
         assert_eq!(outcomes(), [1, 1, 1]);
+
+        // What follows a commit, or its error, is a run of its own.
+        let policy = RetryPolicy::default().attempts(1);
+        let mut tries = handle.watch(["n"]).retry(policy).tries();
+        for commits in 2..4 {
+            let mut attempt = tries.next().await.unwrap();
+            assert_eq!(attempt.number(), 1);
+            let _ = attempt.set("n", 1);
+            assert!(matches!(attempt.commit().await.unwrap(), Outcome::Committed(_)));
+            assert_eq!(outcomes(), [commits, 1, 1]);
+        }
+        let mut attempt = tries.next().await.unwrap();
+        let _ = attempt.set("n", 1);
+        server.ask::<()>(&["SET", "n", "5"]);
+        let error = attempt.commit().await.unwrap_err();
+        assert!(matches!(error, Error::RetriesExhausted { attempts: 1, .. }), "{error}");
+        assert_eq!(tries.next().await.unwrap().number(), 1);
+        drop(tries);
+        assert_eq!(outcomes(), [3, 2, 2]);
     });
 }
 

@@ -60,6 +60,8 @@ pub(crate) struct AttemptEnd {
     pub(crate) counted: bool,
     /// The outcome of the run if no attempt follows. `None`: it is recorded.
     pub(crate) outcome: Option<&'static str>,
+    /// Whether the run has ended, by a commit or its error.
+    pub(crate) is_over: bool,
 }
 
 /// A loop that is in an attempt. Its drop ends the turn on hot keys: another attempt may never follow.
