@@ -491,14 +491,14 @@ fn a_block_whose_token_was_read_is_not_sent_again_with_another_one() {
         let sessions = sessions.trust_window(LONG).build_async().unwrap();
         let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
         single().block_on(async {
-            for is_read in [false, true] {
+            for (is_read, is_cut) in [(false, false), (true, false), (false, true), (true, true)] {
                 once.run(|tx| Ok(tx.incr("warm", 1))).await.unwrap();
                 server.ask::<()>(&["DEL", "n"]);
                 proxy.arm((Trigger::Now, Fault::HoldRequests));
                 let mut sent = Box::pin(once.submit(|tx| Ok(tx.incr("n", 1))).unwrap());
                 let cell = sent.token();
                 until_drawn(sent.as_mut(), &cell).await;
-                let what = format!("lanes {lanes}, read {is_read}");
+                let what = format!("lanes {lanes}, read {is_read}, cut {is_cut}");
                 if is_read {
                     let token = cell.get().unwrap();
                     let resolution = soon("the query", elsewhere.resolve(&token, None)).await;
@@ -509,6 +509,9 @@ fn a_block_whose_token_was_read_is_not_sent_again_with_another_one() {
                     assert_eq!(resolution, Resolution::StillUnknown { why }, "{what}");
                 }
                 proxy.disarm();
+                if is_cut {
+                    proxy.cut_all();
+                }
                 proxy.release();
                 let ended = soon("the block", sent).await;
                 let applied: Option<i64> = server.ask(&["GET", "n"]);
