@@ -35,6 +35,7 @@ use crate::pool::server_pool::{BatchCheckout, ServerPool};
 use crate::protocol::batch::RequestKind;
 use crate::protocol::cluster::redirect;
 use crate::protocol::cluster::route::{Redirect, RedirectBudget, Route};
+use crate::protocol::cluster::slot_map::NodeAddress;
 use crate::protocol::lock::lease::{Timing, was_held};
 use crate::protocol::lock::script::{By, ScriptCall};
 use crate::protocol::replication::Durability;
@@ -140,6 +141,11 @@ impl<P: ServerPool> ScriptClient<P> {
     /// Returns the hash slot of the call's keys; none outside a cluster.
     pub(crate) fn slot_of(&self, call: &ScriptCall) -> Option<u16> {
         call.slot().filter(|_| self.is_in_cluster())
+    }
+
+    /// Returns the node that has the call's keys in a cluster, if it is known.
+    pub(crate) fn master_of(&self, call: &ScriptCall) -> Option<NodeAddress> {
+        self.own.master_of(self.slot_of(call)?)
     }
 
     /// From now on only renewals and releases are sent.

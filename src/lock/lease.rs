@@ -343,6 +343,11 @@ mod tests {
         assert_eq!(lock_lease.next_step(true), Some(now + LEASE / 3));
         LockProbe::pause_renewal(&lock_lease);
         assert_eq!(lock_lease.next_step(true), Some(now + LEASE / 3 * 2));
+        // One that failed is repeated soon.
+        lock(&lock_lease.state).times.postpone(now + LEASE / 3 * 2, 0.5);
+        let soon = Duration::from_millis(100);
+        assert_eq!(lock_lease.next_step(true), Some(now + LEASE / 3 * 2 + soon));
+        lock_lease.extended(Timing { sent: now, took: Duration::ZERO });
         LockProbe::resume_renewal(&lock_lease);
         assert_eq!(lock_lease.next_step(true), Some(now + LEASE / 3));
         assert_eq!(lock_lease.next_step(false), Some(lock_lease.valid_until()));

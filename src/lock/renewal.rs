@@ -16,11 +16,12 @@ use scopeguard::guard;
 use tracing::Level;
 
 use crate::error::lock::LostReason;
-use crate::lock::client::{ScriptClient, Via};
+use crate::lock::client::{CallError, ScriptClient, ScriptReplies, Via};
 use crate::lock::lease::LockLease;
 use crate::pool::server_pool::ServerPool;
 use crate::process::worker::Next;
 use crate::protocol::cluster::slot;
+use crate::protocol::cluster::slot_map::NodeAddress;
 use crate::protocol::lock::lease::was_held;
 use crate::protocol::lock::script::ScriptCall;
 use crate::protocol::retry::Backoff;
@@ -28,8 +29,10 @@ use crate::sync::caught::caught;
 
 /// Time for which the renewal stays without a lock before it ends.
 pub(crate) const IDLE: Duration = Duration::from_secs(10);
-/// Maximum delay before a failed release is retried.
+/// Maximum delay before a failed release is retried, and maximum time of its exchange.
 const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// In a cluster, maximum time of a renewal's exchange with a master that has not answered before.
+const MAX_PATIENCE: Duration = Duration::from_secs(2);
 /// Time after which a release that a step or a task has taken is sent by another one: its runtime may stand
 /// still.
 pub(crate) const MAX_STEP: Duration = Duration::from_secs(2);
@@ -95,6 +98,8 @@ pub(crate) struct Due {
     answered: Vec<String>,
     /// End of the first lease to end.
     bound: Option<Instant>,
+    /// Length of the shortest lease.
+    shortest: Option<Duration>,
     /// The connections are to be closed afterwards.
     pub(crate) finishes: bool,
 }
@@ -249,6 +254,8 @@ impl RenewalState {
                 continue;
             }
             due.bound = Some(due.bound.map_or(valid_until, |bound| bound.min(valid_until)));
+            let lease = lock_lease.lease;
+            due.shortest = Some(due.shortest.map_or(lease, |shortest| shortest.min(lease)));
             // A lease that is due soon is extended in the same write.
             if any_due && lock_lease.is_due(now + lock_lease.lease / 6) {
                 due.renewals.push(Arc::clone(lock_lease));
@@ -292,14 +299,16 @@ impl Due {
         end: impl FnOnce(Vec<SentRelease>) + Send,
     ) {
         let bound = self.bound;
+        let mut exchanges =
+            Exchanges { client, bound, shortest: self.shortest, silent: Vec::new() };
         for lock_lease in &self.lost {
             caught(async { lock_lease.lose(LostReason::Expired) }).await;
         }
-        caught(renew(&self.renewals, bound, client)).await;
+        caught(renew(&self.renewals, &mut exchanges)).await;
         if !self.pending_releases.is_empty() {
             // Also after a panic, and if the future is dropped.
             let mut releases = guard(self.pending_releases, end);
-            caught(send_pending_releases(&mut releases, bound, client)).await;
+            caught(send_pending_releases(&mut releases, &mut exchanges)).await;
         }
         caught(forget(self.answered, bound, client)).await;
     }
@@ -313,12 +322,54 @@ fn share(bound: Option<Instant>, now: Instant) -> Instant {
     bound.min(now + half.max(MIN_EXCHANGE))
 }
 
-/// Extends the leases in one write; in a cluster, in one write for each slot.
-async fn renew<P: ServerPool>(
-    due: &[Arc<LockLease>],
+/// The exchanges of one step, one after the other. In a cluster a master that does not answer must cost no
+/// lock of another one: it gets one exchange, which is short at first.
+struct Exchanges<'c, P: ServerPool> {
+    client: &'c ScriptClient<P>,
+    /// End of the first lease to end.
     bound: Option<Instant>,
-    client: &ScriptClient<P>,
-) {
+    /// Length of the shortest lease.
+    shortest: Option<Duration>,
+    /// The masters that have not answered; `None`: that of the slots whose master is not known.
+    silent: Vec<Option<NodeAddress>>,
+}
+
+impl<P: ServerPool> Exchanges<'_, P> {
+    /// Returns the maximum time of a renewal that has failed so often: a short lease that another master
+    /// has must not end meanwhile.
+    fn patience(&self, failures: u32) -> Option<Duration> {
+        if !self.client.is_in_cluster() {
+            return None;
+        }
+        let growing = MAX_PAUSE * (1 << failures.saturating_sub(1).min(8));
+        let others = self.shortest.map_or(MAX_PATIENCE, |shortest| shortest / 4);
+        Some(growing.min(others).clamp(MAX_PAUSE, MAX_PATIENCE))
+    }
+
+    /// Sends calls of one slot. `None`: they are not sent, because their master is silent.
+    async fn ask(
+        &mut self,
+        calls: &[&ScriptCall],
+        most: Option<Duration>,
+    ) -> Option<Result<ScriptReplies, CallError>> {
+        let (first, now) = (calls.first()?, Instant::now());
+        let master = self.client.master_of(first);
+        if self.silent.contains(&master) {
+            return None;
+        }
+        let limit = share(self.bound, now);
+        let limit = most.map_or(limit, |most| limit.min(now + most));
+        let asked = self.client.ask(calls, Via::OwnStrictly, limit).await;
+        if asked.is_err() && self.client.is_in_cluster() {
+            self.silent.push(master);
+        }
+        Some(asked)
+    }
+}
+
+/// Extends the leases in one write; in a cluster, in one write for each slot.
+async fn renew<P: ServerPool>(due: &[Arc<LockLease>], exchanges: &mut Exchanges<'_, P>) {
+    let client = exchanges.client;
     let mut due: Vec<_> = due.iter().map(|lock_lease| (lock_lease, lock_lease.renewal())).collect();
     // If a master is unreachable, the locks on the others come first the next time.
     due.sort_by_key(|(lock_lease, call)| (lock_lease.failures(), client.slot_of(call)));
@@ -331,10 +382,12 @@ async fn renew<P: ServerPool>(
     for together in due.chunk_by(same_slot) {
         let locks = together.len();
         let calls: Vec<_> = together.iter().map(|(_, call)| call).collect();
-        let limit = share(bound, Instant::now());
-        let replies = match client.ask(&calls, Via::OwnStrictly, limit).await {
-            Ok(replies) => replies,
-            Err(failed) => {
+        let failures = together.first().map_or(0, |(lock_lease, _)| lock_lease.failures());
+        let most = exchanges.patience(failures);
+        let replies = match exchanges.ask(&calls, most).await {
+            None => continue,
+            Some(Ok(replies)) => replies,
+            Some(Err(failed)) => {
                 let error = failed.into_error("renew");
                 log.log(Level::DEBUG, move || {
                     tracing::debug!(error = %format_args!("{error:#}"), locks, "leases not extended");
@@ -365,17 +418,15 @@ async fn renew<P: ServerPool>(
 /// Sends the releases in one write, and records which of them are over.
 async fn send_pending_releases<P: ServerPool>(
     releases: &mut [SentRelease],
-    bound: Option<Instant>,
-    client: &ScriptClient<P>,
+    exchanges: &mut Exchanges<'_, P>,
 ) {
-    let begun = Instant::now();
+    let client = exchanges.client;
     let slot = |release: &SentRelease| client.slot_of(&release.call);
     releases.sort_by_key(slot);
-    let limit = share(bound, begun).min(begun + MAX_PAUSE);
     let mut settled = Vec::with_capacity(releases.len());
     for together in releases.chunk_by(|one, other| slot(one) == slot(other)) {
         let calls: Vec<_> = together.iter().map(|release| &*release.call).collect();
-        let replies = client.ask(&calls, Via::OwnStrictly, limit).await.ok();
+        let replies = exchanges.ask(&calls, Some(MAX_PAUSE)).await.and_then(Result::ok);
         let is_settled = |nth| {
             let value = replies.as_ref().and_then(|replies| replies.values.get(nth));
             value.is_some_and(|value| !matches!(value, Value::ServerError(_)))

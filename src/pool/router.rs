@@ -270,6 +270,11 @@ impl<P: ServerPool> Pools<P> {
         })
     }
 
+    /// Returns the slot's master in a cluster, if it is known.
+    pub(crate) fn master_of(&self, slot: u16) -> Option<NodeAddress> {
+        self.slot_map()?.map().master(slot).cloned()
+    }
+
     /// Returns the pool of the slot's master in a cluster, if it is known and in use already.
     #[cfg(feature = "tokio")]
     pub(crate) fn open_pool(&self, slot: u16) -> Option<P> {

@@ -34,6 +34,8 @@ pub(crate) struct LeaseTimes {
     pub(crate) valid_until: Instant,
     /// Instant by which the lease has ended on the server, unless it is extended.
     pub(crate) ends_by: Instant,
+    /// When the last call was sent that acquired or extended it.
+    extended: Instant,
     next_renewal: Instant,
 }
 
@@ -41,7 +43,8 @@ impl LeaseTimes {
     pub(crate) fn new(lease: Duration, timing: Timing) -> Self {
         let Timing { sent, took } = timing;
         let valid_until = valid_until(lease, timing);
-        Self { lease, valid_until, ends_by: sent + took + lease, next_renewal: sent + lease / 3 }
+        let (ends_by, next_renewal) = (sent + took + lease, sent + lease / 3);
+        Self { lease, valid_until, ends_by, extended: sent, next_renewal }
     }
 
     /// Records a renewal. A lock that is lost stays lost (`is_held` is false), although its lease
@@ -51,7 +54,7 @@ impl LeaseTimes {
         self.ends_by = self.ends_by.max(renewed.ends_by);
         if is_held {
             self.valid_until = self.valid_until.max(renewed.valid_until);
-            self.next_renewal = renewed.next_renewal;
+            (self.extended, self.next_renewal) = (renewed.extended, renewed.next_renewal);
         }
     }
 
@@ -61,10 +64,11 @@ impl LeaseTimes {
         self.next_renewal = now + pause.mul_f64(0.5 + jitter);
     }
 
-    /// Returns when the renewal is due. While a transaction watches the lock (`paused`), it waits
-    /// for another third of the lease.
+    /// Returns when the renewal is due. While a transaction watches the lock (`paused`), that is not in
+    /// the first two thirds of the lease.
     pub(crate) fn renewal_due(&self, paused: bool) -> Instant {
-        if paused { self.next_renewal + self.lease / 3 } else { self.next_renewal }
+        let after = if paused { self.lease / 3 * 2 } else { Duration::ZERO };
+        self.next_renewal.max(self.extended + after)
     }
 }
 

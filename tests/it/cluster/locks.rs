@@ -14,6 +14,7 @@ use rediscope::{CommitError, Error};
 use super::fixture::{ClusterFixture, builder};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
+use scopeguard::defer;
 
 /// Bound on the wait of a waiter that receives the wakeup, or that looks at once because its
 /// subscription was lost. A waiter without either looks every 30 seconds.
@@ -66,6 +67,45 @@ fn leases_are_extended_while_their_slot_moves_and_several_at_once() {
         assert!(fixture.sessions.lock(name).is_locked().unwrap());
         guard.release().unwrap();
     }
+}
+
+/// Neither its lease nor its release waits behind those of the other locks.
+#[test]
+fn a_master_that_does_not_answer_costs_no_lock_of_another_one() {
+    let cluster = Cluster::with(3, 0, &["--cluster-require-full-coverage", "no"]);
+    let fixture = ClusterFixture::of(cluster);
+    let (cluster, sessions) = (&fixture.cluster, &fixture.sessions);
+    let [_, second, third] = fixture.keys("l");
+    let lease = Duration::from_secs(3);
+    let acquire = |name: &str, lease| sessions.lock(name).lease(lease).acquire(SOON).unwrap();
+    let slots = cluster.slots_of(0);
+    let is_on_first = |name: &String| slots.contains(&cluster.slot(name));
+    let names = (0..).map(|nth| format!("{{{nth}}}:l")).filter(is_on_first).take(12);
+    let names: Vec<_> = names.collect();
+    let _on_first: Vec<_> = names.iter().map(|name| acquire(name, lease)).collect();
+    let on_others = [&second, &third].map(|name| acquire(name, lease));
+    let late = cluster.key_in(cluster.slot_of(1).unwrap(), "late");
+    // Longer than this test takes.
+    let [kept, released] = [&names[0], &second].map(|name| acquire(&format!("{name}:long"), LONG));
+
+    cluster.nodes()[0].server.sigstop();
+    defer! { cluster.nodes()[0].server.sigcont() }
+    let begun = Instant::now();
+    let late = acquire(&late, lease / 3);
+    eventually(SOON, "the others are extended past their ends", || {
+        let lost = on_others.iter().chain([&late]).position(LockGuard::is_lost);
+        assert_eq!(lost, None, "after {:?}", begun.elapsed());
+        begun.elapsed() > lease * 2
+    });
+
+    // The release of `kept` gets no reply, and the other one none at first.
+    cluster.nodes()[1].server.sigstop();
+    drop((kept, released));
+    thread::sleep(Duration::from_secs(1));
+    cluster.nodes()[1].server.sigcont();
+    eventually(SOON, "it is released", || {
+        !sessions.lock(format!("{second}:long")).is_locked().unwrap()
+    });
 }
 
 #[test]
