@@ -6,10 +6,13 @@
 use std::sync::Mutex;
 use std::time::Instant;
 
+use redis::Value;
+
 use crate::connection::connection::Connection;
 use crate::connection::endpoint::Endpoint;
 use crate::connection::io::Io;
 use crate::pool::server_pool::ServerPool;
+use crate::protocol::server_error::ServerError;
 use crate::sync::lock;
 
 /// A connection of one side.
@@ -55,8 +58,19 @@ impl<P: ServerPool> OwnConnections<P> {
         is_usable.then_some(connection)
     }
 
-    /// Keeps a connection that has replied.
-    pub(super) fn keep(&self, endpoint: &Endpoint, connection: OwnConnection<P>) {
+    /// Keeps a connection with these replies. Returns false if its server has become a replica: the address
+    /// may lead to the new master by now, so it is closed, and the sentinels are asked.
+    pub(super) fn keep(
+        &self,
+        endpoint: &Endpoint,
+        connection: OwnConnection<P>,
+        replies: &[Value],
+    ) -> bool {
+        let is_of_replica = |reply: &Value| matches!(reply, Value::ServerError(error) if ServerError::is_of_replica(error.code()));
+        if replies.iter().any(is_of_replica) {
+            endpoint.invalidate();
+            return false;
+        }
         let address = endpoint.address().into_owned();
         let mut kept = lock(&self.kept);
         let former = match kept.closed {
@@ -70,6 +84,7 @@ impl<P: ServerPool> OwnConnections<P> {
         };
         drop(kept);
         drop(former);
+        true
     }
 
     /// Closes the connections to all other servers.

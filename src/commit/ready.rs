@@ -135,30 +135,32 @@ impl<P: ServerPool> DoubtResolver<P> {
         let question = marker::probe(&settings.prefix, tag, settings.register_ttl);
         let version = P::Io::login_version(endpoint, settings, deadline).await;
         if let Some(connection) = self.connections.take(endpoint, version) {
-            // Its failure proves nothing about the server, so half of the time is for another one.
+            // Its failure proves nothing about the server that the address leads to, so half of the time is for another one.
             let half = deadline.saturating_duration_since(Instant::now()) / 2;
             let limit = Deadline::after(half.min(settings.response_timeout));
-            if let Ok(answers) = self.ask_and_keep(endpoint, connection, &question, limit).await {
+            let asked = self.ask_and_keep(endpoint, connection, &question, limit).await;
+            if let Ok((answers, true)) = asked {
                 return self.check_replies(&answers);
             }
         }
         let options = OpenOptions::for_query(endpoint.generation(), deadline);
         let connection = P::Io::open(endpoint, settings, options).await;
         let connection = connection.map_err(|error| error.to(&endpoint.address()))?;
-        let answers = self.ask_and_keep(endpoint, connection, &question, limit).await?;
+        let (answers, _) = self.ask_and_keep(endpoint, connection, &question, limit).await?;
         self.check_replies(&answers)
     }
 
+    /// Returns the replies, and whether the connection was kept.
     async fn ask_and_keep(
         &self,
         endpoint: &Endpoint,
         mut connection: OwnConnection<P>,
         question: &[u8],
         limit: Deadline,
-    ) -> Result<Vec<Value>, ConnectionError> {
+    ) -> Result<(Vec<Value>, bool), ConnectionError> {
         let answers = connection.ask_all(question, 2, limit).await?;
-        self.connections.keep(endpoint, connection);
-        Ok(answers)
+        let is_kept = self.connections.keep(endpoint, connection, &answers);
+        Ok((answers, is_kept))
     }
 
     /// The first error, unless only a right is missing: then the server replies.

@@ -116,12 +116,16 @@ impl<P: ServerPool> DoubtResolver<P> {
                 route = Route::to(key_slot);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if !asked.as_ref().is_err_and(may_pass) || left.is_zero() {
+            // The loss of a kept connection proves nothing about the server, nor does one to a former master.
+            let is_of_replica = matches!(&asked, Err(UnresolvedReason::Refused(error)) if ServerError::is_of_replica(error.code()));
+            let is_lost = matches!(asked, Err(UnresolvedReason::Unreachable(_)));
+            let is_new = !(was_kept && (is_lost || is_of_replica));
+            let may_pass = asked.as_ref().is_err_and(may_pass)
+                || (is_of_replica && (!is_new || self.router.may_switch()));
+            if !may_pass || left.is_zero() {
                 return asked;
             }
-            // The loss of a kept connection proves nothing about the server.
-            let is_lost = matches!(asked, Err(UnresolvedReason::Unreachable(_)));
-            if !(was_kept && is_lost) {
+            if is_new {
                 P::Io::pause(pauses.wait().min(left)).await;
             }
         }
@@ -213,7 +217,7 @@ impl<P: ServerPool> DoubtResolver<P> {
             let text = "another server became the master during the query";
             return Err(unreachable(ConnectionError::new(ConnectionErrorKind::Closed, text)));
         }
-        self.connections.keep(&endpoint, connection);
+        self.connections.keep(&endpoint, connection, &answers);
         Ok(marker::applied(token.number, touched, found)?)
     }
 

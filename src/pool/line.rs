@@ -25,6 +25,7 @@ use crate::pool::early_watch::EarlyWatch;
 use crate::pool::first_packet::Armed;
 use crate::pool::retry_budget::RetryBudget;
 use crate::protocol::connection_state::CloseReason;
+use crate::protocol::server_error::ServerError;
 
 /// A checked-out connection, or a permit for one.
 pub(crate) trait Line: Send {
@@ -142,7 +143,7 @@ pub(crate) trait Line: Send {
     /// The same without a log. Returns true if the server's role has changed, so that the caller
     /// logs it.
     fn on_server_error_quiet(&mut self, code: &str) -> bool {
-        let shows_change = matches!(code, "READONLY" | "MASTERDOWN");
+        let shows_change = ServerError::is_of_replica(code);
         let changed = shows_change && self.server_changed();
         if shows_change && self.context().endpoint.may_switch() {
             self.taint(CloseReason::Outdated);

@@ -70,6 +70,11 @@ impl ServerError {
         )
     }
 
+    /// Whether a server with this error is no master any more.
+    pub(crate) fn is_of_replica(code: &str) -> bool {
+        matches!(code, "READONLY" | "MASTERDOWN")
+    }
+
     pub(crate) fn is_from_script(&self) -> bool {
         self.0.from_script
     }

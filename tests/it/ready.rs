@@ -153,6 +153,29 @@ fn a_replica_is_not_ready_and_is_when_it_becomes_the_master() {
     sessions.ready(SOON).unwrap();
 }
 
+/// As behind an address that leads to the master: connections from before stay with the former one.
+#[test]
+fn a_kept_connection_to_a_former_master_is_asked_no_longer() {
+    let former = Server::start();
+    let next = Server::replica_of(&former);
+    let proxy = Proxy::to(&former);
+    let [probed, resolved] = [(), ()].map(|()| connect(&proxy.url()));
+    probed.ready(SOON).unwrap();
+    resolved.ready(SOON).unwrap();
+    let once = resolved.transactional().with(TransactionOptions::new().exactly_once());
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut)).once());
+    let mut tx = once.begin().unwrap();
+    tx.incr("n", 1);
+    let Err(Error::Commit(CommitError::InDoubt(doubt))) = tx.commit() else { panic!("no doubt") };
+    eventually(SOON, "the replica has it", || next.ask::<Option<u64>>(&["GET", "n"]) == Some(1));
+
+    next.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
+    former.ask::<()>(&["REPLICAOF", "127.0.0.1", &next.port().to_string()]);
+    proxy.set_upstream(next.address());
+    probed.ready(SOON).unwrap();
+    assert_eq!(doubt.resolved(), Resolution::Committed);
+}
+
 #[test]
 fn a_probe_after_a_restart_or_a_lost_connection_opens_another_one() {
     let server = Server::start();
