@@ -51,6 +51,15 @@ impl CommitPlan {
         }
     }
 
+    /// Returns the slot of an exactly-once transaction of a cluster whose commands have no key: its register
+    /// is in a slot of the same node. `None`: it needs none.
+    pub(crate) fn slot_without_keys<P: ServerPool>(&self, router: &Router<P>) -> Option<u16> {
+        self.resolver.as_ref().filter(|_| router.is_cluster())?;
+        // Each process has to look for the key in the same slot.
+        let of_key = self.idempotency_key.as_ref().map(IdempotencyKey::slot);
+        Some(of_key.unwrap_or_else(|| router.any_slot()))
+    }
+
     /// Marks the lock as lost, as the server reported, and returns the error.
     pub(crate) fn lock_lost(&self) -> CommitError {
         if let Some(lock_check) = &self.lock_check {

@@ -35,7 +35,7 @@ use crate::pool::router::slot_map_refresh::SlotMapCache;
 use crate::pool::scope_origin::ScopeOrigin;
 use crate::pool::server_pool::{BatchCheckout, ServerPool, TurnOf};
 use crate::protocol::cluster::route::{RedirectBudget, Route};
-use crate::protocol::cluster::slot::SlotBinding;
+use crate::protocol::cluster::slot::{SLOTS, SlotBinding};
 use crate::protocol::cluster::slot_map::NodeAddress;
 use crate::settings::settings::Settings;
 use crate::status::counters::{Counter, Counters};
@@ -268,6 +268,13 @@ impl<P: ServerPool> Pools<P> {
             Servers::One(pool) => Some(pool),
             Servers::Masters(_) => None,
         })
+    }
+
+    /// Returns a slot of any master in a cluster.
+    pub(crate) fn any_slot(&self) -> u16 {
+        let served = self.slot_map().map(|map| map.map().masters_with_a_slot());
+        let any = fastrand::choice(served.unwrap_or_default());
+        any.map_or_else(|| fastrand::u16(..SLOTS), |(_, slot)| slot)
     }
 
     /// Returns the slot's master in a cluster, if it is known.

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::protocol::cluster::slot;
 use crate::protocol::marker::{CommitMarker, millis};
 use crate::protocol::resp::encode::{self, words};
 
@@ -25,6 +26,11 @@ impl IdempotencyKey {
     fn key(&self, tag: Option<u32>) -> Vec<u8> {
         let tag = tag.map(|tag| format!(":{{{tag}}}")).unwrap_or_default();
         [self.prefix.as_bytes(), tag.as_bytes(), b":once:", &self.key].concat()
+    }
+
+    /// The slot of a transaction that has no other key.
+    pub(crate) fn slot(&self) -> u16 {
+        slot::of_key(&self.key)
     }
 
     /// Appends WATCH of the key.

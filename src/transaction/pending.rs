@@ -334,6 +334,11 @@ impl Pending {
             boxed(pinned.release_or_log()).await;
             Err(failure)
         } else {
+            if !pinned.is_pinned() && self.queue.binding() == SlotBinding::Pending {
+                let slot =
+                    pinned.router().and_then(|router| pinned.plan().slot_without_keys(&router));
+                self.queue.bind(slot.map_or(SlotBinding::Pending, SlotBinding::Slot));
+            }
             let committed = if pinned.plan().watched || pinned.is_pinned() {
                 // The connection is returned with the scope's last call.
                 match pinned.last_call::<CommitError>() {

@@ -54,6 +54,29 @@ fn registers_lie_in_the_slot_of_their_transaction_one_a_connection_and_slot() {
     assert!(matches!(again.as_commit(), Some(CommitError::AlreadyCommitted)), "{again}");
 }
 
+#[test]
+fn a_block_without_a_key_is_applied_once_on_any_master() {
+    let cluster = Cluster::start(3, 0);
+    let hour = Duration::from_secs(3600);
+    let named = |name: &str| TransactionOptions::new().exactly_once_as(name, hour);
+    for nth in 0..6 {
+        let sessions = builder(&cluster).max_size(1).build_side().unwrap();
+        let once = exactly_once(&sessions);
+        for _ in 0..3 {
+            assert_eq!(once.run(|tx| Ok(tx.ping())).unwrap(), "PONG");
+        }
+        let mut tx = once.begin().unwrap();
+        tx.ping();
+        tx.commit().unwrap();
+        let name = format!("ping:{nth}");
+        let keyed = sessions.transactional().with(named(&name));
+        assert_eq!(keyed.run(|tx| Ok(tx.ping())).unwrap(), "PONG");
+        let other = builder(&cluster).build_side().unwrap();
+        let again = other.transactional().with(named(&name)).run(|tx| Ok(tx.ping())).unwrap_err();
+        assert!(matches!(again.as_commit(), Some(CommitError::AlreadyCommitted)), "{again}");
+    }
+}
+
 fn is_refused(resolution: &Resolution) -> bool {
     let Resolution::StillUnknown { why } = resolution else { return false };
     matches!(why, UnresolvedReason::NotARegister { .. })
