@@ -409,8 +409,12 @@ fn pieces_of<P: Side>(
             counters.in_doubt.add_all(others);
             all(Piece::Failed(error))
         }
-        Err(error) if is_repeatable(&error, router) => all(Piece::Failed(error)),
-        // Nothing was applied, and alone each block gets its own error.
+        // The connection was lost, which concerns each block.
+        Err(error @ CommitError::NotSent { .. }) if is_repeatable(&error, router) => {
+            all(Piece::Failed(error))
+        }
+        // Nothing was applied, and alone each block gets its own error. A refusal is one block's, also one of a
+        // former master.
         Err(CommitError::NotSent { .. } | CommitError::Rejected { .. }) => all(Piece::Alone),
         Err(error) => all(Piece::Failed(error)),
     }

@@ -22,6 +22,7 @@ use serde_json::json;
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
+use rediscope_testing::sentinel::{NAME, Sentinel};
 use rediscope_testing::server::Server;
 
 fn patient() -> TransactionOptions {
@@ -718,6 +719,86 @@ fn blocks_behind_a_change_that_failed_in_their_exec_are_not_isolated() {
             assert!(seen.as_commit().is_some_and(is_not_isolated), "{seen:?}");
         }
         have_met
+    });
+}
+
+/// A master that is a replica for a short time. No member may be sent again by its own policy.
+#[test]
+fn a_change_that_a_former_master_refuses_is_no_outcome_of_the_other_blocks() {
+    const LIMIT: Duration = Duration::from_secs(2);
+    eventually(3 * SOON, "a group was refused", || {
+        let server = Server::start();
+        let proxy = Proxy::to(&server);
+        let sentinel = Sentinel::watching(&server, proxy.port(), None, "");
+        let url = format!("redis+sentinel://127.0.0.1:{}/{NAME}", sentinel.port());
+        let builder = SessionManager::builder(url).max_size(8).max_merged(16);
+        let sessions = unhurried(builder).build_side().unwrap();
+        let handle = sessions.transactional().with(patient());
+        let brief = RetryPolicy::default().deadline(LIMIT);
+        let brief = handle.with(TransactionOptions::new().retry(brief));
+        let ran = AtomicUsize::new(0);
+        let block = |handle: &Transactional, closure: fn(&mut Block) -> Result<(), Shop>| {
+            let mut watch = handle.watch(["hot"]);
+            watch.declare::<Option<i64>>(get("hot")).unwrap();
+            watch.run_with(|_, tx| {
+                ran.fetch_add(1, Ordering::SeqCst);
+                closure(tx)
+            })
+        };
+        let hold = |command| {
+            proxy.arm(Script::from((Trigger::BeforeReplyTo(command), Fault::HoldReplies)).once());
+        };
+        hold("EXEC");
+        thread::scope(|scope| {
+            let (end, slow) = begin_slow(scope, &handle, 10);
+            let begun = Instant::now();
+            let leader = waits(scope, || {
+                block(&handle, |tx| {
+                    tx.incr("other", 1);
+                    Ok(())
+                })
+            });
+            let fails = waits(scope, || block(&brief, |_| Err(Shop::SoldOut)));
+            let reads = waits(scope, || block(&brief, |_| Ok(())));
+            let writes = waits(scope, || {
+                block(&brief, |tx| {
+                    tx.incr("mark", 1);
+                    Ok(())
+                })
+            });
+            end.send(()).unwrap();
+            let mut have_met = met(|| ran.load(Ordering::SeqCst) == 4 && proxy.fired() == 1);
+            // They have appended their commands: no count has that.
+            thread::sleep(Duration::from_millis(20));
+            if have_met {
+                hold("GET");
+                proxy.release();
+                have_met = met(|| proxy.fired() == 2 && slow.is_finished());
+            }
+            if have_met {
+                server.ask::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+                hold("EXEC");
+                proxy.release();
+                have_met = met(|| proxy.fired() == 3) && begun.elapsed() < LIMIT / 2;
+                server.ask::<()>(&["REPLICAOF", "NO", "ONE"]);
+            }
+            if have_met {
+                // Each of the policies has begun before.
+                thread::sleep(LIMIT);
+            }
+            proxy.disarm();
+            proxy.release();
+            slow.join().unwrap().unwrap();
+            leader.join().unwrap().unwrap();
+            let (fails, reads) = (fails.join().unwrap(), reads.join().unwrap());
+            let writes = writes.join().unwrap();
+            if have_met {
+                assert!(matches!(fails, Err(Shop::SoldOut)), "its own error: {fails:?}");
+                assert!(reads.is_ok() && writes.is_ok(), "{reads:?}, {writes:?}");
+                assert_eq!(server.ask::<(i64, i64)>(&["MGET", "other", "mark"]), (1, 1));
+            }
+            have_met
+        })
     });
 }
 
