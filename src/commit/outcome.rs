@@ -105,6 +105,8 @@ fn applied(
     // The replies to this crate's own commands follow those to the user's.
     let internal = values.split_off(values.len().min(queue.commands() as usize));
     let touched = usize::from(plan.exists.is_some());
+    let key = plan.idempotency_key.as_ref().and(internal.get(touched));
+    let kept_key = matches!(key, Some(Value::Okay));
     let failed = internal.iter().skip(touched).find(|value| !matches!(value, Value::Okay));
     let (got, refused) = match acks.transpose() {
         Ok(acks) => (acks.unwrap_or_default(), None),
@@ -113,6 +115,7 @@ fn applied(
         }
     };
     let replies = replies(queue, values).with_acks(plan.durability.map(|_| got));
+    let replies = replies.with_kept_key(kept_key);
     if let Some(failed) = failed {
         let error = match failed {
             Value::ServerError(error) => ServerError::from_reply(error, false),

@@ -230,7 +230,8 @@ pub enum CommitError {
     ///
     /// If every command failed and no failure can have an effect, nothing was changed, and
     /// [`applied`](Self::applied) is [`No`](Applied::No). A failed script, function, module's command or
-    /// MIGRATE can have an effect.
+    /// MIGRATE can have an effect. The key of [`exactly_once_as`](crate::TransactionOptions::exactly_once_as)
+    /// is kept, whatever failed: then it is [`Partly`](Applied::Partly).
     #[non_exhaustive]
     PartlyApplied {
         /// Every reply, the failed ones as [`ReplyError::Failed`].

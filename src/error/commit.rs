@@ -71,6 +71,7 @@ fn partly(replies: &Replies, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let state = match failed < all {
         true => "partly applied",
         false if replies.changed_nothing() => "nothing was changed",
+        false if replies.changed_only_key() => "only the key of exactly_once_as was written",
         false => "a failed command may have written",
     };
     write!(f, "{state}: {failed} of {} failed", count(all, "command"))?;

@@ -29,6 +29,8 @@ struct Inner {
     failures: Vec<ReplyError>,
     /// All commands failed, each without an effect.
     changed_nothing: bool,
+    /// The key of `exactly_once_as` was written with them.
+    kept_key: bool,
     acks: Option<ReplicaAcks>,
     /// The transaction was applied; its replies are not known.
     lost: bool,
@@ -85,6 +87,10 @@ impl Replies {
 
     pub(crate) fn with_no_effect(self, changed_nothing: bool) -> Self {
         self.change(|inner| inner.changed_nothing = changed_nothing)
+    }
+
+    pub(crate) fn with_kept_key(self, kept_key: bool) -> Self {
+        self.change(|inner| inner.kept_key = kept_key)
     }
 
     /// Adds the commands' names, for errors about a reply's type.
@@ -164,9 +170,14 @@ impl Replies {
         self.inner.failures.first()
     }
 
-    /// Whether there were commands, and all failed without an effect.
+    /// Whether there were commands, all failed without an effect, and no key was kept.
     pub(crate) fn changed_nothing(&self) -> bool {
-        self.inner.changed_nothing
+        self.inner.changed_nothing && !self.inner.kept_key
+    }
+
+    /// Whether there were commands, all failed without an effect, and the key was kept.
+    pub(crate) fn changed_only_key(&self) -> bool {
+        self.inner.changed_nothing && self.inner.kept_key
     }
 
     /// The server's error for the first command that failed.

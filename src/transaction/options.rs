@@ -139,7 +139,9 @@ impl TransactionOptions {
     /// hundred years.
     ///
     /// The key is written in the transaction, after the caller's commands. If that write fails, the
-    /// transaction was applied and the error is [`KeyNotKept`](crate::CommitError::KeyNotKept).
+    /// transaction was applied and the error is [`KeyNotKept`](crate::CommitError::KeyNotKept). After
+    /// [`PartlyApplied`](crate::CommitError::PartlyApplied) the key counts as used, also if every command
+    /// failed: to run the block again, take another key.
     ///
     /// After [`InDoubt`](crate::CommitError::InDoubt), run the transaction again with the same key: it is
     /// applied once, or fails with `AlreadyCommitted`. With `require(..)` the key is looked at first, so a

@@ -2,8 +2,10 @@
 //!
 //! Guarantee: exactly-once
 
-use crate::fixture::{Fixture, SOON};
+use crate::fixture::{Fixture, SOON, unhurried};
 use crate::side::{BuildSide as _, ResolveDoubt as _};
+use std::collections::HashMap;
+use std::thread;
 use std::time::Duration;
 
 use crate::side::{SessionManager, Transactional};
@@ -13,6 +15,7 @@ use rediscope::{Begin, CommitError, Error, Outcome, TransactionOptions};
 
 use super::fixture::{Fate, start, start_with};
 use rediscope_testing::eventually;
+use rediscope_testing::proxy::{Fault, Script, Trigger};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const SECRET: &str = "iban-DE4711-secret";
@@ -165,6 +168,84 @@ fn a_key_that_could_not_be_kept_is_reported_and_the_transaction_was_applied() {
     }
     let counts = sessions.status().transactional.counts;
     assert_eq!(counts.all_replaced(), 16, "each connection is closed: {counts:?}");
+}
+
+#[test]
+fn the_key_of_a_block_whose_commands_all_failed_is_kept_and_its_error_says_so() {
+    let fixture = start();
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    for form in ["run", "guard", "watch run", "watch guard"] {
+        let handle = keyed(&fixture, form);
+        let reported = match form {
+            "run" => handle.run(|tx| Ok(tx.incr("text", 1))),
+            "watch run" => handle.watch(["w"]).run(|_, tx| Ok(tx.incr("text", 1))),
+            "guard" => handle.begin().and_then(|mut tx| {
+                let n = tx.incr("text", 1);
+                tx.commit()?.get(n)
+            }),
+            _ => handle.watch(["w"]).begin().and_then(|watching| {
+                let mut tx = watching.multi();
+                let n = tx.incr("text", 1);
+                tx.commit()?.committed().unwrap().get(n)
+            }),
+        };
+        let error = reported.expect_err(form);
+        let outcome = (error.applied(), error.is_retryable());
+        assert_eq!(outcome, (Applied::Partly, false), "{form}: {error:?}");
+        let Some(CommitError::PartlyApplied { replies, .. }) = error.as_commit() else {
+            panic!("{form}: {error:?}")
+        };
+        assert_eq!((replies.len(), replies.failures()), (1, 1), "{form}");
+        let text = "only the key of exactly_once_as was written: 1 of 1 command failed, INCRBY at index 0 with ERR";
+        assert_eq!(error.to_string(), text, "{form}");
+        already(handle.run(|tx| Ok(tx.incr("n", 1))));
+    }
+    assert_eq!(fixture.number("n"), 0);
+}
+
+/// The block's command fails, and the rights are taken away before EXEC.
+#[test]
+fn a_key_that_was_kept_without_the_register_counts_for_the_outcome() {
+    let fixture = start();
+    fixture.server.ask::<()>(&["SET", "text", "hello"]);
+    fixture.server.acl(&["SETUSER", "app", "on", ">secret", "+@all"]);
+    let url = format!("redis://app:secret@{}/", fixture.proxy.address());
+    let builder = SessionManager::builder(url).max_size(1).trust_window(SOON);
+    let sessions = unhurried(builder).build_side().unwrap();
+    let mut applied_later = 0;
+    for (left, applied) in [
+        ("~rediscope:once:*", Applied::Partly),
+        ("~rediscope:reg:*", Applied::No),
+        ("~text", Applied::No),
+    ] {
+        fixture.server.acl(&["SETUSER", "app", "resetkeys", "~*"]);
+        let handle = sessions.transactional().with(once(left, HOUR));
+        let fired = fixture.proxy.fired();
+        let before_exec = (Trigger::BeforeCommandNamed("EXEC"), Fault::HoldRequests);
+        fixture.proxy.arm(Script::from(before_exec).once());
+        let error = thread::scope(|scope| {
+            let run = scope.spawn(|| handle.run(|tx| Ok(tx.incr("text", 1))));
+            // With the two writes of the library's own.
+            let is_queued = |client: &HashMap<String, String>| client["multi"] == "3";
+            eventually(SOON, "all is queued, and EXEC is held", || {
+                fixture.proxy.fired() > fired && fixture.server.client_list().iter().any(is_queued)
+            });
+            fixture.server.acl(&["SETUSER", "app", "resetkeys", "~text", left]);
+            fixture.proxy.disarm();
+            fixture.proxy.release();
+            run.join().unwrap().unwrap_err()
+        });
+        assert!(matches!(error.as_commit(), Some(CommitError::KeyNotKept { .. })), "{error:?}");
+        assert_eq!((error.applied(), error.is_retryable()), (applied, false), "{left}: {error:?}");
+        fixture.server.acl(&["SETUSER", "app", "resetkeys", "~*"]);
+        let again = handle.run(|tx| Ok(tx.incr("n", 1)));
+        if applied == Applied::Partly {
+            already(again);
+        } else {
+            applied_later += 1;
+            assert_eq!(again.unwrap(), applied_later, "{left}");
+        }
+    }
 }
 
 #[test]

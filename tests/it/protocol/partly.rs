@@ -140,7 +140,7 @@ fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
         (vec![migrate], Applied::Partly, "may"),
         (vec![incr.clone(), set], Applied::Partly, "partly applied"),
     ] {
-        for form in ["run", "watch run", "guard", "grouped", "exactly once"] {
+        for form in ["run", "watch run", "guard", "grouped", "exactly once", "exactly once as"] {
             fn queue(tx: &mut impl QueueCommands, commands: &[redis::Cmd]) -> Result<(), Error> {
                 commands.iter().for_each(|cmd| _ = tx.queue::<()>(cmd.clone()));
                 Ok(())
@@ -157,12 +157,21 @@ fn nothing_was_changed_if_every_command_failed_and_each_is_a_core_command() {
                     let handle = match form {
                         "grouped" => accounts.with(options.grouped()),
                         "exactly once" => accounts.with(options.exactly_once()),
+                        "exactly once as" => {
+                            let key = rediscope_testing::unique("order");
+                            accounts.with(options.exactly_once_as(key, LONG))
+                        }
                         _ => accounts.clone(),
                     };
                     handle.run(|tx| queue(tx, &commands))
                 }
             };
             let error = commit_error(reported);
+            // EXEC has kept the key.
+            let (applied, words) = match form {
+                "exactly once as" if applied == Applied::No => (Applied::Partly, "only the key"),
+                _ => (applied, words),
+            };
             assert_outcome(&error, applied, false);
             let Error::Commit(CommitError::PartlyApplied { replies, .. }) = &error else {
                 panic!("{error:?}")
