@@ -146,7 +146,7 @@ impl Endpoint {
             Target::Master(client) => client.register(server, connection),
             // Without a replica it leads to the master.
             Target::Replica(client) => {
-                client.register_if_master(server, connection);
+                client.register_replica(server, connection);
                 Ok(())
             }
             Target::Server(_) => Ok(()),

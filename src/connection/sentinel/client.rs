@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use redis::{ConnectionInfo, RedisConnectionInfo as AuthInfo};
+use scopeguard::guard;
 use tracing::Level;
 
 use crate::connection::connect::Server;
@@ -61,12 +62,32 @@ pub(crate) struct SentinelState {
     disproved: Option<usize>,
     /// The connections to the master.
     pub(crate) connections: Vec<Weak<dyn MasterConnection>>,
+    /// The connections to replicas, with their addresses.
+    of_replicas: Vec<(String, Weak<dyn MasterConnection>)>,
+}
+
+/// Ends the connections, and returns the number of those that were open.
+fn end_all(connections: Vec<Weak<dyn MasterConnection>>) -> usize {
+    let open = connections.into_iter().filter_map(|connection| connection.upgrade());
+    open.map(|connection| usize::from(connection.end())).sum()
 }
 
 impl SentinelState {
+    fn is_master(&self, server: &Server) -> bool {
+        self.master.as_ref().is_some_and(|master| master.address() == server.address())
+    }
+
     fn fresh(&self) -> Option<Arc<Server>> {
         let fresh = self.updated.is_some_and(|at| at.elapsed() < FRESH);
         self.master.clone().filter(|_| fresh)
+    }
+
+    /// Takes the connections to replicas that the sentinels do not call up and in step any more.
+    fn take_stale(&mut self) -> Vec<Weak<dyn MasterConnection>> {
+        let replicas = &self.replicas;
+        let is_stale = |at: &str| replicas.iter().all(|replica| replica.address() != at);
+        let stale = self.of_replicas.extract_if(.., |(at, _)| is_stale(at));
+        stale.map(|(_, connection)| connection).collect()
     }
 }
 
@@ -138,26 +159,27 @@ impl SentinelClient {
         master: &Server,
         connection: Weak<dyn MasterConnection>,
     ) -> Result<(), ConnectionError> {
-        if self.register_if_master(master, connection) {
+        let mut state = self.state();
+        if state.is_master(master) {
+            state.connections.retain(|connection| connection.strong_count() > 0);
+            state.connections.push(connection);
             return Ok(());
         }
         let text = "another server became the master while this one was connected to";
         Err(ConnectionError::new(ConnectionErrorKind::Closed, text))
     }
 
-    /// The same for a server that may be a replica, whose connection stays. Returns whether it is the master.
-    pub(crate) fn register_if_master(
-        &self,
-        server: &Server,
-        connection: Weak<dyn MasterConnection>,
-    ) -> bool {
-        let mut state = self.state();
-        if state.master.as_ref().is_none_or(|master| master.address() != server.address()) {
-            return false;
+    /// The same for a server that may be a replica: its connection is ended when the sentinels do not call
+    /// it up and in step any more.
+    pub(crate) fn register_replica(&self, server: &Server, connection: Weak<dyn MasterConnection>) {
+        if self.state().is_master(server) {
+            // A failover meanwhile is found by the generation.
+            let _: Result<(), ConnectionError> = self.register(server, connection);
+            return;
         }
-        state.connections.retain(|connection| connection.strong_count() > 0);
-        state.connections.push(connection);
-        true
+        let mut state = self.state();
+        state.of_replicas.retain(|(_, connection)| connection.strong_count() > 0);
+        state.of_replicas.push((server.address().to_owned(), connection));
     }
 
     /// Returns the master, and the time left to connect to it.
@@ -224,6 +246,8 @@ impl SentinelClient {
         nth: usize,
         answer: MasterReport,
     ) -> Result<Arc<Server>, ConnectionError> {
+        // Dropped after the lock.
+        let mut stale = guard(Vec::new(), |stale| _ = end_all(stale));
         let mut state = self.state();
         if !flight.is_current() {
             let overtaken = || ConnectionError::timed_out("another query has begun meanwhile");
@@ -233,6 +257,7 @@ impl SentinelClient {
         state.updated = Some(Instant::now());
         state.epoch = answer.epoch;
         state.replicas = answer.replicas.iter().filter_map(|at| self.server(at).ok()).collect();
+        *stale = state.take_stale();
         let named = self.server(&answer.master)?;
         let before = state.master.clone();
         if let Some(same) = before.as_ref().filter(|before| before.address() == named.address()) {
@@ -244,12 +269,7 @@ impl SentinelClient {
         self.generation.fetch_add(1, Ordering::AcqRel);
         let connections = std::mem::take(&mut state.connections);
         drop(state);
-        let mut ended = 0;
-        for connection in connections {
-            if let Some(connection) = connection.upgrade() {
-                ended += usize::from(connection.end());
-            }
-        }
+        let ended = end_all(connections);
         // Logged later: a caller waits for the master.
         let (master, from) = (self.name.clone(), before.address().to_owned());
         let to = named.address().to_owned();

@@ -2,6 +2,7 @@
 //!
 //! Guarantee: sentinels
 
+use crate::fixture::SOON;
 use crate::side::{BuildSide as _, SessionManager};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,23 @@ fn reads_go_to_replicas_and_nothing_else_does() {
     assert!(matches!(refused, Error::Refused { .. }), "{refused}");
     assert_eq!(group.servers[0].ask::<String>(&["GET", "k"]), "v");
     assert_eq!(sessions.status().replicas.map(|pool| pool.in_use), Some(0));
+}
+
+/// It replies to reads all the same.
+#[test]
+fn a_replica_that_is_out_of_step_is_read_no_longer() {
+    let group = Group::start();
+    let master = &group.servers[0];
+    master.ask::<()>(&["SET", "k", "old"]);
+    master.ask::<i64>(&["WAIT", "2", "5000"]);
+    let sessions = SessionManager::connect(group.url()).unwrap();
+    let mut reads = sessions.replica_reads();
+    let mut read = || reads.get::<_, String>("k").unwrap();
+    assert_eq!(read(), "old");
+    master.ask::<()>(&["ACL", "SETUSER", "default", "-psync", "-sync"]);
+    master.ask::<i64>(&["CLIENT", "KILL", "TYPE", "replica"]);
+    master.ask::<()>(&["SET", "k", "new"]);
+    eventually(SOON, "the master is read", || read() == "new");
 }
 
 fn redis_error(result: rediscope::redis::RedisResult<()>) -> rediscope::redis::RedisError {
