@@ -69,6 +69,35 @@ fn a_waiter_that_died_is_passed_over() {
 }
 
 #[test]
+fn fair_callers_of_a_semaphore_and_others_leave_each_other_their_time() {
+    let fixture = start();
+    let server = &fixture.server;
+    let [queue, alive] = ["queue", "alive"].map(|part| format!("rediscope:sem:{{s}}:{part}"));
+    let semaphore = fixture.sessions.semaphore("s", 1).lease(LONG);
+    let guard = semaphore.acquire(SOON).unwrap();
+    // What a fair caller leaves that dies, with less time.
+    let now: Vec<u64> = server.ask(&["TIME"]);
+    let ends = now[0] * 1000 + now[1] / 1000 + 1_000;
+    server.ask::<i64>(&["ZADD", &queue, "1", "xdead"]);
+    server.ask::<i64>(&["ZADD", &alive, &ends.to_string(), "xdead"]);
+    for key in [&queue, &alive] {
+        server.ask::<i64>(&["PEXPIRE", key, "60000"]);
+    }
+    timed_out(semaphore.acquire(Duration::from_millis(50)));
+    eventually(SOON, "its time is over", || server.ask::<i64>(&["EXISTS", &alive]) == 0);
+    guard.release().unwrap();
+    let guard = semaphore.clone().fair().acquire(SOON).unwrap();
+    // A caller that waits for long counts as waiting for as long.
+    let waits = semaphore.clone();
+    let waiter = thread::spawn(move || waits.acquire(LONG).unwrap());
+    eventually(SOON, "it waits", || server.ask::<i64>(&["ZCARD", &alive]) == 1);
+    timed_out(semaphore.fair().acquire(Duration::from_millis(30)));
+    assert!(server.ask::<i64>(&["PTTL", &alive]) > 10_000, "its number of permits is forgotten");
+    guard.release().unwrap();
+    waiter.join().unwrap().release().unwrap();
+}
+
+#[test]
 fn a_waiter_that_gives_up_leaves_the_queue_and_the_next_one_is_served() {
     let fixture = start();
     let other = fixture.other();

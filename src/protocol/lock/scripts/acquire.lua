@@ -184,9 +184,15 @@ if heartbeat > 0 then
   end
 end
 if waits then
-  if ARGV[7] == '1' and heartbeat == 0 then
-    call('ZADD', alive, now + waits, me)
-    call('PEXPIREAT', alive, string.format('%.0f', last_of(alive)))
+  if ARGV[7] == '1' then
+    if heartbeat == 0 then
+      call('ZADD', alive, now + waits, me)
+    end
+    -- Fair callers and others: neither shortens the time of the other, and both keys end together, because
+    -- a place whose end has gone with `alive` would stay in the queue.
+    local last = string.format('%.0f', math.max(last_of(alive), now + heartbeat * 2))
+    call('PEXPIREAT', queue, last)
+    call('PEXPIREAT', alive, last)
   end
   if not kept then
     call('HSET', info, 'permits', capacity)
