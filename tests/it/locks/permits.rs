@@ -102,6 +102,34 @@ fn the_number_is_kept_while_a_caller_waits_though_no_permit_is_held() {
 }
 
 #[test]
+fn the_number_is_kept_for_a_waiter_when_the_semaphore_is_forced() {
+    let fixture = start();
+    let other = fixture.other();
+    let held = semaphore(&other, 1).label("former").acquire(SOON).unwrap();
+    let waits = semaphore(&fixture.sessions, 1);
+    let waiter = thread::spawn(move || waits.acquire(LONG).unwrap());
+    fixture.wait_for_waiters(&fixture.sessions, 1);
+    eventually(SOON, "the server knows of it", || {
+        fixture.server.ask::<i64>(&["EXISTS", "rediscope:sem:{s}:alive"]) == 1
+    });
+    fixture.proxy.silence();
+    assert!(semaphore(&other, 1).force_release().unwrap());
+    refused(semaphore(&other, 2).try_acquire(), (2, 1));
+    let kept: Vec<String> = fixture.server.ask(&["HKEYS", "rediscope:sem:{s}:info"]);
+    assert_eq!(kept, ["permits"]);
+    assert!(fixture.server.ask::<i64>(&["PTTL", "rediscope:sem:{s}:info"]) > 0);
+    fixture.proxy.mute_new(false);
+    fixture.proxy.release();
+    fixture.proxy.cut_all();
+    waiter.join().unwrap().release().unwrap();
+    drop(held);
+    // Without a waiter, nothing is kept.
+    let _held = semaphore(&other, 1).acquire(SOON).unwrap();
+    assert!(semaphore(&other, 1).force_release().unwrap());
+    semaphore(&other, 2).acquire(SOON).unwrap().release().unwrap();
+}
+
+#[test]
 fn a_caller_that_gives_up_waiting_does_not_count_any_more() {
     let fixture = start();
     let one = semaphore(&fixture.sessions, 1);
