@@ -62,8 +62,10 @@ impl TaskLockManager {
         if let Some((_, known)) = listeners.all.iter().find(|(id, _)| *id == runtime) {
             return Arc::clone(known);
         }
-        // Runtimes come and go.
-        listeners.all.retain(|(_, listener)| !listener.is_idle());
+        // Runtimes come and go. A call that has one of their listeners may be about to join it.
+        listeners
+            .all
+            .retain_mut(|(_, listener)| !Arc::get_mut(listener).is_some_and(|it| it.is_idle()));
         let listener = TaskListener::new(self.settings.process.clone());
         if listeners.closed {
             listener.close();
@@ -204,5 +206,29 @@ impl LockIo for TaskLockManager {
 
     fn clean_up(&self, rest: impl Future<Output = ()> + Send + 'static) {
         self.renewer.run_later(rest);
+    }
+}
+
+#[cfg(all(test, not(rediscope_shuttle)))]
+mod tests {
+    use super::*;
+    use crate::lock::tasks::renewer::tests::client;
+
+    #[test]
+    fn a_listener_that_a_call_is_about_to_join_stays_when_another_runtime_comes() {
+        let runtimes = [(); 3].map(|()| runtime::Builder::new_current_thread().build().unwrap());
+        let client = client();
+        let manager = TaskLockManager::new(client.own().clone(), client.own().clone());
+        let listener_of = |runtime: &runtime::Runtime| {
+            let _in = runtime.enter();
+            manager.listener()
+        };
+        let [first, second, third] = &runtimes;
+        let about_to_join = listener_of(first);
+        drop(listener_of(second));
+        assert!(Arc::ptr_eq(&about_to_join, &listener_of(first)), "its waiter is heard of");
+        drop(about_to_join);
+        drop(listener_of(third));
+        assert_eq!(manager.listeners().len(), 1, "the idle ones are dropped");
     }
 }
