@@ -160,7 +160,7 @@ async fn acquire_by<M: LockIo>(
             };
             tracing::trace!(?bound, live, "lock wait");
             let until = deadline.min(Instant::now() + bound);
-            waiter.wait(until, request.wake_filter()).await;
+            waiter.wait(until).await;
             match waiter.take_given() {
                 Given::No => {}
                 Given::Maybe => attempt.may_hold = true,
@@ -350,7 +350,12 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
                 // Only this attempt releases its token.
                 AcquireReply::Released => return Err(Error::lock_lost(LostReason::Gone)),
                 AcquireReply::Unexpected => return Err(unexpected_reply("acquire")),
-                AcquireReply::Busy(holder) => Ok(AttemptResult::Busy(holder)),
+                AcquireReply::Busy(holder) => {
+                    if let Some(waiter) = &self.waiter {
+                        waiter.busy(self.request.wake_filter());
+                    }
+                    Ok(AttemptResult::Busy(holder))
+                }
                 AcquireReply::OtherPermits(kept) => {
                     // If this handle's number has just changed, the call is repeated with the new
                     // one.

@@ -90,19 +90,17 @@ pub(crate) trait Waiter: Send + Sync {
     /// Records that the caller has sent a request after it joined.
     fn checked(&self);
 
+    /// Records the reply to a request: others have the lock, one of which will release it. With a `wake_filter`
+    /// the wakeup is passed to waiters that can still use it, such as readers behind a writer.
+    fn busy(&self, wake_filter: Option<WakeFilter>);
+
     /// Waits until there is a reason to send a request, or until `until`; false: there is none.
     ///
     /// A waiter to which a release may have given the lock has a reason from time to time.
     ///
-    /// A second wait means that the last request failed: another caller has the lock and will
-    /// release it. With a `wake_filter` the wakeup is passed to waiters that can still use it, such as
-    /// readers behind a writer. If the future is dropped, the place stays until the waiter is
-    /// dropped.
-    fn wait(
-        &self,
-        until: Instant,
-        wake_filter: Option<WakeFilter>,
-    ) -> impl Future<Output = bool> + Send;
+    /// After a request that failed, the wakeup for it is kept. If the future is dropped, the place stays until
+    /// the waiter is dropped.
+    fn wait(&self, until: Instant) -> impl Future<Output = bool> + Send;
 
     /// Returns whether a release has given it the lock. Until it waits again, none will.
     fn take_given(&self) -> Given;

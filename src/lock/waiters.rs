@@ -89,7 +89,7 @@ struct LockWaiter<N> {
 pub(crate) struct Flags {
     /// A release woke the waiter, which has not noticed yet.
     pending: bool,
-    /// The waiter has noticed, and is sending a request.
+    /// The waiter has noticed, and no request of it has had a reply since.
     consumed: bool,
     /// The waiter has to send a request, although no release is known.
     recheck: bool,
@@ -402,11 +402,14 @@ impl<N: Notifier> Waiter for Registration<N> {
         lock(&self.waiter.flags).recheck = false;
     }
 
-    async fn wait(&self, until: Instant, wake_filter: Option<WakeFilter>) -> bool {
+    fn busy(&self, wake_filter: Option<WakeFilter>) {
         let had = std::mem::take(&mut lock(&self.waiter.flags).consumed);
         if had && let Some(filter) = wake_filter {
             self.pass_on(filter);
         }
+    }
+
+    async fn wait(&self, until: Instant) -> bool {
         let flags = &self.waiter.flags;
         lock(flags).waits = true;
         let woken = loop {
@@ -509,7 +512,7 @@ mod tests {
 
     /// Returns whether the waiter waits on.
     fn waits(waiter: &Registration<Polled>) -> bool {
-        let wait = pin!(waiter.wait(Instant::now() + Duration::from_secs(60), None));
+        let wait = pin!(waiter.wait(Instant::now() + Duration::from_secs(60)));
         wait.poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
@@ -537,6 +540,23 @@ mod tests {
         assert_eq!(waiter.take_given(), Given::Yes(given));
         assert_eq!(waiter.take_given(), Given::Maybe, "the first release may still arrive");
         assert!(waiter.leave());
+    }
+
+    #[test]
+    fn a_waiter_keeps_its_wakeup_until_its_request_has_a_reply() {
+        for has_reply in [false, true] {
+            let waiters = Arc::default();
+            let (first, second) = (joined(&waiters), joined(&waiters));
+            assert!(waits(&first) && waits(&second));
+            waiters.released("wake", "");
+            assert!(!waits(&first) && waits(&second), "one asks");
+            if has_reply {
+                first.busy(None);
+            }
+            assert!(waits(&first), "until it asks again");
+            drop(first);
+            assert_eq!(waits(&second), has_reply);
+        }
     }
 
     #[test]

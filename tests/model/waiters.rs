@@ -83,7 +83,8 @@ impl Fixture {
                 (self.leave)(registration, Some(self.permits > 1));
                 return true;
             }
-            if !now(registration.wait(until, (self.filter)(wants))) {
+            registration.busy((self.filter)(wants));
+            if !now(registration.wait(until)) {
                 (self.leave)(registration, None);
                 return false;
             }
@@ -269,7 +270,8 @@ impl Given {
                 registration.acquired(false);
                 return true;
             }
-            let woken = now(registration.wait(until, None));
+            registration.busy(None);
+            let woken = now(registration.wait(until));
             // As a dropped future, it does not look at what it was given.
             if !woken {
                 may_hold |= (self.leave)(registration);

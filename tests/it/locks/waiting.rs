@@ -84,6 +84,24 @@ fn no_waiter_polls(fixture: &Fixture) {
     });
 }
 
+/// A server that is short of memory serves releases and no acquisitions.
+#[test]
+fn a_woken_waiter_that_leaves_after_its_request_failed_wakes_the_next_one() {
+    let fixture = start();
+    let guard = holds(&fixture.other());
+    let lock = fixture.sessions.lock("l").lease(LONG);
+    let first = thread::spawn(move || lock.acquire(Duration::from_secs(3)).map(drop));
+    fixture.wait_for_waiters(&fixture.sessions, 1);
+    let acquired = waiters(&fixture.sessions, 1);
+    fixture.wait_for_waiters(&fixture.sessions, 2);
+    no_waiter_polls(&fixture);
+    fixture.server.config_set("maxmemory", "1");
+    guard.release().unwrap();
+    first.join().unwrap().unwrap_err();
+    fixture.server.config_set("maxmemory", "0");
+    acquired.recv_timeout(SOON).unwrap().release().unwrap();
+}
+
 #[test]
 fn a_lock_given_with_a_shorter_lease_is_free_after_it() {
     let fixture = start();
