@@ -104,7 +104,7 @@ pub(crate) async fn acquire<M: LockIo>(
         Err(error) => error,
     };
     let waited_out = attempt.waited_out;
-    let error = boxed(attempt.failed(error)).await;
+    let error = boxed(attempt.failed(error, "acquire")).await;
     // A call that is dropped before this has not timed out.
     if let Some(waited) = waited_out {
         manager.counters().timeouts.add();
@@ -197,9 +197,14 @@ pub(crate) async fn adopt<M: LockIo>(
     let _begun = manager.renewals().begin_acquisition()?;
     let request = LockRequest { permits: token.permits(), replicas: None, ..request.clone() };
     let deadline = Instant::now() + wait;
-    let held = Acquisition::new(manager, &request, permits, deadline)?.adopt(token).await?;
-    tracing::debug!("lock adopted");
-    Ok(held)
+    let mut attempt = Acquisition::new(manager, &request, permits, deadline)?;
+    match attempt.adopt(token).await {
+        Ok(held) => {
+            tracing::debug!("lock adopted");
+            Ok(held)
+        }
+        Err(error) => Err(boxed(attempt.failed(error, "adopt")).await),
+    }
 }
 
 /// Returns how long a waiter that receives messages waits without one.
@@ -210,14 +215,14 @@ fn quiet_wait(request: &LockRequest, holder: Option<&LockHolder>) -> Duration {
     holder.map_or(longest, |by| ends(by).min(longest))
 }
 
-/// The error of an acquisition that may keep a lock, because `cause` kept it from being released.
-pub(crate) fn maybe_kept(cause: Error) -> Error {
+/// The error of a call that may keep a lock, because `cause` kept it from being released.
+pub(crate) fn maybe_kept(cause: Error, during: &'static str) -> Error {
     let source = match cause {
         Error::Checkout(CheckoutError::Connect { source, .. })
         | Error::Lock(LockError::Connection { source, .. }) => source,
         _ => ConnectionError::timed_out("it may have run, and its release has no reply"),
     };
-    LockError::Connection { during: "acquire", source }.into()
+    LockError::Connection { during, source }.into()
 }
 
 /// The random part of a token.
@@ -384,7 +389,7 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
 
     /// Adopts the hold of `token`. A request without a reply is sent again until the deadline: the server
     /// knows whether the first one has adopted it.
-    async fn adopt(mut self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
+    async fn adopt(&mut self, token: &HoldToken) -> Result<AcquiredLock<M>, Error> {
         let mut pauses = backoff();
         loop {
             let error = match self.adopt_once(token).await {
@@ -493,13 +498,13 @@ impl<'a, M: LockIo> Acquisition<'a, M> {
 impl<M: LockIo> Acquisition<'_, M> {
     /// Returns the error of a call that ended without the lock. It proves that none is held only if a release
     /// of what the call may have acquired, or may still acquire, has a reply.
-    async fn failed(mut self, error: Error) -> Error {
+    async fn failed(mut self, error: Error, during: &'static str) -> Error {
         self.leave();
         if error.applied() != Applied::No || !(self.may_hold || self.maybe_partial) {
             return error;
         }
         let Some(traces) = self.take_traces() else { return error };
-        if M::finish(traces.release()).await { error } else { maybe_kept(error) }
+        if M::finish(traces.release()).await { error } else { maybe_kept(error, during) }
     }
 
     fn leave(&mut self) {

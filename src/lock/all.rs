@@ -94,7 +94,7 @@ impl<M: LockIo> AllTarget<M> {
             let Err(Unreleased { error: cause, may_be_held }) = released else { continue };
             tracing::debug!(error = %format_args!("{cause:#}"), "a lock of several was not released in order");
             if error.applied() == Applied::No && may_be_held {
-                error = maybe_kept(cause);
+                error = maybe_kept(cause, "acquire");
             }
         }
         error

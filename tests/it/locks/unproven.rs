@@ -240,6 +240,34 @@ fn an_adoption_refused_behind_a_copy_that_ran_is_unknown_and_released() {
 }
 
 #[test]
+fn an_adoption_whose_lease_is_over_here_is_unknown_until_it_is_released() {
+    let fixture = start_with(|builder| {
+        builder.response_timeout(Duration::from_secs(3)).checkout_timeout(Duration::from_secs(7))
+    });
+    let lock = fixture.sessions.lock("l").lease(Duration::from_millis(400));
+    let token = || fixture.other().lock("l").lease(LONG).acquire(SOON).unwrap().into_token();
+    lock.clone().lease(LONG).adopt(&token().unwrap()).unwrap().release().unwrap();
+    // The lease counts from the call here, and from the late request on the server.
+    let late =
+        || (Trigger::BeforeCommandNamed("EVALSHA"), Fault::Delay(Duration::from_millis(500)));
+    let former = token().unwrap();
+    fixture.proxy.arm(Script::from(late()).once());
+    let error = lock.adopt(&former).unwrap_err();
+    fixture.proxy.disarm();
+    assert!(matches!(error, Error::Lock(LockError::Lost { .. })), "{error:?}");
+    assert_eq!((error.applied(), fixture.holders()), (Applied::No, 0), "{error:?}");
+    let former = token().unwrap();
+    cut_after(&fixture, late().into(), 1);
+    let error = lock.adopt(&former).unwrap_err();
+    assert!(
+        matches!(error, Error::Lock(LockError::Connection { during: "adopt", .. })),
+        "{error:?}"
+    );
+    assert_eq!(error.applied(), Applied::Unknown, "{error:?}");
+    is_given_back(&fixture, "it is released in the background");
+}
+
+#[test]
 fn a_waiting_acquisition_refused_behind_a_request_that_ran_is_unknown() {
     let fixture = start();
     let lock = fixture.sessions.lock("l").lease(LONG);
