@@ -74,7 +74,7 @@ pub(crate) enum Taken<K> {
 /// The result of an expiry.
 pub(crate) enum Expired<K: Kept, I> {
     Reclaimed(K, I),
-    /// A call is under way. The scope is reclaimed when it ends.
+    /// A call is under way. The scope is reclaimed, or ends, when it ends.
     Marked(Option<K::Ender>),
     /// The scope had ended.
     Gone,
@@ -187,12 +187,15 @@ impl<K: Kept, I> Entry<K, I> {
         state.remove()
     }
 
-    /// Removes the scope, or has it reclaimed when the call that is under way ends.
+    /// Removes the scope, or has it reclaimed when the call that is under way ends. The scope's last call
+    /// ends it anyway, and its outcome is known then.
     #[must_use = "dropped without the entry's lock"]
     pub(crate) fn expire(&self, generation: u64) -> Expired<K, I> {
         let mut state = lock(&self.state);
         let Some(scope) = state.scope(generation) else { return Expired::Gone };
-        scope.mark = Mark::Expired;
+        if scope.mark == Mark::Open {
+            scope.mark = Mark::Expired;
+        }
         let ender = scope.ender.clone();
         match state.remove() {
             Some((kept, info)) => Expired::Reclaimed(kept, info),

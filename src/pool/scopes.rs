@@ -196,7 +196,7 @@ impl<L: ScopeLine> OpenScopes<L> {
             if idle.is_some_and(|idle| idle >= limit) {
                 match entry.expire(info.generation) {
                     Expired::Reclaimed(kept, record) => {
-                        reclaim(kept, record, limit, Some(log_thread));
+                        reclaim(kept, record, UNUSED, Some(log_thread));
                     }
                     // A scope inside a call is reclaimed when the call ends.
                     Expired::Marked(Some(ender)) if L::may_be_forgotten(&ender) => {
@@ -225,7 +225,7 @@ impl<L: ScopeLine> OpenScopes<L> {
         let open: Vec<_> = self.entries.iter().filter_map(open).collect();
         for (entry, generation) in &open {
             match entry.expire(*generation) {
-                Expired::Reclaimed(kept, info) => reclaim(kept, info, Duration::ZERO, None),
+                Expired::Reclaimed(kept, info) => reclaim(kept, info, CLOSED, None),
                 Expired::Marked(Some(ender)) => L::end_call(&ender),
                 Expired::Marked(None) | Expired::Gone => {}
             }
@@ -253,13 +253,21 @@ struct LastSeen {
     warned: bool,
 }
 
+/// Why a scope is reclaimed between two calls.
+const UNUSED: &str = "not used for max_pin_time; its transaction was discarded";
+/// The same at the end of a call.
+const LONG_CALL: &str = "a call of it lasted longer than max_pin_time";
+/// The same by `close`.
+const CLOSED: &str = "it was open when its pool was closed";
+
 /// Has the connection replaced, and passes the permit to the caller that has waited longest, as the turn.
 fn reclaim<L: ScopeLine>(
     mut checkout: L,
     record: ScopeRecord<L>,
-    limit: Duration,
+    why: &'static str,
     log_thread: Option<&Arc<LogThread>>,
 ) {
+    let limit = checkout.context().settings().max_pin_time;
     checkout.taint(CloseReason::Reclaimed);
     checkout.end_turn();
     if log_thread.is_some() {
@@ -270,10 +278,7 @@ fn reclaim<L: ScopeLine>(
     let warn = move || {
         let OpenScope { name, begun_at: place, thread, age, .. } = info.open_scope();
         let name = name.as_deref();
-        tracing::warn!(
-            name, %place, %thread, ?age, ?limit,
-            "scope reclaimed: not used for max_pin_time; its transaction was discarded"
-        );
+        tracing::warn!(name, %place, %thread, ?age, ?limit, "scope reclaimed: {why}");
     };
     match log_thread {
         Some(log_thread) => log_thread.log(Level::WARN, warn),
@@ -292,7 +297,7 @@ fn revoke<L: ScopeLine>(
 ) {
     let info = match entry.revoke(generation) {
         // The call has just ended.
-        Some((Some(kept), record)) => return reclaim(kept, record, limit, Some(log_thread)),
+        Some((Some(kept), record)) => return reclaim(kept, record, UNUSED, Some(log_thread)),
         Some((None, ScopeRecord { info, .. })) => info,
         None => return,
     };
@@ -414,11 +419,11 @@ impl<L: ScopeLine> TakenCheckout<L> {
         let Some(entry) = scopes.entries.get(checkout.permit_number()) else { return };
         match entry.put_back(generation, checkout) {
             Left::Expired(checkout, record) => {
-                let limit = scopes.core.settings().max_pin_time;
+                let why = if scopes.core.shared.is_closed() { CLOSED } else { LONG_CALL };
                 // A log belongs to the user, and a second panic would end the process.
                 let log_thread = &scopes.core.config.logging.log_thread;
                 let log_thread = std::thread::panicking().then_some(log_thread);
-                reclaim(checkout, record, limit, log_thread)
+                reclaim(checkout, record, why, log_thread)
             }
             // Dropped here, without the entry's lock.
             Left::Ended(..) | Left::Not => {}

@@ -59,7 +59,7 @@ struct World {
     entry: WatchedEntry,
     operations: Operations,
     in_call: AtomicBool,
-    /// Scopes that were marked during a call, and those that were reclaimed at a call's end.
+    /// Scopes that were to be reclaimed during a call, and those that were, or ended, at a call's end.
     marked: Log<Vec<u64>>,
     obeyed: Log<Vec<u64>>,
 }
@@ -124,7 +124,7 @@ impl World {
         assert!(!self.in_call.swap(true, Ordering::SeqCst), "two calls have one connection");
         thread::yield_now();
         assert!(self.in_call.swap(false, Ordering::SeqCst), "two calls have one connection");
-        if let Left::Expired(_token, info) =
+        if let Left::Expired(_token, info) | Left::Ended(_token, Some(info)) =
             (self.operations.put_back)(&self.entry, generation, token)
         {
             assert_eq!(info.generation, generation, "another scope was reclaimed");

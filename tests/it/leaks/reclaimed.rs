@@ -186,7 +186,9 @@ fn a_known_outcome_is_returned_however_long_it_took() {
     proxy.set_delays(Duration::ZERO, Duration::ZERO);
     assert_eq!(replies.get(n).unwrap(), 2);
     crate::side::settled(&sessions);
-    assert_eq!(sessions.status().transactional.in_use, 0);
+    let status = sessions.status().transactional;
+    assert_eq!(status.in_use, 0);
+    assert_eq!(status.counts.replaced, [], "its connection is kept");
     // The reaper had run in vain; its request is done now, without an effect.
     assert_eq!(accounts.run(|tx| Ok(tx.incr("n", 1))).unwrap(), 3);
 }

@@ -146,6 +146,51 @@ fn a_scope_open_for_long_is_warned_of_once_with_file_and_line_and_then_reclaimed
 }
 
 #[test]
+fn no_commit_that_outlasts_its_scope_is_logged_as_discarded() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let everywhere = Seen::everywhere();
+    let reclaimed = || {
+        let mut events = everywhere.events();
+        events.retain(|event| event.starts_with("scope reclaimed"));
+        events
+    };
+    let pin = Duration::from_millis(200);
+    let sessions =
+        SessionManager::builder(proxy.url()).max_size(1).max_pin_time(pin).build().unwrap();
+    let accounts = sessions.transactional();
+    let mut tx =
+        accounts.with(TransactionOptions::new().wait_replicas(1, 4 * pin)).begin().unwrap();
+    tx.set("key", 1);
+    let error = tx.commit().unwrap_err();
+    assert!(matches!(error, Error::Commit(CommitError::NotReplicated { .. })), "{error:?}");
+    assert_eq!(server.ask::<i64>(&["GET", "key"]), 1);
+    assert!(reclaimed().is_empty(), "{:?}", reclaimed());
+    assert_eq!(sessions.status().transactional.counts.replaced, []);
+    let mut watching = accounts.watch(["key"]).begin().unwrap();
+    proxy.set_delays(Duration::ZERO, 4 * pin);
+    assert_eq!(watching.get::<_, i64>("key").unwrap(), 1);
+    assert_eq!(reclaimed(), ["scope reclaimed: a call of it lasted longer than max_pin_time"]);
+
+    let seen = reclaimed().len();
+    let sessions = SessionManager::builder(server.url()).max_size(2).build().unwrap();
+    let accounts = sessions.transactional();
+    let mut tx = accounts.with(TransactionOptions::new().wait_replicas(1, SOON)).begin().unwrap();
+    tx.set("key", 2);
+    let open = accounts.begin().unwrap();
+    thread::scope(|scope| {
+        let commits = scope.spawn(|| tx.commit().unwrap_err());
+        eventually(SOON, "it is applied", || server.ask::<i64>(&["GET", "key"]) == 2);
+        assert_eq!(sessions.close(Duration::ZERO).scopes, 2);
+        let error = commits.join().unwrap();
+        assert!(matches!(error, Error::Commit(CommitError::NotReplicated { .. })), "{error:?}");
+    });
+    assert_eq!(reclaimed()[seen..], ["scope reclaimed: it was open when its pool was closed"]);
+    drop(open);
+}
+
+#[test]
 fn status_counts_what_was_done() {
     rediscope_testing::own_process!();
     let server = Server::start();
