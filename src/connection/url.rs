@@ -123,12 +123,23 @@ impl IntoAddress for &str {
     }
 
     fn into_node(self) -> Result<Node, ConfigError> {
-        let query = parameters(self)?;
+        // As redis-rs does it: a line end behind the address is not the password's.
+        let query = parameters(self.trim_matches(|c: char| c <= ' '))?;
         let names_protocol = query.iter().any(|(name, _)| *name == "protocol");
         let info = self
             .into_connection_info()
             .map_err(|error| wrong(format!("{}; {}", plain(&error), form_of(self))))?;
-        Ok(Node { info: one(info)?, names_protocol })
+        let info = one(info)?;
+        // Those of a socket: redis-rs reads them as those of a form, where `+` is a space.
+        let mut auth = info.redis_settings().clone();
+        for (name, value) in query {
+            match name {
+                "user" => auth = auth.set_username(decoded(value)?),
+                "pass" => auth = auth.set_password(decoded(value)?),
+                _ => {}
+            }
+        }
+        Ok(Node { info: info.set_redis_settings(auth), names_protocol })
     }
 }
 

@@ -88,6 +88,32 @@ fn no_character_of_a_sentinels_user_or_password_changes_anything_else() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn every_character_of_a_sockets_user_and_password_is_kept() {
+    let every = "?#@/:%,=+[] é\\\"'<>;!*$()&";
+    let wholly: String = every.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    let seldom = "a?b+c@d/e:f%g,h=i";
+    for (written, meant) in [(&*wholly, every), (seldom, seldom), ("%40%zz%", "@%zz%")] {
+        for scheme in ["redis+unix", "unix", "valkey+unix"] {
+            let url = format!("{scheme}:///a+b?pass={written}&db=3&user={written}&protocol=resp3");
+            let Ok(Address::One(info)) = url.as_str().into_address() else {
+                unreachable!("{url}");
+            };
+            let auth = info.redis_settings();
+            assert_eq!((auth.username(), auth.password()), (Some(meant), Some(meant)));
+            assert_eq!((auth.db(), auth.protocol().supports_resp3()), (3, true));
+            assert_eq!(info.addr().to_string(), "/a+b");
+        }
+    }
+    let url = "redis+unix:///path?pass=a+b\n";
+    let Ok(Address::One(info)) = url.into_address() else { unreachable!("{url:?}") };
+    let auth = info.redis_settings();
+    assert_eq!((auth.username(), auth.password()), (None, Some("a+b")));
+    let error = "redis+unix:///path?user=secret&pass=%FF".into_address().unwrap_err().to_string();
+    assert!(error.contains("UTF-8") && !error.contains("secret"), "{error}");
+}
+
 #[test]
 fn addresses_without_a_master_name_are_refused_without_repeating_them() {
     for url in [
