@@ -18,11 +18,12 @@ use crate::connection::sentinel::queries::{MasterConnection, SentinelQueries};
 use crate::connection::sentinel::watcher::WatchedMaster;
 use crate::connection::url::SentinelConfig;
 use crate::error::config::ConfigError;
-use crate::error::connection::ConnectionError;
+use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::protocol::sentinel::{why_not_master, why_not_readable};
 use crate::settings::credentials::Provider;
 use crate::settings::settings::Settings;
 use crate::sync::now::now;
+use crate::text::brief;
 
 /// The server to connect to.
 #[derive(Clone)]
@@ -113,9 +114,12 @@ impl Endpoint {
         self.credentials.as_ref()
     }
 
-    /// Returns how long the provider's oldest running call has lasted, if there is one.
-    pub(crate) fn provider_is_silent_for(&self) -> Option<Duration> {
-        self.credentials.as_ref()?.silent_for()
+    /// Returns the error of a provider that has not returned for longer than `limit`: each further call
+    /// would occupy a thread.
+    pub(crate) fn silent_provider(&self, limit: Duration) -> Option<ConnectionError> {
+        let silent = self.credentials.as_ref()?.silent_for().filter(|silent| *silent > limit)?;
+        let text = format!("the provider has not returned for {}", brief(silent));
+        Some(ConnectionError::new(ConnectionErrorKind::Credentials, text))
     }
 
     /// Returns the version of the credentials, if they may change and the provider does not panic.
@@ -155,10 +159,18 @@ impl Endpoint {
 
     /// Opens a connection of redis-rs, which has no timeouts yet.
     pub(crate) fn client(&self, timeout: Duration) -> Result<Connection, ConnectionError> {
-        let auth = &self.login()?.auth;
+        self.client_as(&self.login()?, timeout)
+    }
+
+    /// The same with these credentials.
+    pub(crate) fn client_as(
+        &self,
+        login: &Login,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectionError> {
         let (server, left) = self.server(timeout)?;
         let generation = self.generation();
-        let mut client = server.client(auth, left).inspect_err(|_| self.invalidate())?;
+        let mut client = server.client(&login.auth, left).inspect_err(|_| self.invalidate())?;
         if let Target::Master(_) = &self.target {
             let asked = client
                 .set_read_timeout(Some(timeout))

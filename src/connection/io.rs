@@ -1,6 +1,5 @@
 //! What a decision waits for, as threads and tasks do it: a pause, a new connection.
 
-use std::future::ready;
 use std::time::{Duration, Instant};
 
 use crate::connection::connection::Connection;
@@ -23,11 +22,9 @@ pub(crate) trait Io: Send + Sync + 'static {
     /// `deadline`.
     fn login_version(
         endpoint: &Endpoint,
-        _settings: &Settings,
-        _deadline: Instant,
-    ) -> impl Future<Output = Option<u64>> + Send {
-        ready(endpoint.login_version())
-    }
+        settings: &Settings,
+        deadline: Instant,
+    ) -> impl Future<Output = Option<u64>> + Send;
 
     /// Returns whether the caller's waits are cancelled. The future of a task is dropped instead.
     fn is_cancelled() -> bool {

@@ -2,16 +2,17 @@
 //! when it is returned.
 
 use std::future::ready;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::connection::connect::Connected;
 use crate::connection::connection::Connection;
-use crate::connection::deadline::Deadline;
+use crate::connection::deadline::{self, Deadline};
 use crate::connection::endpoint::Endpoint;
 use crate::connection::handshake::{OpenOptions, shake_hands};
 use crate::connection::io::Io;
+use crate::connection::login::Login;
 use crate::connection::polling::Polling;
 use crate::connection::transport::Transport;
 use crate::error::connection::{ConnectionError, ConnectionErrorKind};
@@ -27,6 +28,14 @@ pub(crate) struct Threads;
 
 impl Io for Threads {
     type Wire = Transport;
+
+    fn login_version(
+        endpoint: &Endpoint,
+        settings: &Settings,
+        deadline: Instant,
+    ) -> impl Future<Output = Option<u64>> + Send {
+        ready(login_version(endpoint, settings, deadline))
+    }
 
     fn is_cancelled() -> bool {
         cancel::is_cancelled()
@@ -58,7 +67,15 @@ pub(crate) fn open(
     options: OpenOptions,
 ) -> Result<Connection, ConnectionError> {
     // Before the timer starts: the provider's latency does not count against the server.
-    let login = catch_unwind(AssertUnwindSafe(|| endpoint.login()));
+    let login = || match options.deadline {
+        Some(deadline) => login(endpoint, deadline),
+        // This thread opens the connections of other pools too, and reclaims scopes.
+        None => match endpoint.silent_provider(settings.response_timeout) {
+            Some(error) => Err(error),
+            None => login(endpoint, deadline::after(settings.checkout_timeout)),
+        },
+    };
+    let login = catch_unwind(AssertUnwindSafe(login));
     let login = login.map_err(|_| ConnectionError::panicked())??;
     let now_at = Instant::now();
     let left = options.deadline.map_or(Duration::MAX, |end| end.saturating_duration_since(now_at));
@@ -78,24 +95,57 @@ pub(crate) fn open(
     opened
 }
 
+/// Returns the credentials of a connection that is opened, or checked out, now, and does not wait for
+/// the provider past `deadline`. One that may block is called on a thread of its own.
+pub(crate) fn login(endpoint: &Endpoint, deadline: Instant) -> Result<Login, ConnectionError> {
+    let may_block = endpoint.provider().filter(|provider| provider.may_block());
+    let Some(provider) = may_block else { return endpoint.login() };
+    let called = endpoint.clone();
+    let call = move || catch_unwind(AssertUnwindSafe(|| called.login()));
+    let late = "the provider has not returned in time";
+    match provider.threads().run(deadline, late, call) {
+        Ok(Ok(login)) => login,
+        // The provider's panic continues here, as if it had been called on this thread.
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(_) => Err(ConnectionError::new(ConnectionErrorKind::Credentials, late)),
+    }
+}
+
+/// Returns the version of the credentials; `None`: they do not change, or it is not known within
+/// `response_timeout` and by `deadline`. A provider that may block is called on a thread of its own.
+fn login_version(endpoint: &Endpoint, settings: &Settings, deadline: Instant) -> Option<u64> {
+    let provider = endpoint.provider()?;
+    if let Some(version) = provider.version_at_once() {
+        return Some(version);
+    }
+    let limit = settings.response_timeout;
+    // If it hangs, not every call waits for it.
+    if endpoint.silent_provider(limit).is_some() {
+        return None;
+    }
+    provider.version_by(deadline::after(limit).min(deadline))
+}
+
 impl Connection {
     /// Its socket; `None` for a connection of redis-rs.
     pub(crate) fn socket(&self) -> Option<&Arc<OwnSocket>> {
         self.wire().socket()
     }
 
-    /// Replaces the socket by a connection of redis-rs. Its use cannot be observed, so it is not
-    /// reused afterwards.
+    /// Replaces the socket by a connection of redis-rs, whose credentials are there by `deadline`. Its use
+    /// cannot be observed, so it is not reused afterwards.
     pub(crate) fn open_raw(
         &mut self,
         endpoint: &Endpoint,
         settings: &Settings,
+        deadline: Instant,
     ) -> Result<&mut redis::Connection, ConnectionError> {
         self.taint(CloseReason::Raw);
         let wire = self.wire_mut();
         // Closed first, so that the pool never has more connections than its limit.
         wire.close();
-        let client = endpoint.client(settings.connect_timeout)?;
+        let login = login(endpoint, deadline)?;
+        let client = endpoint.client_as(&login, settings.connect_timeout)?;
         wire.become_client(client, settings.response_timeout)
     }
 }

@@ -3,7 +3,6 @@
 //! A connection that is known to be dead, outdated or too old is not used.
 
 use std::future::ready;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
 use std::thread::ThreadId;
 use std::time::Instant;
@@ -12,11 +11,9 @@ use tracing::Level;
 use tracing::level_filters::LevelFilter;
 
 use crate::connection::connection::Connection;
-use crate::connection::endpoint::Endpoint;
-use crate::connection::login::Login;
+use crate::connection::threads::login;
 use crate::connection::transport::Transport;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::logging::deferred::DeferredEvents;
 use crate::pool::blocking::{BlockingCommand, EndCommand};
 use crate::pool::context::PoolContext;
@@ -310,7 +307,7 @@ impl Checkout {
     #[cold]
     fn reauthenticate(&mut self, version: u64, deadline: Instant) -> bool {
         let core = Arc::clone(&self.permit.core);
-        let login = || ready(new_login(&core.endpoint, deadline));
+        let login = || ready(login(&core.endpoint, deadline));
         now(reauthenticate(self, version, deadline, login))
     }
 }
@@ -483,20 +480,5 @@ impl Holder for HolderThread {
 
     fn name(&self) -> Arc<str> {
         Arc::clone(&self.name)
-    }
-}
-
-/// Gets new credentials for a connection, and does not wait for the provider past
-/// `checkout_deadline`.
-fn new_login(endpoint: &Endpoint, checkout_deadline: Instant) -> Result<Login, ConnectionError> {
-    let Some(provider) = endpoint.provider() else { return endpoint.login() };
-    let called = endpoint.clone();
-    let call = move || catch_unwind(AssertUnwindSafe(|| called.login()));
-    let late = "the provider has not returned in time";
-    match provider.threads().run(checkout_deadline, late, call) {
-        Ok(Ok(login)) => login,
-        // The provider's panic continues here, as if it had been called on this thread.
-        Ok(Err(panic)) => resume_unwind(panic),
-        Err(_) => Err(ConnectionError::new(ConnectionErrorKind::Credentials, late)),
     }
 }

@@ -17,7 +17,6 @@ use crate::pool::config::PoolConfig;
 use crate::pool::shared::{ConnectFailure, PoolShared};
 use crate::protocol::connection_state::CloseReason;
 use crate::settings::settings::Settings;
-use crate::text::brief;
 
 /// Minimum time between two replacements of all connections.
 const REPLACE_INTERVAL: Duration = Duration::from_secs(1);
@@ -142,14 +141,9 @@ impl PoolContext {
 
     /// The error of a call whose time is over while a connect is still in progress.
     pub(in crate::pool) fn not_connected_in_time(&self) -> ConnectionError {
-        let error = match self.endpoint.provider_is_silent_for() {
-            Some(silent) => ConnectionError::new(
-                ConnectionErrorKind::Credentials,
-                format!("the provider has not returned for {}", brief(silent)),
-            ),
-            None => ConnectionError::timed_out("no connection was established in time"),
-        };
-        error.to(&self.endpoint.address())
+        let late = || ConnectionError::timed_out("no connection was established in time");
+        let silent = self.endpoint.silent_provider(Duration::ZERO);
+        silent.unwrap_or_else(late).to(&self.endpoint.address())
     }
 
     /// Counts and logs a checkout that failed.

@@ -5,9 +5,8 @@ use std::time::Instant;
 use tracing::Level;
 
 use crate::connection::login::Login;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
+use crate::error::connection::ConnectionError;
 use crate::pool::line::Line;
-use crate::text::brief;
 
 /// Re-authenticates with the credentials that `login` returns, if `version` is not the connection's.
 /// Returns false if the connection was lost. Dropped before its end, it leaves a connection that awaits a reply.
@@ -27,7 +26,8 @@ where
     }
     let address = line.context().endpoint.address().into_owned();
     // Before the timer starts: the provider's latency does not count against the server.
-    let login = match provider_is_silent(line) {
+    let context = line.context();
+    let login = match context.endpoint.silent_provider(context.settings().response_timeout) {
         Some(error) => Err(error),
         None => login().await,
     };
@@ -66,14 +66,4 @@ where
         }
     }
     true
-}
-
-/// The provider hangs, and each further call would occupy a thread.
-fn provider_is_silent<L: Line>(line: &L) -> Option<ConnectionError> {
-    let context = line.context();
-    let silent = context.endpoint.provider_is_silent_for()?;
-    (silent > context.settings().response_timeout).then(|| {
-        let text = format!("the provider has not returned for {}", brief(silent));
-        ConnectionError::new(ConnectionErrorKind::Credentials, text)
-    })
 }

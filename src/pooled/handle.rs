@@ -201,10 +201,11 @@ impl Pooled {
     pub fn with_raw<R>(&self, f: impl FnOnce(&mut redis::Connection) -> R) -> Result<R, Error> {
         self.router.here()?;
         let started = Instant::now();
-        let mut checkout = self.raw_line(Location::caller())?;
+        let deadline = self.wait.deadline(self.router.settings());
+        let mut checkout = self.raw_line(Location::caller(), deadline)?;
         let pool = checkout.pool().clone();
         let connection = checkout.current().ok_or(CheckoutError::Closed)?;
-        let raw = connection.open_raw(pool.endpoint(), pool.settings());
+        let raw = connection.open_raw(pool.endpoint(), pool.settings(), deadline);
         let waited = started.elapsed();
         let raw = raw.map_err(|source| CheckoutError::Connect { waited, source })?;
         // The replies of that connection are not the handle's, and neither are its errors.
@@ -215,9 +216,12 @@ impl Pooled {
     }
 
     /// Takes a connection for a scope of one call. Its drop returns the connection before the permit.
-    fn raw_line(&self, place: &'static Location<'static>) -> Result<ScopeCall<Checkout>, Error> {
+    fn raw_line(
+        &self,
+        place: &'static Location<'static>,
+        deadline: Instant,
+    ) -> Result<ScopeCall<Checkout>, Error> {
         let owner = ScopeOrigin { name: None, place, is_closure: true };
-        let deadline = self.wait.deadline(self.router.settings());
         let pin = now(self.router.pin(&Route::default(), &owner, deadline, None))?;
         let mut checkout = pin.last_call::<Error>()?;
         while !checkout.has_connection() {

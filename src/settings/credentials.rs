@@ -57,18 +57,19 @@ opaque_debug!(Credentials);
 /// If the server refuses, the connection keeps its old credentials, a warning is logged, and the
 /// next attempt follows a second later.
 ///
-/// Both methods are called by the threads that check out or open connections, several at once.
-/// Every checkout of an open connection calls `version`, and waits for it: it should not block. If it
-/// panics, the connection keeps its identity. No commit or drop calls it to serve a waiting caller, so with a
-/// provider of the program's own no caller is sent ahead. `credentials` cannot be
-/// interrupted, so it should return a value that another thread has fetched. A checkout that
-/// re-authenticates waits for it beyond its deadline. A checkout whose connection is being opened waits
-/// for at most its `checkout_timeout`. The time in `credentials` does not count against
-/// `connect_timeout`.
+/// Every checkout of an open connection calls `version` on its own thread, and waits for it: it should not
+/// block. If it panics, the connection keeps its identity. No commit or drop calls it to serve a waiting
+/// caller, so with a provider of the program's own no caller is sent ahead.
 ///
-/// A session manager of tasks calls both methods on up to three threads of its own, and no call waits for
-/// them past its deadline. Checkouts that come together share one call of `version`. If it has not
-/// returned within `response_timeout`, or panics, a connection keeps its identity until the next checkout.
+/// All other calls are made on up to three threads of the session manager's own, several at once, and no
+/// caller waits for them past its deadline. `credentials` cannot be interrupted, so it should return a value
+/// that another thread has fetched. A pool that opens a connection waits for it for `checkout_timeout`, and
+/// begins no further call while one has lasted longer than `response_timeout`. The time in `credentials` does
+/// not count against `connect_timeout`.
+///
+/// A session manager of tasks calls `version` on those threads too. Checkouts that come together share one
+/// call of it. If it has not returned within `response_timeout`, or panics, a connection keeps its identity
+/// until the next checkout.
 /// [`RotatingCredentials`] and `aio::AsyncCredentialsProvider` need no thread.
 ///
 /// [`RotatingCredentials`] is a provider whose credentials the program sets.
@@ -329,6 +330,16 @@ impl Provider {
         self.version_unless_it_panics()
     }
 
+    /// Calls the provider on a thread of its own. `None`: it panicked, or has not returned by `deadline`.
+    pub(crate) fn version_by(&self, deadline: Instant) -> Option<u64> {
+        let provider = self.clone();
+        let call = move || {
+            let _asked = provider.count();
+            provider.version_unless_it_panics()
+        };
+        self.threads.run(deadline, "the provider has not returned in time", call).ok()?
+    }
+
     /// Calls the provider, which may block. `None`: it panicked.
     pub(crate) fn version_unless_it_panics(&self) -> Option<u64> {
         catch_unwind(AssertUnwindSafe(|| self.version())).ok()
@@ -377,6 +388,11 @@ impl Provider {
     /// The threads for calls of [`credentials`](Self::credentials).
     pub(crate) fn threads(&self) -> &Offload {
         &self.threads
+    }
+
+    /// Whether a call of [`credentials`](Self::credentials) may block.
+    pub(crate) fn may_block(&self) -> bool {
+        matches!(self.source, Source::File(_) | Source::Blocking(_))
     }
 
     /// Whether the provider is an asynchronous one, which threads cannot call.

@@ -341,6 +341,10 @@ mod tests {
     impl Io for Silent {
         type Wire = Transport;
 
+        async fn login_version(_: &Endpoint, _: &Settings, _: Instant) -> Option<u64> {
+            pending().await
+        }
+
         async fn pause(_: Duration) {
             pending().await
         }

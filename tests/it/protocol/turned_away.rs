@@ -4,15 +4,20 @@
 //! Guarantee: checkout-errors
 
 use crate::fixture::SOON;
-use crate::side::{BuildSide as _, SessionManager};
+use crate::side::{BuildSide as _, LANES, ResolveDoubt as _, SessionManager, settled};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rediscope::error::{Applied, CheckoutError, ConnectionError, ConnectionErrorKind};
+use rediscope::error::{Applied, CheckoutError, ConnectionError, ConnectionErrorKind, Resolution};
 use rediscope::prelude::*;
-use rediscope::{Builder, Credentials, CredentialsProvider, Error};
+use rediscope::{
+    Builder, CommitError, Credentials, CredentialsProvider, Error, TransactionOptions,
+};
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger, Which};
@@ -186,15 +191,18 @@ fn a_refusal_in_the_handshake_names_its_command() {
 
 /// Replies to the first `answers` commands, and to none after that.
 struct Hanging {
-    answers: std::sync::atomic::AtomicU32,
-    version: std::sync::atomic::AtomicU64,
+    answers: AtomicU32,
+    version: AtomicU64,
+    /// Number of calls that hang.
+    hangs: AtomicU32,
 }
 
 impl CredentialsProvider for Hanging {
     fn credentials(&self) -> Result<Credentials, Box<dyn std::error::Error + Send + Sync>> {
-        use std::sync::atomic::Ordering::Relaxed;
-        let left = self.answers.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        const RELAXED: Ordering = Ordering::Relaxed;
+        let left = self.answers.fetch_update(RELAXED, RELAXED, |left| left.checked_sub(1));
         if left.is_err() {
+            self.hangs.fetch_add(1, RELAXED);
             loop {
                 thread::park();
             }
@@ -203,13 +211,20 @@ impl CredentialsProvider for Hanging {
     }
 
     fn version(&self) -> u64 {
-        self.version.load(std::sync::atomic::Ordering::Relaxed)
+        self.version.load(Ordering::Relaxed)
     }
 }
 
-fn hanging(answers: u32) -> std::sync::Arc<Hanging> {
-    let (answers, version) = (answers.into(), 0.into());
-    std::sync::Arc::new(Hanging { answers, version })
+fn hanging(answers: u32) -> Arc<Hanging> {
+    Arc::new(Hanging { answers: answers.into(), version: 0.into(), hangs: 0.into() })
+}
+
+/// Makes calls on a thread of their own, which must be over long before [`FAR`] is.
+#[track_caller]
+fn ends<T: Send + 'static>(calls: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, result) = mpsc::channel();
+    thread::spawn(move || sender.send(calls()));
+    result.recv_timeout(SOON).expect("the calls have not returned")
 }
 
 #[test]
@@ -221,15 +236,86 @@ fn a_provider_that_hangs_is_named_and_delays_no_call_past_its_deadline() {
     assert!(source.to_string().contains("has not returned"), "{source}");
 
     let provider = hanging(1);
-    let sessions =
-        builder(&url, WAIT).max_size(1).credentials_provider(std::sync::Arc::clone(&provider));
+    let sessions = builder(&url, WAIT).max_size(1).credentials_provider(Arc::clone(&provider));
     let sessions = sessions.build_side().unwrap();
     let mut db = sessions.pooled();
     db.set::<_, _, ()>("key", 1).unwrap();
-    provider.version.store(1, std::sync::atomic::Ordering::Relaxed);
+    provider.version.store(1, Ordering::Relaxed);
     for _ in 0..2 {
         let begun = Instant::now();
         assert_eq!(db.get::<_, i64>("key").unwrap(), 1, "the connection stays the same");
         assert!(begun.elapsed() < WAIT + TRY + Duration::from_secs(10), "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_provider_that_hangs_delays_no_query_past_its_deadline() {
+    let server = Server::with(&["--requirepass", "open-sesame"]);
+    let url = format!("redis://{}/", server.address());
+    let sessions = builder(&url, WAIT).credentials_provider(hanging(0)).build_side().unwrap();
+    match ends(move || sessions.ready(Duration::from_secs(1))) {
+        Err(Error::Checkout(CheckoutError::Connect { source, .. })) => {
+            assert_eq!(source.kind(), ConnectionErrorKind::Credentials, "{source}");
+        }
+        other => panic!("{other:?}"),
+    }
+
+    let proxy = Proxy::to(&server);
+    let (url, provider) = (format!("redis://{}/", proxy.address()), hanging(u32::MAX));
+    let sessions = builder(&url, WAIT).max_size(1).trust_window(FAR);
+    let sessions = sessions.credentials_provider(Arc::clone(&provider)).build_side().unwrap();
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    once.run(|tx| Ok(tx.incr("n", 1))).unwrap();
+    provider.answers.store(0, Ordering::Relaxed);
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut)).once());
+    let resolved = ends(move || match once.run(|tx| Ok(tx.incr("n", 1))) {
+        Err(Error::Commit(CommitError::InDoubt(doubt))) => [doubt.resolved(), doubt.resolved()],
+        other => panic!("{other:?}"),
+    });
+    for resolved in resolved {
+        assert!(matches!(resolved, Resolution::StillUnknown { .. }), "{resolved:?}");
+    }
+}
+
+#[test]
+fn a_provider_that_hangs_keeps_no_forgotten_scope_open() {
+    let server = Server::with(&["--requirepass", "open-sesame"]);
+    let (url, provider) = (format!("redis://{}/", server.address()), hanging(u32::MAX));
+    let sessions = builder(&url, WAIT).max_pin_time(Duration::from_millis(300));
+    let sessions = sessions.credentials_provider(Arc::clone(&provider)).build_side().unwrap();
+    drop(sessions.transactional().begin().unwrap());
+    settled(&sessions);
+    provider.answers.store(0, Ordering::Relaxed);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let end = scopeguard::guard((), |()| over.store(true, Ordering::Relaxed));
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let _: Result<(), _> = sessions.pooled().set("key", 1);
+                }
+            });
+        }
+        // Threads have as many that open connections.
+        let all = if LANES == 0 { 3 } else { 1 };
+        eventually(SOON, "they wait", || provider.hangs.load(Ordering::Relaxed) >= all);
+        std::mem::forget(sessions.transactional().begin().unwrap());
+        assert_eq!(sessions.status().transactional.in_use, 1);
+        eventually(SOON, "it is reclaimed", || sessions.status().transactional.in_use == 0);
+        drop(end);
+    });
+}
+
+crate::side::threads_only! {
+    #[test]
+    fn a_provider_that_hangs_delays_no_raw_connection_past_its_deadline() {
+        let server = Server::with(&["--requirepass", "open-sesame"]);
+        let (url, provider) = (format!("redis://{}/", server.address()), hanging(1));
+        let sessions = builder(&url, WAIT).max_size(1).credentials_provider(provider);
+        let sessions = sessions.build_side().unwrap();
+        sessions.pooled().set::<_, _, ()>("key", 1).unwrap();
+        let error = ends(move || sessions.pooled().with_raw(|_| ()).unwrap_err());
+        let text = format!("{error:#}");
+        assert!(text.contains("has not returned"), "{text}");
     }
 }

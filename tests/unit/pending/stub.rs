@@ -51,6 +51,10 @@ pub(super) struct StubIo;
 impl Io for StubIo {
     type Wire = StubWire;
 
+    async fn login_version(endpoint: &Endpoint, _: &Settings, _: Instant) -> Option<u64> {
+        endpoint.login_version()
+    }
+
     async fn pause(time: Duration) {
         pending_once().await;
         std::thread::sleep(time);
