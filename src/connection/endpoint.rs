@@ -234,6 +234,14 @@ impl Endpoint {
         }
     }
 
+    /// The same, but behind sentinels only the master's name, which does not change.
+    pub(crate) fn constant_address(&self) -> &str {
+        match &self.target {
+            Target::Server(server) => server.address(),
+            Target::Master(client) | Target::Replica(client) => &client.name,
+        }
+    }
+
     /// For spans: the host or the socket's path, and the port, which is 0 for a socket.
     pub(crate) fn host_and_port(&self) -> (Cow<'_, str>, u16) {
         match &self.target {

@@ -108,7 +108,7 @@ pub(crate) struct Pools<P: ServerPool = Pool> {
 impl<P: ServerPool> Router<P> {
     /// The router to one server.
     pub(crate) fn one(config: PoolConfig, endpoint: Endpoint) -> Self {
-        let address = || endpoint.address().into_owned();
+        let address = || endpoint.constant_address().to_owned();
         config.counters.metrics.name(&config.settings.pool_name, address, config.name);
         let pool = P::new(config.clone(), endpoint.clone());
         Self::new(config, endpoint, Servers::One(pool))

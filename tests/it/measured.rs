@@ -21,6 +21,7 @@ use rediscope::{Builder, CommitError, Condition, Error, TransactionOptions, prel
 
 use rediscope_testing::eventually;
 use rediscope_testing::proxy::{Fault, Trigger};
+use rediscope_testing::sentinel::{Group, NAME};
 use rediscope_testing::server::Server;
 
 /// Each metric: its name, kind, unit, and the labels besides the pool's name.
@@ -374,6 +375,21 @@ fn without_a_name_the_address_is_it_without_user_and_password() {
     let sessions = ::metrics::with_local_recorder(&seen, build);
     let pools: Vec<_> = seen.values_of(POOL).into_iter().collect();
     assert_eq!(pools, ["127.0.0.1:1/locks", "127.0.0.1:1/pooled", "127.0.0.1:1/transactional"]);
+    drop(sessions);
+}
+
+#[test]
+fn the_pool_of_the_replicas_has_the_name_of_the_others() {
+    let (seen, group) = (Seen::default(), Group::start());
+    let sessions = ::metrics::with_local_recorder(&seen, || {
+        let sessions = SessionManager::connect(group.url()).unwrap();
+        // The master's address is known from here on.
+        sessions.pooled().set::<_, _, ()>("key", 1).unwrap();
+        drop(sessions.replica_reads());
+        sessions
+    });
+    let pools = ["locks", "pooled", "replicas", "transactional"];
+    assert_eq!(seen.values_of(POOL), pools.map(|pool| format!("{NAME}/{pool}")).into());
     drop(sessions);
 }
 
