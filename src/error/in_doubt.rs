@@ -18,6 +18,7 @@ use crate::protocol::checksum::text_checksum;
 use crate::protocol::marker::NoProof;
 use crate::protocol::server_error::ServerError;
 use crate::sync::cancel;
+use crate::sync::fork_check::ForkCheck;
 use crate::sync::lock;
 use crate::text::display;
 
@@ -74,6 +75,7 @@ pub(crate) struct SharedToken {
     /// One caller that is a thread asks at a time.
     query: Mutex<Query>,
     changed: Condvar,
+    process: ForkCheck,
 }
 
 #[derive(Debug, Default)]
@@ -87,7 +89,8 @@ struct Query {
 
 impl From<CommitToken> for Arc<SharedToken> {
     fn from(token: CommitToken) -> Self {
-        Arc::new(SharedToken { token, query: Mutex::default(), changed: Condvar::new() })
+        let (query, changed, process) = (Mutex::default(), Condvar::new(), ForkCheck::here());
+        Arc::new(SharedToken { token, query, changed, process })
     }
 }
 
@@ -100,6 +103,9 @@ impl PartialEq for SharedToken {
 impl SharedToken {
     /// Asks the server, unless another block's caller has. Both have one time.
     fn resolve(&self, resolver: &dyn ResolveCommit) -> Resolution {
+        if self.process.is_other_process() {
+            return Resolution::StillUnknown { why: UnresolvedReason::OtherProcess };
+        }
         let begun = Instant::now();
         let deadline = begun + resolver.default_wait();
         let mut query = lock(&self.query);
@@ -148,6 +154,9 @@ impl SharedToken {
     /// The same for a caller that is a task. Dropped before its end, the future may have asked.
     #[cfg(feature = "tokio")]
     async fn resolve_async(&self, resolver: &dyn ResolveCommit) -> Resolution {
+        if self.process.is_other_process() {
+            return Resolution::StillUnknown { why: UnresolvedReason::OtherProcess };
+        }
         let resolved = lock(&self.query).resolved.clone();
         if let Some(resolution) = resolved {
             return resolution;

@@ -23,10 +23,11 @@ use std::time::{Duration, Instant};
 use fork::Fork;
 use rediscope::error::{Applied, CheckoutError, CommitToken, Resolution, UnresolvedReason};
 use rediscope::prelude::*;
-use rediscope::{Builder, Error, SessionManager, TransactionOptions};
+use rediscope::{Builder, CommitError, Error, SessionManager, TransactionOptions};
 use scopeguard::defer;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
+use rediscope_testing::proxy::{Fault, Proxy, Script, Trigger};
 use rediscope_testing::server::Server;
 use rediscope_testing::{eventually, try_for, under_log};
 
@@ -530,6 +531,51 @@ fn a_child_queues_a_command_whichever_mutex_was_locked_at_the_fork() {
     });
     assert_eq!(hung, 0);
     begun.commit().map(drop).unwrap();
+}
+
+/// A thread of the parent has asked at the time of the fork, and has no reply.
+#[test]
+fn a_child_resolves_no_doubt_of_its_parent_and_waits_for_no_query_of_it() {
+    rediscope_testing::own_process!();
+    let server = Server::start();
+    let proxy = Proxy::to(&server);
+    let sessions = SessionManager::builder(proxy.url()).checkout_timeout(SOON).build().unwrap();
+    let once = sessions.transactional().with(TransactionOptions::new().exactly_once());
+    let mut tx = once.begin().unwrap();
+    tx.incr("n", 1);
+    proxy.arm(Script::from((Trigger::BeforeReplyTo("EXEC"), Fault::Cut)).once());
+    let Err(Error::Commit(CommitError::InDoubt(doubt))) = tx.commit() else { panic!("no doubt") };
+    proxy.mute_new(true);
+    let accepted = proxy.accepted();
+    let report = thread::scope(|scope| {
+        let asks = scope.spawn(|| doubt.resolve());
+        defer! {
+            proxy.mute_new(false);
+            proxy.cut_all();
+        }
+        eventually(SOON, "the parent asks", || proxy.accepted() > accepted);
+        let shown = |resolution| match resolution {
+            Resolution::StillUnknown { why: UnresolvedReason::OtherProcess } => "refused".into(),
+            other => format!("{other:?}"),
+        };
+        let report = forked(|child| {
+            child.gives("resolve", || shown(doubt.resolve()));
+            #[cfg(feature = "tokio")]
+            child.gives("resolve_async", || {
+                let asked = std::pin::pin!(doubt.resolve_async());
+                match rediscope_testing::tasks::poll_once(asked) {
+                    std::task::Poll::Ready(resolution) => shown(resolution),
+                    std::task::Poll::Pending => "it waits".into(),
+                }
+            });
+        });
+        assert!(!asks.is_finished(), "the parent has no reply yet");
+        report
+    });
+    for (name, (_, shown)) in report.iter().filter(|(name, _)| *name != "end") {
+        assert_eq!(shown, "refused", "{name}");
+    }
+    assert_eq!(doubt.resolve(), Resolution::Committed);
 }
 
 /// Polls each of them until it waits. Their runtime is not run afterwards.
