@@ -351,7 +351,7 @@ impl<S: Stay> Group<S> {
         // Their drop settles them.
         self.members = members.collect();
         if has_token
-            && !self.begins_register()
+            && !self.ends_register
             && let Some(connection) = line.current()
         {
             // A caller resolves this group later, by the register's number.

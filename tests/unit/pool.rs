@@ -34,7 +34,7 @@ use crate::pool::checkout::{Checkout, Permit, ThreadKeyQueue};
 use crate::pool::config::PoolConfig;
 use crate::pool::core::ThreadRequest;
 use crate::pool::early_watch::WatchOffer;
-use crate::pool::group::Group;
+use crate::pool::group::{self, Group};
 use crate::pool::group_prepare;
 use crate::pool::key_turn::{KeyTurn, Passed, TurnQueue};
 use crate::pool::line::Line;
@@ -389,14 +389,25 @@ fn a_connection_that_is_added_after_the_pool_was_drained_is_closed_too() {
 /// The caller that leads the group is stopped between the last reply and the outcomes.
 #[test]
 fn a_block_whose_leader_is_late_has_the_token_of_its_group_whose_number_stays_in_the_register() {
+    a_late_leader([None; 2]);
+}
+
+/// Behind the group, the register of the next block's slot is written.
+#[test]
+fn the_number_of_a_late_group_stays_in_the_register_also_if_a_block_of_another_slot_follows() {
+    a_late_leader([Some(1), Some(2)]);
+}
+
+/// The slots of the group, and of a further block that waits.
+fn a_late_leader([slot, next]: [Option<u16>; 2]) {
     let server = Server::start();
     let pool = pool_of_one(&server, 2 * SOON);
-    let request = |key: &str| {
+    let request = |key: &str, slot| {
         let mut queue = CommandQueue::new(1, pool.settings().limits(), Vec::new());
         queue.push_cmd(0, redis::cmd("INCR").arg(key));
         let block = queue.block();
         let kind = RequestKind::Block { commands: 1 };
-        BatchRequest { exactly_once: true, ..BatchRequest::new(block, kind) }
+        BatchRequest { exactly_once: true, slot, ..BatchRequest::new(block, kind) }
     };
     let (held, short) = (now(pool.checkout(Instant::now() + SOON)).unwrap(), 2 * SOON / 100);
     std::thread::scope(|threads| {
@@ -405,22 +416,34 @@ fn a_block_whose_leader_is_late_has_the_token_of_its_group_whose_number_stays_in
         };
         let leads = threads.spawn(|| {
             let by = Instant::now() + SOON;
-            let request = || ThreadRequest::new(request("leads"), ());
+            let request = || ThreadRequest::new(request("leads", slot), ());
             pool.semaphore.acquire_batched(request, by, SOON, |_| Ok::<_, ()>(())).unwrap()
         });
         waiting(1);
         let member = threads.spawn(|| {
             let by = Instant::now() + short;
-            now(pool.checkout_batched(by, short, &|| request("member")))
+            now(pool.checkout_batched(by, short, &|| request("member", slot)))
         });
         waiting(2);
+        let further = next.map(|_| {
+            let further = threads.spawn(|| {
+                let by = Instant::now() + SOON;
+                now(pool.checkout_batched(by, SOON, &|| request("further", next)))
+            });
+            waiting(3);
+            further
+        });
         drop(held);
         let Acquired::Leads(number, place) = leads.join().unwrap() else { panic!("no lead") };
         let (permit, begun) = (Permit::new(Arc::clone(&pool), number), Instant::now());
         let mut line = Checkout::new(permit, None, begun, begun + SOON).unwrap();
         let mut jobs = pool.semaphore.take_group(number, &place);
         let deadline = Deadline::after(SOON);
-        assert!(now(group_prepare::arm(&mut line, None, deadline)).unwrap().is_none());
+        let arm = |line: &mut Checkout, slot| {
+            let refused = now(group_prepare::arm(line, group::tag(slot), deadline)).unwrap();
+            assert!(refused.is_none());
+        };
+        arm(&mut line, slot);
         let connection = line.current().unwrap();
         let register = connection.known_marker().unwrap().register().to_owned();
         let group = Group::take(&mut jobs, connection, &pool, true, &pool.shapes, |_, _| ());
@@ -435,8 +458,18 @@ fn a_block_whose_leader_is_late_has_the_token_of_its_group_whose_number_stays_in
             || redis::cmd("GET").arg(&register).query::<u64>(&mut server.connect().unwrap());
         assert_eq!((named, written().unwrap()), (&register, *number));
         assert!(group.settle(&mut line, None, &pool.shapes).is_empty());
+        if let Some(further) = further {
+            arm(&mut line, next);
+            let connection = line.current().unwrap();
+            let group = Group::take(&mut jobs, connection, &pool, true, &pool.shapes, |_, _| ());
+            let mut group = group.unwrap();
+            assert!(now(group.exchange(connection, true, deadline)).is_none());
+            assert!(group.settle(&mut line, None, &pool.shapes).is_empty());
+            let response = further.join().unwrap().map_err(drop);
+            assert!(matches!(response, Ok(BatchCheckout::Response(BatchResponse::Block(_)))));
+        }
         // The next group of the connection.
-        assert!(now(group_prepare::arm(&mut line, None, deadline)).unwrap().is_none());
+        arm(&mut line, slot);
         assert_ne!(line.current().unwrap().known_marker().unwrap().register(), register);
         assert_eq!(written().unwrap(), *number);
         assert!(matches!(place.job.response(), Some((Ok(BatchResponse::Block(_)), _))));
