@@ -552,6 +552,52 @@ fn close_waits_for_open_scopes_outside_of_a_runtime_as_well() {
     eventually(SOON, "no connection is left", || server.clients() == 0);
 }
 
+#[test]
+fn a_close_that_is_dropped_closes_each_connection_as_soon_as_its_scope_has_ended() {
+    let (server, runtime) = (Server::start(), several());
+    for is_polled in [true, false] {
+        // The reaper looks often.
+        let builder = SessionManager::builder(server.url())
+            .min_idle(2)
+            .pin_warning(Some(Duration::from_millis(20)))
+            .trust_window(Duration::ZERO);
+        let _runtime = runtime.enter();
+        let sessions = builder.build_async().unwrap();
+        runtime.block_on(async {
+            let accounts = sessions.transactional();
+            let dropped = accounts.begin().await.unwrap();
+            let mut committed = accounts.begin().await.unwrap();
+            eventually(SOON, "idle connections", || {
+                let status = sessions.status();
+                [status.transactional.idle, status.pooled.idle] == [2, 2]
+            });
+            let closing = sessions.close(Duration::MAX);
+            if is_polled {
+                let closing = tokio::time::timeout(Duration::from_millis(10), closing);
+                assert!(closing.await.is_err(), "scopes are open");
+            } else {
+                drop(closing);
+            }
+            eventually(SOON, "what was idle is closed", || server.clients() == 2);
+            assert!(matches!(accounts.begin().await, Err(Error::Checkout(_))));
+            // A scope may still replace its connection.
+            let _: i64 = server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+            committed.incr("n", 1);
+            committed.commit().await.unwrap();
+            drop(dropped);
+            eventually(SOON, "no connection is left", || server.clients() == 0);
+            let connects = || {
+                let status = sessions.status();
+                status.transactional.counts.connects + status.pooled.counts.connects
+            };
+            let before = connects();
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            assert_eq!((connects(), server.clients()), (before, 0));
+        });
+    }
+    assert_eq!(server.ask::<i64>(&["GET", "n"]), 2);
+}
+
 /// Nothing is connected yet.
 #[test]
 fn an_address_of_each_kind_makes_a_manager_for_tasks() {

@@ -35,6 +35,8 @@ pub(in crate::pool) struct TaskIdle {
 
 struct IdleState {
     closed: bool,
+    /// Whether connections stay open that no caller with a permit waits for. Not while the pool is being closed.
+    keeps: bool,
     /// The connections, the latest used last.
     idle: Vec<IdleConnection>,
     /// Number of connections that are idle, lent or being opened.
@@ -80,6 +82,7 @@ impl TaskIdle {
             min_idle,
             state: OwnMutex::new(IdleState {
                 closed: false,
+                keeps: true,
                 idle: Vec::new(),
                 total: 0,
                 attempts: Vec::new(),
@@ -97,17 +100,19 @@ impl TaskIdle {
     /// Takes a lent connection back, which is idle from now on. Returns a connection that is not kept.
     pub(in crate::pool) fn give_back(&self, connection: TaskConnection) -> Option<TaskConnection> {
         let mut state = self.state.lock();
-        if state.closed {
+        let refused = if state.keeps {
+            state.idle.push(IdleConnection { connection, since: Instant::now() });
+            None
+        } else {
             state.total -= 1;
-            return Some(connection);
-        }
-        state.idle.push(IdleConnection { connection, since: Instant::now() });
+            Some(connection)
+        };
         let is_awaited = !state.requesters.is_empty();
         drop(state);
         if is_awaited {
             self.changed.notify_waiters();
         }
-        None
+        refused
     }
 
     /// Records that a lent connection was closed.
@@ -149,7 +154,7 @@ impl TaskIdle {
         let Some(at) = at else { return connection };
         drop(state.attempts.swap_remove(at));
         let refused = match connection {
-            Some(connection) if !state.closed => {
+            Some(connection) if !state.closed && state.is_kept(&connection) => {
                 (state.failures, state.retry_at) = (0, None);
                 state.tasks.retain(|task| !task.has_ended());
                 state.tasks.push(connection.wire().task().clone());
@@ -176,7 +181,7 @@ impl TaskIdle {
         let mut state = self.state.lock();
         let waits = state.retry_at.is_some_and(|at| at > Instant::now());
         let enough = state.total >= least.min(self.max_size);
-        (!state.closed && !waits && !enough).then(|| state.begin_attempt(runtime))
+        (state.keeps && !waits && !enough).then(|| state.begin_attempt(runtime))
     }
 
     /// Begins an attempt if too few connections are idle or being opened.
@@ -185,7 +190,7 @@ impl TaskIdle {
         let runtime = state.runtime.clone()?;
         let waits = state.retry_at.is_some_and(|at| at > Instant::now());
         let enough = state.idle.len() + state.attempts.len() >= self.min_idle;
-        if state.closed || waits || enough || state.total >= self.max_size {
+        if !state.keeps || waits || enough || state.total >= self.max_size {
             return None;
         }
         Some((state.begin_attempt(runtime.id()), runtime))
@@ -207,7 +212,8 @@ impl TaskIdle {
         let mut state = self.state.lock();
         let (mut kept, mut taken) = (Vec::new(), Vec::new());
         for mut idle in std::mem::take(&mut state.idle) {
-            match is_to_be_closed(&mut idle.connection, idle.since) {
+            let is_kept = state.is_kept(&idle.connection);
+            match !is_kept || is_to_be_closed(&mut idle.connection, idle.since) {
                 true => taken.push(idle.connection),
                 false => kept.push(idle),
             }
@@ -221,18 +227,26 @@ impl TaskIdle {
         taken
     }
 
-    /// Closes the idle connections and ends the attempts. Connections that are returned from here on
-    /// are not kept.
+    /// Closes the idle connections, and ends the attempts. None is opened or used from here on.
     pub(in crate::pool) fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        let idle = std::mem::take(&mut state.idle);
-        state.total -= idle.len();
         let tasks: Vec<_> =
             state.attempts.iter_mut().filter_map(|attempt| attempt.task.take()).collect();
-        state.runtime = None;
         drop(state);
         tasks.iter().for_each(AbortHandle::abort);
+        self.keep_none();
+    }
+
+    /// Closes the idle connections. Those that are returned from here on are not kept, and others are opened
+    /// only for callers that have a permit.
+    pub(in crate::pool) fn keep_none(&self) {
+        let mut state = self.state.lock();
+        state.keeps = false;
+        let idle = std::mem::take(&mut state.idle);
+        state.total -= idle.len();
+        state.runtime = None;
+        drop(state);
         for idle in idle {
             idle.connection.wire().task().shut_down();
         }
@@ -275,6 +289,11 @@ impl TaskIdle {
 }
 
 impl IdleState {
+    /// Whether the connection stays open while it is idle.
+    fn is_kept(&self, connection: &Connection<TaskWire>) -> bool {
+        self.keeps || self.requesters.contains(&connection.wire().task().runtime())
+    }
+
     fn begin_attempt(&mut self, runtime: RuntimeId) -> u64 {
         self.total += 1;
         self.next_attempt += 1;

@@ -373,6 +373,7 @@ impl ServerPool for TaskPool {
 
     fn close(&self) {
         self.permits.close();
+        self.idle.keep_none();
         self.lanes.close();
         self.blocking.close();
     }
