@@ -8,7 +8,7 @@ use tokio::runtime::{self, Handle};
 use tokio::time::Sleep;
 
 /// One timer for deadlines that change often. It is set anew only if it would fire too late; if it
-/// fires too early, it is set again.
+/// fires too early, it is set again. Outside of a runtime there is no timer, so the task is polled again.
 #[derive(Default)]
 pub(crate) struct DeadlineTimer {
     sleep: Option<Pin<Box<Sleep>>>,
@@ -25,6 +25,13 @@ impl DeadlineTimer {
         if runtime.is_some() && self.runtime != runtime {
             // The former runtime may not be run any more.
             *self = Self { runtime, ..Self::default() };
+        }
+        if runtime.is_none() && self.sleep.is_none() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            return Poll::Pending;
         }
         loop {
             if let (Some(sleep), Some(_)) =

@@ -552,6 +552,19 @@ fn close_waits_for_open_scopes_outside_of_a_runtime_as_well() {
     eventually(SOON, "no connection is left", || server.clients() == 0);
 }
 
+/// A connection for queries is open, and its runtime is not run any more.
+#[test]
+fn close_after_a_query_ends_outside_of_a_runtime_as_well() {
+    let (server, runtime) = (Server::start(), single());
+    let sessions = connect(&server);
+    runtime.block_on(sessions.ready(SOON)).unwrap();
+    let mut closing = Box::pin(sessions.close(SOON));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    eventually(SOON, "closed", || closing.as_mut().poll(&mut context).is_ready());
+    drop(runtime);
+    eventually(SOON, "no connection is left", || server.clients() == 0);
+}
+
 #[test]
 fn a_close_that_is_dropped_closes_each_connection_as_soon_as_its_scope_has_ended() {
     let (server, runtime) = (Server::start(), several());

@@ -3,18 +3,20 @@
 //!
 //! Guarantee: sentinels, clusters, tasks
 
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
-use rediscope::TransactionOptions;
 use rediscope::aio::SessionManager;
-use rediscope::error::Applied;
+use rediscope::error::{Applied, CheckoutError};
 use rediscope::prelude::*;
 use rediscope::status::Status;
+use rediscope::{Error, TransactionOptions};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
 use rediscope_testing::sentinel::{Group, clients};
 use rediscope_testing::server::Server;
-use rediscope_testing::tasks::several as runtime;
+use rediscope_testing::tasks::{poll_once, several as runtime};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::fixture::SOON;
@@ -109,6 +111,25 @@ fn a_cluster_has_bounded_connections_to_each_master_and_no_task_after_the_end() 
 }
 
 /// Merged blocks go to the slot's new master as a whole.
+#[test]
+fn in_a_cluster_a_call_outside_of_a_runtime_fails_also_after_one_inside() {
+    let (runtime, cluster) = (runtime(), Cluster::start(3, 0));
+    let (sessions, key) = (sessions(cluster.url()), &keys(&cluster)[0]);
+    let (accounts, mut db) = (sessions.transactional(), sessions.pooled());
+    runtime.block_on(async {
+        let _: i64 = accounts.run(|tx| Ok(tx.incr(key, 1))).await.unwrap();
+        let _: i64 = db.incr(key, 1).await.unwrap();
+    });
+    let polled = poll_once(pin!(accounts.run(|tx| Ok(tx.incr(key, 1)))));
+    assert!(
+        matches!(polled, Poll::Ready(Err(Error::Checkout(CheckoutError::Connect { .. })))),
+        "{polled:?}"
+    );
+    let polled = poll_once(pin!(db.incr::<_, _, i64>(key, 1)));
+    assert!(matches!(polled, Poll::Ready(Err(_))), "{polled:?}");
+    assert_eq!(cluster.read::<i64>(&["GET", key]), 2);
+}
+
 #[test]
 fn blocks_that_share_lanes_follow_their_slots_and_each_is_applied_once() {
     let (runtime, cluster) = (runtime(), Cluster::start(3, 0));

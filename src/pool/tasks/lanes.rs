@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Handle};
 
+use crate::connection::tasks::io::no_runtime;
 use crate::connection::tasks::wire::ConnectionTask;
 use crate::error::checkout::CheckoutError;
-use crate::error::connection::{ConnectionError, ConnectionErrorKind};
 use crate::pool::batch_request::BatchRequest;
 use crate::pool::batch_response::BatchResponse;
 use crate::pool::context::PoolContext;
@@ -60,9 +60,7 @@ impl Lanes {
         let since = Instant::now();
         let counters = &self.context.config.counters;
         let Ok(runtime) = Handle::try_current() else {
-            let text = "there is no runtime of tokio here";
-            let source = ConnectionError::new(ConnectionErrorKind::Io, text);
-            return Err(CheckoutError::Connect { waited: since.elapsed(), source });
+            return Err(CheckoutError::Connect { waited: since.elapsed(), source: no_runtime() });
         };
         let set = self.set(runtime.id());
         let free = match set.served_place() {

@@ -2,10 +2,9 @@
 
 use std::any::Any;
 use std::convert::Infallible;
-use std::future::poll_fn;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use scheduled_thread_pool::ScheduledThreadPool;
@@ -239,16 +238,8 @@ impl TaskPool {
     }
 }
 
-/// Waits a little. Outside of a runtime there is no timer, so the task is only polled again.
+/// Waits a little.
 async fn pause(deadline: Instant) {
-    if Handle::try_current().is_err() {
-        let mut yielded = false;
-        return poll_fn(|context| {
-            context.waker().wake_by_ref();
-            if std::mem::replace(&mut yielded, true) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
     let by = deadline.min(Instant::now() + CLOSE_PAUSE);
     until(by, std::future::pending::<()>()).await;
 }
