@@ -78,8 +78,8 @@ impl Tries {
     /// Waits for the next attempt: for its turn on hot keys, for a connection and for the reply to WATCH.
     ///
     /// An attempt that ended without a [`commit`](Attempt::commit) counts as one of the
-    /// [`RetryPolicy`](crate::RetryPolicy)'s attempts, and this call waits for its backoff. After a commit, or
-    /// its error, this call begins a run of its own: with a first attempt and with an outcome of its own.
+    /// [`RetryPolicy`](crate::RetryPolicy)'s attempts, and this call waits for its backoff. After a commit
+    /// this call begins a run of its own: with a first attempt and with an outcome of its own.
     ///
     /// If the future is dropped, nothing was applied, and the connection's own task sends UNWATCH. A
     /// later call begins the attempt anew.
@@ -150,7 +150,7 @@ impl Attempt<'_> {
             let committed = attempts.commit(router, keys, &mut watching.reading, &mut pending);
             let replies = in_span(&span, pin!(committed)).await;
             end.outcome = matches!(replies, Ok(None)).then_some(CONFLICT);
-            end.is_over = !matches!(replies, Ok(None));
+            end.is_over = matches!(replies, Ok(Some(_)));
             let replies = replies?;
             end.counted = replies.is_none();
             current.keeps_turn = replies.is_none();

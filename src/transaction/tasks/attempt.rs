@@ -60,7 +60,7 @@ pub(crate) struct AttemptEnd {
     pub(crate) counted: bool,
     /// The outcome of the run if no attempt follows. `None`: it is recorded.
     pub(crate) outcome: Option<&'static str>,
-    /// Whether the run has ended, by a commit or its error.
+    /// Whether the run has ended with a commit.
     pub(crate) is_over: bool,
 }
 
