@@ -82,9 +82,13 @@ impl SentinelState {
         self.master.clone().filter(|_| fresh)
     }
 
-    /// Takes the connections to replicas that the sentinels do not call up and in step any more.
+    /// Takes the connections to replicas that the sentinels do not call up and in step any more. If they call
+    /// none so, as while the master is down, there is no better one to read from.
     fn take_stale(&mut self) -> Vec<Weak<dyn MasterConnection>> {
         let replicas = &self.replicas;
+        if replicas.is_empty() {
+            return Vec::new();
+        }
         let is_stale = |at: &str| replicas.iter().all(|replica| replica.address() != at);
         let stale = self.of_replicas.extract_if(.., |(at, _)| is_stale(at));
         stale.map(|(_, connection)| connection).collect()

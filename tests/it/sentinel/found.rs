@@ -73,17 +73,25 @@ fn reads_go_to_replicas_and_nothing_else_does() {
 #[test]
 fn a_replica_that_is_out_of_step_is_read_no_longer() {
     let group = Group::start();
-    let master = &group.servers[0];
+    let (master, replica) = (&group.servers[0], &group.servers[1]);
     master.ask::<()>(&["SET", "k", "old"]);
     master.ask::<i64>(&["WAIT", "2", "5000"]);
-    let sessions = SessionManager::connect(group.url()).unwrap();
-    let mut reads = sessions.replica_reads();
-    let mut read = || reads.get::<_, String>("k").unwrap();
-    assert_eq!(read(), "old");
-    master.ask::<()>(&["ACL", "SETUSER", "default", "-psync", "-sync"]);
+    // Each takes one of the replicas.
+    let sessions = (0..8).map(|_| SessionManager::connect(group.url()).unwrap());
+    let sessions: Vec<_> = sessions.collect();
+    let mut reads: Vec<_> = sessions.iter().map(SessionManager::replica_reads).collect();
+    let mut read = || reads.iter_mut().map(|db| db.get::<_, String>("k").unwrap()).collect();
+    let before: Vec<_> = read();
+    assert_eq!(before, ["old"; 8]);
+    replica.config_set("masteruser", "nobody");
+    replica.config_set("masterauth", "wrong");
     master.ask::<i64>(&["CLIENT", "KILL", "TYPE", "replica"]);
+    eventually(SOON, "the other one is in step", || {
+        group.servers[2].info("master_link_status").as_deref() == Some("up")
+    });
     master.ask::<()>(&["SET", "k", "new"]);
-    eventually(SOON, "the master is read", || read() == "new");
+    eventually(SOON, "the other one is read", || read() == ["new"; 8]);
+    assert_eq!(replica.ask::<String>(&["GET", "k"]), "old");
 }
 
 fn redis_error(result: rediscope::redis::RedisResult<()>) -> rediscope::redis::RedisError {
