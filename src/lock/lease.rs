@@ -151,6 +151,11 @@ impl LockLease {
         lock(&self.state).times.postpone(Instant::now(), fastrand::f64());
     }
 
+    /// The renewal was postponed, but not sent.
+    pub(crate) fn not_sent(&self) {
+        self.failures.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Returns when the renewal has to check the lease again; `extends`: leases are still
     /// extended. `None` while the lock is being released.
     pub(crate) fn next_step(&self, extends: bool) -> Option<Instant> {

@@ -385,7 +385,11 @@ async fn renew<P: ServerPool>(due: &[Arc<LockLease>], exchanges: &mut Exchanges<
         let failures = together.first().map_or(0, |(lock_lease, _)| lock_lease.failures());
         let most = exchanges.patience(failures);
         let replies = match exchanges.ask(&calls, most).await {
-            None => continue,
+            None => {
+                // It comes before those that were sent.
+                together.iter().for_each(|(lock_lease, _)| lock_lease.not_sent());
+                continue;
+            }
             Some(Ok(replies)) => replies,
             Some(Err(failed)) => {
                 let error = failed.into_error("renew");
