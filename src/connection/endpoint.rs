@@ -122,6 +122,12 @@ impl Endpoint {
         Some(ConnectionError::new(ConnectionErrorKind::Credentials, text))
     }
 
+    /// The same while a further call may find no thread.
+    pub(crate) fn occupied_provider(&self, limit: Duration) -> Option<ConnectionError> {
+        self.credentials.as_ref().filter(|provider| provider.is_occupied(limit))?;
+        self.silent_provider(limit)
+    }
+
     /// Returns the version of the credentials, if they may change and the provider does not panic.
     pub(crate) fn login_version(&self) -> Option<u64> {
         self.credentials.as_ref()?.version_unless_it_panics()

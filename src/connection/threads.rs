@@ -2,6 +2,7 @@
 //! when it is returned.
 
 use std::future::ready;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,7 +71,7 @@ pub(crate) fn open(
     let login = || match options.deadline {
         Some(deadline) => login(endpoint, deadline),
         // This thread opens the connections of other pools too, and reclaims scopes.
-        None => match endpoint.silent_provider(settings.response_timeout) {
+        None => match endpoint.occupied_provider(settings.response_timeout) {
             Some(error) => Err(error),
             None => login(endpoint, deadline::after(settings.checkout_timeout)),
         },
@@ -107,7 +108,10 @@ pub(crate) fn login(endpoint: &Endpoint, deadline: Instant) -> Result<Login, Con
         Ok(Ok(login)) => login,
         // The provider's panic continues here, as if it had been called on this thread.
         Ok(Err(panic)) => resume_unwind(panic),
-        Err(_) => Err(ConnectionError::new(ConnectionErrorKind::Credentials, late)),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(ConnectionError::new(ConnectionErrorKind::Credentials, late))
+        }
+        Err(error) => Err(ConnectionError::of_io(&error)),
     }
 }
 
@@ -120,7 +124,7 @@ fn login_version(endpoint: &Endpoint, settings: &Settings, deadline: Instant) ->
     }
     let limit = settings.response_timeout;
     // If it hangs, not every call waits for it.
-    if endpoint.silent_provider(limit).is_some() {
+    if endpoint.occupied_provider(limit).is_some() {
         return None;
     }
     provider.version_by(deadline::after(limit).min(deadline))

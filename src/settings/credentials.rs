@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "tokio")]
 use tokio::sync::oneshot;
 
-use crate::offload::Offload;
+use crate::offload::{MOST_THREADS, Offload};
 use crate::settings::account::PasswordFile;
 #[cfg(feature = "tokio")]
 use crate::sync::caught::waking;
@@ -63,9 +63,10 @@ opaque_debug!(Credentials);
 ///
 /// All other calls are made on up to three threads of the session manager's own, several at once, and no
 /// caller waits for them past its deadline. `credentials` cannot be interrupted, so it should return a value
-/// that another thread has fetched. A pool that opens a connection waits for it for `checkout_timeout`, and
-/// begins no further call while one has lasted longer than `response_timeout`. The time in `credentials` does
-/// not count against `connect_timeout`.
+/// that another thread has fetched. A pool of threads that opens a connection waits for it for
+/// `checkout_timeout`, and begins no further call while two have lasted longer than `response_timeout`. The time
+/// in `credentials` does not count against `connect_timeout`. The thread that listens for released locks calls
+/// both itself: while they hang, callers that wait for a lock may hear of its release late.
 ///
 /// A session manager of tasks calls `version` on those threads too. Checkouts that come together share one
 /// call of it. If it has not returned within `response_timeout`, or panics, a connection keeps its identity
@@ -407,6 +408,13 @@ impl Provider {
     /// Returns how long the oldest such call has lasted, if there is one.
     pub(crate) fn silent_for(&self) -> Option<Duration> {
         lock(&self.asked).iter().map(Instant::elapsed).max()
+    }
+
+    /// Returns whether a further call may find no thread: all but one have a call that has lasted longer
+    /// than `limit`.
+    pub(crate) fn is_occupied(&self, limit: Duration) -> bool {
+        let silent = lock(&self.asked).iter().filter(|call| call.elapsed() > limit).count();
+        silent >= MOST_THREADS - 1
     }
 
     /// Calls the provider, which may block. The version is read first: if the credentials are newer than
