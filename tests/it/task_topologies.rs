@@ -110,7 +110,6 @@ fn a_cluster_has_bounded_connections_to_each_master_and_no_task_after_the_end() 
     assert_eq!(sum as usize, 2 * CALLERS * rounds);
 }
 
-/// Merged blocks go to the slot's new master as a whole.
 #[test]
 fn in_a_cluster_a_call_outside_of_a_runtime_fails_also_after_one_inside() {
     let (runtime, cluster) = (runtime(), Cluster::start(3, 0));
@@ -130,6 +129,7 @@ fn in_a_cluster_a_call_outside_of_a_runtime_fails_also_after_one_inside() {
     assert_eq!(cluster.read::<i64>(&["GET", key]), 2);
 }
 
+/// Merged blocks go to the slot's new master as a whole.
 #[test]
 fn blocks_that_share_lanes_follow_their_slots_and_each_is_applied_once() {
     let (runtime, cluster) = (runtime(), Cluster::start(3, 0));

@@ -409,7 +409,7 @@ fn a_late_leader([slot, next]: [Option<u16>; 2]) {
         let kind = RequestKind::Block { commands: 1 };
         BatchRequest { exactly_once: true, slot, ..BatchRequest::new(block, kind) }
     };
-    let (held, short) = (now(pool.checkout(Instant::now() + SOON)).unwrap(), 2 * SOON / 100);
+    let (held, short) = (now(pool.checkout(Instant::now() + SOON)).unwrap(), SOON / 20);
     std::thread::scope(|threads| {
         let waiting = |count| {
             eventually(SOON, "a caller waits", || pool.semaphore.waiting() == count);
@@ -427,8 +427,9 @@ fn a_late_leader([slot, next]: [Option<u16>; 2]) {
         waiting(2);
         let further = next.map(|_| {
             let further = threads.spawn(|| {
-                let by = Instant::now() + SOON;
-                now(pool.checkout_batched(by, SOON, &|| request("further", next)))
+                // Nothing but its deadline wakes it here.
+                let by = Instant::now() + 4 * short;
+                now(pool.checkout_batched(by, 4 * short, &|| request("further", next)))
             });
             waiting(3);
             further
@@ -438,7 +439,7 @@ fn a_late_leader([slot, next]: [Option<u16>; 2]) {
         let (permit, begun) = (Permit::new(Arc::clone(&pool), number), Instant::now());
         let mut line = Checkout::new(permit, None, begun, begun + SOON).unwrap();
         let mut jobs = pool.semaphore.take_group(number, &place);
-        let deadline = Deadline::after(SOON);
+        let deadline = Deadline::after(2 * SOON);
         let arm = |line: &mut Checkout, slot| {
             let refused = now(group_prepare::arm(line, group::tag(slot), deadline)).unwrap();
             assert!(refused.is_none());

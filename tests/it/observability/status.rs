@@ -156,9 +156,9 @@ fn no_commit_that_outlasts_its_scope_is_logged_as_discarded() {
         events.retain(|event| event.starts_with("scope reclaimed"));
         events
     };
-    let pin = Duration::from_millis(200);
-    let sessions =
-        SessionManager::builder(proxy.url()).max_size(1).max_pin_time(pin).build().unwrap();
+    let pin = Duration::from_millis(450);
+    let sessions = SessionManager::builder(proxy.url()).max_size(1).max_pin_time(pin);
+    let sessions = sessions.build().unwrap();
     let accounts = sessions.transactional();
     let mut tx =
         accounts.with(TransactionOptions::new().wait_replicas(1, 4 * pin)).begin().unwrap();

@@ -4,7 +4,7 @@
 //! Guarantee: checkout-errors
 
 use crate::fixture::SOON;
-use crate::side::{BuildSide as _, LANES, ResolveDoubt as _, SessionManager, settled};
+use crate::side::{BuildSide as _, ResolveDoubt as _, SessionManager, settled};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -281,7 +281,7 @@ fn a_provider_that_hangs_delays_no_query_past_its_deadline() {
 fn a_provider_that_hangs_keeps_no_forgotten_scope_open() {
     let server = Server::with(&["--requirepass", "open-sesame"]);
     let (url, provider) = (format!("redis://{}/", server.address()), hanging(u32::MAX));
-    let sessions = builder(&url, WAIT).max_pin_time(Duration::from_millis(300));
+    let sessions = builder(&url, WAIT).max_pin_time(Duration::from_secs(1));
     let sessions = sessions.credentials_provider(Arc::clone(&provider)).build_side().unwrap();
     drop(sessions.transactional().begin().unwrap());
     settled(&sessions);
@@ -296,9 +296,7 @@ fn a_provider_that_hangs_keeps_no_forgotten_scope_open() {
                 }
             });
         }
-        // Threads have as many that open connections.
-        let all = if LANES == 0 { 3 } else { 1 };
-        eventually(SOON, "they wait", || provider.hangs.load(Ordering::Relaxed) >= all);
+        eventually(SOON, "they wait", || provider.hangs.load(Ordering::Relaxed) > 0);
         std::mem::forget(sessions.transactional().begin().unwrap());
         assert_eq!(sessions.status().transactional.in_use, 1);
         eventually(SOON, "it is reclaimed", || sessions.status().transactional.in_use == 0);
