@@ -144,11 +144,12 @@ impl Connection {
         settings: &Settings,
         deadline: Instant,
     ) -> Result<&mut redis::Connection, ConnectionError> {
+        // Its failure costs no connection.
+        let login = login(endpoint, deadline)?;
         self.taint(CloseReason::Raw);
         let wire = self.wire_mut();
         // Closed first, so that the pool never has more connections than its limit.
         wire.close();
-        let login = login(endpoint, deadline)?;
         let client = endpoint.client_as(&login, settings.connect_timeout)?;
         wire.become_client(client, settings.response_timeout)
     }

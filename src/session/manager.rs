@@ -222,7 +222,8 @@ impl SessionManager {
     /// ([`server_error`](crate::error::ConnectionError::server_error)), as `WRONGPASS`, `NOAUTH`, `LOADING`,
     /// `READONLY` of a replica, `MASTERDOWN`, `CLUSTERDOWN`, `MISCONF`, `NOREPLICAS`.
     /// [`Closed`](crate::error::CheckoutError::Closed) after [`close`](Self::close). A user without the
-    /// right to `PEXPIRE` is no error: exactly-once alone needs it.
+    /// right to `PEXPIRE`, or to keys of the prefix, is no error: exactly-once alone needs it. For such a user
+    /// `Ok` says only that the server replies. A server without memory (`OOM`) is ready: `PEXPIRE` needs none.
     ///
     /// Behind it: [`PEXPIRE`](https://redis.io/docs/latest/commands/pexpire/) and
     /// [`GET`](https://redis.io/docs/latest/commands/get/) of a key that does not exist.
