@@ -17,7 +17,7 @@ use rediscope::status::CloseReason;
 use rediscope::{Builder, CommitError, Error, RetryPolicy, TransactionOptions, prelude::*};
 
 use crate::early_watches::{NOT_OK, Taken, UNPROVEN};
-use crate::fixture::{SLACK, SOON, heat};
+use crate::fixture::{SLACK, SOON, heat, unhurried};
 use crate::side::{BuildSide, SessionManager, Transactional, settled, threads_only};
 use rediscope_testing::cluster::Cluster;
 use rediscope_testing::eventually;
@@ -1149,7 +1149,7 @@ fn no_block_begins_on_a_hot_key_after_a_close() {
 
 #[test]
 fn no_block_that_begins_after_a_close_is_merged_with_one_before_it() {
-    let fixture = start_with(8, |builder| builder.max_merged(16));
+    let fixture = start_with(8, |builder| unhurried(builder).max_merged(16));
     let accounts = &fixture.accounts();
     let hold = |name| fixture.arm(Trigger::BeforeReplyTo(name), Fault::HoldReplies);
     let (inside, is_inside) = channel();
