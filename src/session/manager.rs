@@ -32,7 +32,9 @@ use crate::transaction::hot_keys::HotKeys;
 ///
 /// A session manager belongs to the process that made it. In a forked child every use fails with
 /// [`CheckoutError::OtherProcess`](crate::error::CheckoutError::OtherProcess) at once, and every drop does
-/// nothing. Make a new session manager after the fork.
+/// nothing. Make a new session manager after the fork, and best none before it: the locks of r2d2
+/// (parking_lot) have one table of sleeping threads for the process, which a child inherits with the parent's
+/// threads in it. Now and then a thread of the child's new manager then sleeps for ever, or panics.
 ///
 /// ```no_run
 /// use rediscope::{SessionManager, prelude::*};
