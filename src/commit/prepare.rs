@@ -213,7 +213,7 @@ impl<'p> Preparing<'p> {
         if !line.has_connection() {
             return Ok(Look::Connect);
         }
-        let (trusted, needs_asking) = (line.is_trusted(), line.needs_asking());
+        let (trusted, needs_asking) = (line.is_trusted_with_multi(), line.needs_asking());
         let Some(connection) = line.current() else { return Ok(Look::Connect) };
         if connection.sent_ahead().is_some() {
             return Ok(Look::Prepared);

@@ -100,7 +100,7 @@ pub(crate) fn ensure_multi(
         while !checkout.has_connection() {
             now(checkout.connect(checkout_deadline))?;
         }
-        if checkout.is_trusted() {
+        if checkout.is_trusted_with_multi() {
             return Ok(());
         }
         let deadline = checkout.response_deadline().capped(checkout_deadline);

@@ -116,6 +116,12 @@ pub(crate) trait Line: Send {
         last_alive.is_some_and(|last_alive| self.context().trusts(last_alive))
     }
 
+    /// The same before MULTI and commands in one write: a reply to other commands proves no right to it.
+    fn is_trusted_with_multi(&mut self) -> bool {
+        self.is_trusted()
+            && self.current().is_some_and(|connection| !connection.state().refuses_multi())
+    }
+
     /// Closes the connection, which was found dead, and has the idle ones probed.
     fn on_lost(&mut self, cause: &ConnectionError) {
         self.context().distrust_idle(cause);

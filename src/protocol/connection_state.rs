@@ -101,6 +101,8 @@ pub(crate) struct ConnectionState {
     watching: bool,
     /// The connection watches its own register.
     watches_marker: bool,
+    /// The last MULTI was refused.
+    refuses_multi: bool,
     taint: Option<CloseReason>,
 }
 
@@ -152,6 +154,7 @@ impl ConnectionState {
             // proxy's, and the server behind it may be in MULTI or watching.
             Expect::Watch | Expect::WatchMarker | Expect::Multi if refused => {
                 let name: &[u8] = if expect == Expect::Multi { b"MULTI" } else { b"WATCH" };
+                self.refuses_multi |= expect == Expect::Multi && !self.multi;
                 // Inside MULTI it does not matter: EXEC or DISCARD ends it.
                 if !self.multi && !is_servers_own(name, reply) {
                     self.taint(CloseReason::LeftDirty);
@@ -159,7 +162,9 @@ impl ConnectionState {
             }
             Expect::Watch if okay => self.watching = true,
             Expect::WatchMarker if okay => self.watches_marker = true,
-            Expect::Multi if okay && !self.multi => self.multi = true,
+            Expect::Multi if okay && !self.multi => {
+                (self.multi, self.refuses_multi) = (true, false);
+            }
             // A rejected DISCARD or UNWATCH leaves MULTI and WATCH as they were.
             Expect::Unwatch | Expect::Discard if refused => self.taint(CloseReason::LeftDirty),
             Expect::Unwatch if okay => self.end_watch(),
@@ -182,6 +187,11 @@ impl ConnectionState {
             _ => return self.unexpected(),
         }
         ReplyCheck::Expected
+    }
+
+    /// Whether a MULTI has to be awaited before any command that needs it.
+    pub(crate) fn refuses_multi(&self) -> bool {
+        self.refuses_multi
     }
 
     fn end_watch(&mut self) {

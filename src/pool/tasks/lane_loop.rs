@@ -103,7 +103,7 @@ impl LaneLoop {
         if !self.is_usable() {
             return false;
         }
-        let mut trusted = self.line.is_trusted();
+        let mut trusted = self.line.is_trusted_with_multi();
         if self.must_prepare(trusted) {
             let (lane, waiting) = (Arc::clone(&self.lane), self.waiting.clone());
             if !boxed(ending_late(&lane, &waiting, self.prepare())).await {
@@ -163,7 +163,7 @@ impl LaneLoop {
     /// Makes sure that the connection is alive, and arms its register if an exactly-once block waits.
     /// Returns false if the connection was lost.
     async fn prepare(&mut self) -> bool {
-        let was_trusted = self.line.is_trusted();
+        let was_trusted = self.line.is_trusted_with_multi();
         let by = deadline::after(self.lane.context.settings().response_timeout);
         let (endpoint, settings) =
             (self.lane.context.endpoint.clone(), Arc::clone(self.lane.context.settings()));

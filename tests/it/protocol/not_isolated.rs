@@ -316,6 +316,13 @@ fn immediate_closes_the_window_in_which_commands_can_run_bare() {
     }
     assert_eq!((exists(&fixture.server, "key"), fixture.server.calls("set")), (false, 0));
     assert_eq!(sessions.status().transactional.in_use, 0);
+    // Also for the blocks that the connection serves after it.
+    let mut tx = sessions.transactional().begin().unwrap();
+    tx.set("key", "value");
+    let error = tx.commit().unwrap_err();
+    assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
+    assert_outcome(&error, Applied::No, false);
+    assert_eq!((exists(&fixture.server, "key"), fixture.server.calls("set")), (false, 0));
     fixture.operator(&["+@all"]);
     pool_is_whole(&sessions, &fixture.server);
 }
