@@ -66,7 +66,10 @@ impl<P: ServerPool> OwnConnections<P> {
         connection: OwnConnection<P>,
         replies: &[Value],
     ) -> bool {
-        let is_of_replica = |reply: &Value| matches!(reply, Value::ServerError(error) if ServerError::is_of_replica(error.code()));
+        let is_of_replica = |reply: &Value| match reply {
+            Value::ServerError(error) => ServerError::is_of_replica(error.code()),
+            _ => false,
+        };
         if replies.iter().any(is_of_replica) {
             endpoint.invalidate();
             return false;

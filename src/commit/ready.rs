@@ -135,7 +135,8 @@ impl<P: ServerPool> DoubtResolver<P> {
         let question = marker::probe(&settings.prefix, tag, settings.register_ttl);
         let version = P::Io::login_version(endpoint, settings, deadline).await;
         if let Some(connection) = self.connections.take(endpoint, version) {
-            // Its failure proves nothing about the server that the address leads to, so half of the time is for another one.
+            // Its failure proves nothing about the server that the address leads to now, so half of the time
+            // is for another one.
             let half = deadline.saturating_duration_since(Instant::now()) / 2;
             let limit = Deadline::after(half.min(settings.response_timeout));
             let asked = self.ask_and_keep(endpoint, connection, &question, limit).await;

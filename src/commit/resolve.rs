@@ -116,16 +116,22 @@ impl<P: ServerPool> DoubtResolver<P> {
                 route = Route::to(key_slot);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            // The loss of a kept connection proves nothing about the server, nor does one to a former master.
-            let is_of_replica = matches!(&asked, Err(UnresolvedReason::Refused(error)) if ServerError::is_of_replica(error.code()));
-            let is_lost = matches!(asked, Err(UnresolvedReason::Unreachable(_)));
-            let is_new = !(was_kept && (is_lost || is_of_replica));
-            let may_pass = asked.as_ref().is_err_and(may_pass)
-                || (is_of_replica && (!is_new || self.router.may_switch()));
-            if !may_pass || left.is_zero() {
+            let (is_lost, is_of_replica) = match &asked {
+                Err(UnresolvedReason::Unreachable(_)) => (true, false),
+                Err(UnresolvedReason::Refused(error)) => {
+                    (false, ServerError::is_of_replica(error.code()))
+                }
+                _ => (false, false),
+            };
+            // A kept connection that is lost, or leads to a former master, proves nothing about the server that
+            // the address leads to now.
+            let at_once = was_kept && (is_lost || is_of_replica);
+            let other_follows = is_of_replica && (was_kept || self.router.may_switch());
+            let goes_on = other_follows || asked.as_ref().is_err_and(may_pass);
+            if !goes_on || left.is_zero() {
                 return asked;
             }
-            if is_new {
+            if !at_once {
                 P::Io::pause(pauses.wait().min(left)).await;
             }
         }

@@ -220,6 +220,7 @@ impl Checkout {
         };
         let is_usable = !core.shared.is_closed()
             && connection.state().is_clean()
+            && !connection.state().refuses_multi()
             && core.trusts(connection.last_alive())
             && core.endpoint.provider().is_none_or(has_its_login)
             && core.why_unusable(connection, Instant::now()).is_none();

@@ -70,7 +70,7 @@ impl ServerError {
         )
     }
 
-    /// Whether a server with this error is no master any more.
+    /// Whether a server that replies with this code is no master any more.
     pub(crate) fn is_of_replica(code: &str) -> bool {
         matches!(code, "READONLY" | "MASTERDOWN")
     }

@@ -327,6 +327,31 @@ fn immediate_closes_the_window_in_which_commands_can_run_bare() {
     pool_is_whole(&sessions, &fixture.server);
 }
 
+crate::side::threads_only! {
+    #[test]
+    fn no_block_that_waits_is_sent_ahead_behind_a_refused_multi() {
+        let fixture = Operated::start();
+        let sessions = fixture.sessions(LONG);
+        let accounts = sessions.transactional();
+        let immediate = accounts.with(TransactionOptions::new().begin(Begin::Immediate));
+        fixture.operator(&["-multi"]);
+        fixture.proxy.arm((Trigger::BeforeReplyTo("MULTI"), Fault::HoldReplies));
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| commit_error(immediate.run(|tx| Ok(tx.set("key", "first")))));
+            eventually(SOON, "it has the connection", || sessions.status().transactional.in_use == 1);
+            let second = scope.spawn(|| commit_error(accounts.run(|tx| Ok(tx.set("key", "value")))));
+            eventually(SOON, "it waits", || sessions.status().transactional.waiting == 1);
+            fixture.proxy.disarm();
+            fixture.proxy.release();
+            for error in [first.join().unwrap(), second.join().unwrap()] {
+                assert_eq!(rejected(&error), (None, "MULTI", "NOPERM"));
+                assert_outcome(&error, Applied::No, false);
+            }
+        });
+        assert_eq!((exists(&fixture.server, "key"), fixture.server.calls("set")), (false, 0));
+    }
+}
+
 #[test]
 fn it_is_in_doubt_if_the_replies_of_commands_that_ran_bare_were_lost() {
     let fixture = Operated::start();
